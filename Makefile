@@ -1,0 +1,70 @@
+# Every target sets up what it needs in $(VENV) the first time, and only then.
+#   make test ARGS="tests/models -k block"      PYTHON=python3.12 chooses the interpreter
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCK := requirements-lock.txt
+FOR_RUN := $(VENV)/.installed-requirements
+FOR_DEV := $(VENV)/.installed-lock
+UV := .venv-uv/bin/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help ablate account test lint format lock setup-dev clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
+
+ablate: $(FOR_RUN)  ## train the paper's linear-bottleneck ablation on embedded data, and plot it
+	$(BIN)/python main.py --config experiments/ablate_linear.py $(ARGS)
+
+account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
+	$(BIN)/python main.py account $(ARGS)
+
+test: $(FOR_DEV)  ## run the tests and the doctests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(FOR_DEV)  ## style, format, import floors and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(FOR_DEV)  ## fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(UV)  ## resolve the development environment anew, for every supported Python
+	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	    --no-annotate --custom-compile-command "make lock" --quiet --output-file $(LOCK)
+
+setup-dev: $(FOR_DEV)  ## only the environment that test and lint use
+
+clean:  ## remove the environment and what tools leave behind
+	rm -rf $(VENV) .venv-uv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# An environment that is already there is kept if its Python will do.
+define venv
+@py=$(PYTHON); test ! -x $(BIN)/python || py=$(BIN)/python; \
+  $$py -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+    echo "mnv2_jax needs Python 3.11 or newer, but $$py is" \
+      "`$$py --version 2>/dev/null || echo not there`; choose another with" \
+      "'make PYTHON=python3.12 $(MAKECMDGOALS)'." >&2; exit 1; }
+@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+@echo "Installing $< into $(VENV); this takes a minute or two, once."
+endef
+
+$(FOR_RUN): requirements.txt
+	$(venv)
+	@$(PIP) install --quiet -r $<
+	@touch $@
+
+$(FOR_DEV): $(LOCK)
+	$(venv)
+	@$(PIP) install --quiet -r $<
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip --disable-pip-version-check install --quiet uv
