@@ -1,0 +1,278 @@
+"""What a network costs: parameters, multiply-adds and activation memory, layer by layer.
+
+Works on any Linen module without touching it: the module is traced on shapes alone, so nothing is
+computed and no memory is used. One multiply-add (MAdd) is one multiplication and one addition in a
+convolution or matrix product, as the paper counts; activations, pooling, batch norm and biases are
+not counted.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from mnv2_jax.markdown import markdown_table
+from mnv2_jax.models.spec import Layout
+
+SCOPE = "account/"  # marks the module path in the name stack of traced operations
+
+
+class Layer(NamedTuple):
+    """One row of the account: a module that owns parameters or multiplies matrices itself."""
+
+    path: str
+    kind: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    params: int
+    kernel_params: int
+    madds: int
+
+
+class Account(NamedTuple):
+    """The layers of a network in order of execution, and their sums."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters, batch norm's scales and offsets and all biases included."""
+        return sum(layer.params for layer in self.layers)
+
+    @property
+    def kernel_params(self) -> int:
+        """Parameters of convolutions and matrix products alone, without batch norm and biases."""
+        return sum(layer.kernel_params for layer in self.layers)
+
+    @property
+    def madds(self) -> int:
+        """Multiply-adds for the traced input."""
+        return sum(layer.madds for layer in self.layers)
+
+    @property
+    def activation_sum(self) -> int:
+        """Elements of all layer outputs together: what training keeps, before rematerialisation."""
+        return sum(math.prod(layer.output) for layer in self._computing)
+
+    @property
+    def activation_peak(self) -> int:
+        """The largest input plus output of one layer, in elements (Sec. 5.1, layer by layer)."""
+        pairs = (math.prod(layer.input) + math.prod(layer.output) for layer in self._computing)
+        return max(pairs, default=0)
+
+    @property
+    def _computing(self) -> Iterator[Layer]:
+        """Layers that write a tensor of their own; a batch norm is fused into its convolution."""
+        return (layer for layer in self.layers if layer.madds)
+
+    def grouped(self) -> "Account":
+        """The same account with one row for each top-level part: stem, blocks, head."""
+        parts: dict[str, list[Layer]] = {}
+        for layer in self.layers:
+            parts.setdefault(layer.path.split("/")[0], []).append(layer)
+        return Account(
+            tuple(
+                Layer(
+                    name,
+                    _tally(la.kind for la in layers if la.madds),
+                    layers[0].input,
+                    layers[-1].output,
+                    sum(la.params for la in layers),
+                    sum(la.kernel_params for la in layers),
+                    sum(la.madds for la in layers),
+                )
+                for name, layers in parts.items()
+            )
+        )
+
+    def markdown(self) -> str:
+        """The account as a Markdown table with its totals."""
+        rows = [
+            (f"`{la.path or '.'}`", la.kind, _shape(la.output), f"{la.params:,}", f"{la.madds:,}")
+            for la in self.layers
+        ]
+        rows.append(("**total**", "", "", f"**{self.params:,}**", f"**{self.madds:,}**"))
+        return markdown_table(("layer", "kind", "output", "parameters", "MAdds"), rows)
+
+
+def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
+    """Counts a Linen module's parameters, multiply-adds and activations on given input shapes.
+
+    Args:
+      module: any unbound Linen module.
+      *inputs: positional arguments of its `__call__`: arrays, `jax.ShapeDtypeStruct`s, or shapes as
+        tuples of integers, which stand for float32 arrays.
+      **kwargs: further arguments, passed on as they are (`train=False`, say).
+
+    Returns:
+      The account. Convolution modules are counted from their shapes, in whatever form they compute;
+      every other matrix product is counted where it is traced, inside or outside of modules.
+      A loop of unknown length counts as one pass, a condition as its dearer branch.
+
+    >>> account(nn.Dense(10), (1, 64)).madds
+    640
+    """
+    shapes = [jax.ShapeDtypeStruct(x, jnp.float32) if _is_shape(x) else x for x in inputs]
+    key = jax.random.key(0)
+    calls: dict[str, _Call] = {}
+
+    def record(call, args, kwargs, context):
+        path = "/".join(context.module.path)
+        with jax.named_scope(f"{SCOPE}{path.replace('/', ':')};"):
+            out = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            before, after = _first_shape((args, kwargs)), _first_shape(out)
+            entry = calls.setdefault(path, _Call(context.module, before, after, []))
+            entry.outputs.append(after)
+        return out
+
+    # Initialisation runs every layer once, whole, whatever the module does at inference.
+    with nn.intercept_methods(record):
+        traced, variables = jax.make_jaxpr(
+            lambda *a: module.init({"params": key, "dropout": key}, *a, **kwargs),
+            return_shape=True,
+        )(*shapes)
+    madds: dict[str, int] = {}
+    for path, count in _products(traced.jaxpr):
+        madds[path] = madds.get(path, 0) + count
+    layers = []
+    for path, call in calls.items():
+        own = _own(variables.get("params", {}), path)
+        count = madds.pop(path, 0)
+        if isinstance(call.module, nn.Conv):
+            count = sum(_convolution(own["kernel"].shape, out) for out in call.outputs)
+        if own or count:
+            layers.append(_layer(path, type(call.module).__name__, call, own, count))
+    unclaimed = _Call(module, (), (), [])
+    layers += [_layer(path, "products", unclaimed, {}, count) for path, count in madds.items()]
+    return Account(tuple(layers))
+
+
+class _Call(NamedTuple):
+    module: nn.Module
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    outputs: list[tuple[int, ...]]  # one for each time the module is called
+
+
+def _layer(path: str, kind: str, call: _Call, own: Mapping[str, Any], madds: int) -> Layer:
+    sizes = {name: math.prod(leaf.shape) for name, leaf in own.items()}
+    kernels = sum(size for name, size in sizes.items() if name not in ("scale", "bias"))
+    return Layer(path, kind, call.input, call.output, sum(sizes.values()), kernels, madds)
+
+
+def bottleneck_memory(
+    layout: Layout, size: tuple[int, int], split: int | None = None, channels: int = 3
+) -> list[tuple[str, int]]:
+    """Activation elements alive while each operation of a network runs, as Sec. 5.1 counts them.
+
+    Args:
+      layout: the network, from `unroll`.
+      size: height and width of the image.
+      split: the paper's t. Every inverted residual is then one operation, whose memory is its
+        input, its output and one of t groups of its inner tensors. None makes every convolution an
+        operation of its own, so that whole expanded tensors exist.
+      channels: of the image.
+
+    Returns:
+      (operation, elements) in order; the largest is what inference must hold.
+
+    >>> from mnv2_jax.models.spec import unroll
+    >>> max(elements for _, elements in bottleneck_memory(unroll(), (224, 224)))
+    1505280
+    """
+    rows = []
+    h, w = size
+    area, out = h * w, _strided(h, layout.stem_stride) * _strided(w, layout.stem_stride)
+    rows.append(("stem", area * channels + out * layout.stem))
+    h, w = _strided(h, layout.stem_stride), _strided(w, layout.stem_stride)
+    for i, block in enumerate(layout.blocks):
+        area = h * w
+        h, w = _strided(h, block.stride), _strided(w, block.stride)
+        thin_in, wide_in = area * block.in_channels, area * block.expanded
+        wide_out, thin_out = h * w * block.expanded, h * w * block.channels
+        if split is not None:
+            inner = (wide_in if block.expansion > 1 else 0) + wide_out
+            rows.append((f"block_{i}", thin_in + thin_out + -(-inner // split)))
+            continue
+        keep = thin_in if block.stride == 1 and block.in_channels == block.channels else 0
+        if block.expansion > 1:
+            rows.append((f"block_{i}/expand", thin_in + wide_in))
+        rows.append((f"block_{i}/filter", keep + wide_in + wide_out))
+        rows.append((f"block_{i}/project", keep + wide_out + thin_out))
+    if layout.last is not None:
+        rows.append(("last", h * w * (layout.blocks[-1].channels + layout.last)))
+    return rows
+
+
+def _products(jaxpr: core.Jaxpr, inherited: str = "") -> Iterator[tuple[str, int]]:
+    """Yields (module path, multiply-adds) of every matrix product and convolution in a jaxpr."""
+    for eqn in jaxpr.eqns:
+        stack = str(eqn.source_info.name_stack)
+        path = inherited
+        if SCOPE in stack:
+            path = stack.rsplit(SCOPE, 1)[1].split(";")[0].replace(":", "/")
+        name = eqn.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            lhs = eqn.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+            depth = math.prod(lhs[i] for i in contracted)
+            yield path, math.prod(eqn.outvars[0].aval.shape) * depth  # pyright: ignore
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+            order = eqn.params["dimension_numbers"].rhs_spec
+            depth = math.prod(kernel[i] for i in order[1:])
+            yield path, math.prod(eqn.outvars[0].aval.shape) * depth  # pyright: ignore
+        inner = [list(_products(sub, path)) for sub in _subjaxprs(eqn.params)]
+        if name == "cond" and inner:
+            inner = [max(inner, key=lambda branch: sum(count for _, count in branch))]
+        times = eqn.params["length"] if name == "scan" else 1
+        for sub in inner:
+            yield from ((place, count * times) for place, count in sub)
+
+
+def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
+
+
+def _convolution(kernel: tuple[int, ...], output: tuple[int, ...]) -> int:
+    # kernel: (*window, input channels of a group, features); output: (*batch, *space, features)
+    return math.prod(kernel[:-1]) * math.prod(output)
+
+
+def _strided(size: int, stride: int) -> int:
+    return -(-size // stride)
+
+
+def _own(params: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Returns the parameters that the module at `path` owns itself."""
+    for name in path.split("/") if path else ():
+        params = params.get(name, {})
+    return {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
+
+
+def _tally(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).items())
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(n, int) for n in x)
+
+
+def _first_shape(tree: Any) -> tuple[int, ...]:
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
+    return next((tuple(leaf.shape) for leaf in leaves), ())
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)

@@ -1,0 +1,223 @@
+"""Mobile DeepLabv3 (Sec. 6.3, Table 7): MobileNetV2 with dilated last blocks and a small head.
+
+The head that the paper recommends has no atrous spatial pyramid (ASPP): pooling of the whole image
+beside one 1×1 convolution, both of 256 channels, then a projection and the logits. The pyramid's
+3×3 branches and a decoder are options; how a branch convolves is a function handed in.
+
+At 513×513 and 21 classes: 2.114 M parameters and 2.741 B multiply-adds at output stride 16, 8.83 B
+at 8; with the pyramid of full convolutions 4.524 M and 5.36 B (2.568 M with separable ones, so
+Table 7's 4.52 M is the full pyramid).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.models.dialect import SLIM, Dialect
+from mnv2_jax.models.layers import ConvNorm, relu
+from mnv2_jax.models.mobilenet import MobileNetV2
+from mnv2_jax.models.spec import IMAGENET, Spec
+
+HEAD: Dialect = SLIM._replace(bn_decay=0.9997, bn_epsilon=1e-5)
+"""Batch norm of the authors' head; their backbone keeps its own constants."""
+
+FEATURES: Spec = IMAGENET._replace(last=None)
+"""The backbone up to the 320 channels: the paper drops the last 1×1 convolution of 1280."""
+
+RATES = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
+"""The pyramid's rates by output stride; the authors use those of 16 and 8."""
+
+DECODER_TAP = "block_3/expansion"
+LOW_LEVEL_CHANNELS = 48  # as in DeepLabv3+ (arXiv 1802.02611)
+# The authors draw the logits' weights from a normal of 0.01, truncated at two sigmas.
+logits_init = nn.initializers.truncated_normal(stddev=0.01)
+
+# (channels, rate, conv, name) -> the module that convolves 3×3 at a rate
+Atrous = Callable[..., nn.Module]
+
+
+class FullAtrous(nn.Module):
+    """One full 3×3 convolution at a rate: the pyramid of Table 7.
+
+    Attributes:
+      channels: of the output.
+      rate: distance of the kernel's taps.
+      conv: `ConvNorm` with the head's settings.
+    """
+
+    channels: int
+    rate: int
+    conv: Callable[..., ConvNorm]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
+    ) -> Float[Array, "b h w k"]:
+        conv = self.conv(self.channels, kernel=3, dilation=self.rate, name="conv")
+        return conv(x, train, mask)
+
+
+class SeparableAtrous(nn.Module):
+    """A depthwise 3×3 convolution at a rate, then 1×1, each with its norm and activation.
+
+    See `FullAtrous`.
+    """
+
+    channels: int
+    rate: int
+    conv: Callable[..., ConvNorm]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
+    ) -> Float[Array, "b h w k"]:
+        x = self.conv(x.shape[-1], kernel=3, dilation=self.rate, depthwise=True, name="filter")(
+            x, train, mask
+        )
+        return self.conv(self.channels, name="project")(x, train, mask)
+
+
+ATROUS: dict[str, Atrous] = {"full": FullAtrous, "separable": SeparableAtrous}
+
+
+class DeepLabV3(nn.Module):
+    """The segmenter of Sec. 6.3: float images (b, h, w, c) to float32 logits (b, h, w, classes).
+
+    Any size of image works, square or not.
+
+    Attributes:
+      num_classes: background included.
+      backbone: a `MobileNetV2` without classifier, whose output stride sets the cost. The head
+        takes its dtype, norm_axis, frozen_norm and convolve.
+      rates: of the pyramid's branches; none leaves the pyramid out. `RATES` has the authors'.
+      atrous: how a branch, and the decoder, convolve: `FullAtrous` or `SeparableAtrous`.
+      decoder_tap: endpoint of the backbone that a decoder refines the result with (DeepLabv3+),
+        or None for no decoder, as in the paper. `DECODER_TAP` has stride 4 and 144 channels.
+      channels: of every layer of the head.
+      dropout: rate before the logits; above 0, training needs an rng named "dropout".
+      dialect: padding and batch norm of the head.
+
+    >>> import jax
+    >>> images = jax.ShapeDtypeStruct((1, 65, 97, 3), jnp.float32)
+    >>> jax.eval_shape(DeepLabV3().init_with_output, jax.random.key(0), images)[0].shape
+    (1, 65, 97, 21)
+    """
+
+    num_classes: int = 21
+    backbone: MobileNetV2 = MobileNetV2(num_classes=None, output_stride=16, spec=FEATURES)
+    rates: tuple[int, ...] = ()
+    atrous: Atrous = FullAtrous
+    decoder_tap: str | None = None
+    channels: int = 256
+    dropout: float = 0.1
+    dialect: Dialect = HEAD
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise UsageError(f"num_classes is {self.num_classes!r}: give at least 1.")
+        if self.backbone.num_classes is not None:
+            raise UsageError(
+                f"the backbone has a classifier of {self.backbone.num_classes} classes: build it "
+                "with num_classes=None."
+            )
+        if any(isinstance(r, bool) or not isinstance(r, int) or r < 1 for r in self.rates):
+            raise UsageError(f"rates are {self.rates!r}: they must be integers of at least 1.")
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        mask: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b h w classes"]:
+        """Returns the logits at the resolution of the images.
+
+        Args:
+          images: in the backbone's dialect's range.
+          train: use and update batch statistics, and drop features.
+          mask: rows of the batch that are 0 here take no part in batch statistics.
+
+        Raises:
+          UsageError: the backbone has no endpoint `decoder_tap`.
+        """
+        conv = partial(
+            ConvNorm,
+            activation=relu,
+            dialect=self.dialect,
+            dtype=self.backbone.dtype,
+            norm_axis=self.backbone.norm_axis,
+            frozen_norm=self.backbone.frozen_norm,
+            convolve=self.backbone.convolve,
+        )
+        found = self.backbone.endpoints(images, train, mask)
+        x = list(found.values())[-1]
+        pooled = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
+        pooled = conv(self.channels, name="pooling")(pooled, train, mask)
+        # Interpolating one pixel, as the authors do, is repeating it.
+        pooled = jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))
+        branches = [pooled, conv(self.channels, name="aspp_0")(x, train, mask)]
+        for i, rate in enumerate(self.rates, 1):
+            branch = self.atrous(self.channels, rate, conv, name=f"aspp_{i}")
+            branches.append(branch(x, train, mask))
+        x = jnp.concatenate(branches, axis=-1)
+        x = conv(self.channels, name="projection")(x, train, mask)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        if self.decoder_tap is not None:
+            x = self._decode(x, found, conv, train, mask)
+        logits = nn.Conv(
+            self.num_classes,
+            (1, 1),
+            dtype=self.backbone.dtype,
+            kernel_init=logits_init,
+            conv_general_dilated=self.backbone.convolve,
+            name="classifier",
+        )(x)
+        return resize_aligned(logits.astype(jnp.float32), images.shape[1:3])
+
+    def _decode(
+        self,
+        x: Array,
+        found: dict[str, Array],
+        conv: Callable[..., ConvNorm],
+        train: bool,
+        mask: Array | None,
+    ) -> Array:
+        """Refines features with an earlier tensor of higher resolution."""
+        if self.decoder_tap not in found:
+            raise UsageError(
+                f"decoder_tap is {self.decoder_tap!r}: this backbone's endpoints are "
+                f"{', '.join(found)}."
+            )
+        low = conv(LOW_LEVEL_CHANNELS, name="low_level")(found[self.decoder_tap], train, mask)
+        x = jnp.concatenate([resize_aligned(x, low.shape[1:3]), low], axis=-1)
+        for i in range(2):
+            x = self.atrous(self.channels, 1, conv, name=f"decoder_{i}")(x, train, mask)
+        return x
+
+
+def resize_aligned(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Float[Array, "b h2 w2 c"]:
+    """Interpolates bilinearly so that corner pixels keep their place, as the authors' release does.
+
+    Output pixel i lies at i (h - 1) / (h2 - 1) of the input ("align corners"), where
+    `jax.image.resize` would align the images' borders: half a stride of 16 pixels apart.
+
+    >>> resize_aligned(jnp.array([0.0, 1.0, 4.0]).reshape(1, 1, 3, 1), (1, 5)).ravel()
+    Array([0. , 0.5, 1. , 2.5, 4. ], dtype=float32)
+    """
+    for axis, n in ((1, size[0]), (2, size[1])):
+        if x.shape[axis] == n:
+            continue
+        position = np.arange(n) * ((x.shape[axis] - 1) / max(n - 1, 1))
+        low = np.floor(position).astype(np.int32).clip(0, max(x.shape[axis] - 2, 0))
+        shape = [n if i == axis else 1 for i in range(4)]
+        share = jnp.asarray((position - low).reshape(shape), x.dtype)
+        high = np.minimum(low + 1, x.shape[axis] - 1)
+        below, above = (jnp.take(x, i, axis=axis, mode="clip") for i in (low, high))
+        x = below * (1 - share) + above * share
+    return x

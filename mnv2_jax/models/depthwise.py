@@ -1,0 +1,271 @@
+"""Convolutions in the form that is fastest where they run; depthwise above all.
+
+XLA compiles a grouped convolution for CPUs about ten times slower than it need be, forward and
+backward. `convolution` is a drop-in for `jax.lax.conv_general_dilated`, so that any `nn.Conv` can
+take it (`nn.Conv(..., conv_general_dilated=convolution)`) with the same parameters and results:
+
+- a depthwise convolution becomes shifted multiply-adds, with gradients written the same way;
+- a pointwise (1×1) convolution becomes a matrix product;
+- a full convolution of few channels, such as the stem, becomes patches and a matrix product;
+- anything else, and everything on accelerators, stays with XLA.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+# Patches cost kernel-size copies of the input, which only pays while the input is thin.
+MAX_PATCH_CHANNELS = 4
+
+Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+class Window(NamedTuple):
+    """How a 2-D kernel moves over an image; (vertical, horizontal) throughout."""
+
+    strides: tuple[int, int]
+    padding: Pairs
+    dilation: tuple[int, int]
+
+    def output(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Returns the spatial output shape for an input of `size`."""
+        return tuple(
+            (n + lo + hi - d * (k - 1) - 1) // s + 1
+            for n, k, s, (lo, hi), d in zip(size, kernel, *self, strict=True)
+        )  # pyright: ignore[reportReturnType]
+
+
+def convolution(
+    lhs: Float[Array, "b h w c"],
+    rhs: Float[Array, "kh kw i o"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = NHWC,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **options: Any,
+) -> Float[Array, "b ho wo o"]:
+    """Convolves as `jax.lax.conv_general_dilated` does, in the fastest form for this backend.
+
+    The arguments are those of `lax.conv_general_dilated`. Forms other than XLA's own are used on
+    CPU, for NHWC images and HWIO kernels. The choice is made while tracing.
+
+    >>> x, k = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
+    >>> convolution(x, k, (2, 2), "SAME", feature_group_count=2)[0, :, :, 0]
+    Array([[4., 6., 4.],
+           [6., 9., 6.],
+           [4., 6., 4.]], dtype=float32)
+    """
+    xla = functools.partial(
+        lax.conv_general_dilated,
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        precision=precision,
+        **options,
+    )
+    if (
+        jax.default_backend() != "cpu"
+        or lhs.ndim != 4
+        or dimension_numbers not in (NHWC, ("NHWC", "HWIO", "NHWC"))
+        or any(d != 1 for d in lhs_dilation or ())
+        or options
+    ):
+        return xla()
+    kernel = rhs.shape[:2]
+    window = _window(lhs.shape[1:3], kernel, window_strides, padding, rhs_dilation)
+    if rhs.shape[2] == 1 and feature_group_count == lhs.shape[3] == rhs.shape[3]:
+        return depthwise(lhs, rhs, window)
+    if feature_group_count != 1:
+        return xla()
+    if kernel == (1, 1) and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0)):
+        return pointwise(lhs, rhs[0, 0], precision)
+    if lhs.shape[3] <= MAX_PATCH_CHANNELS:
+        return patches_product(lhs, rhs, window)
+    return xla()
+
+
+def _window(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    dilation: Sequence[int] | None,
+) -> Window:
+    dilation = tuple(dilation or (1, 1))
+    if isinstance(padding, str):
+        spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        padding = lax.padtype_to_pads(size, spans, strides, padding)
+    pairs = tuple((int(lo), int(hi)) for lo, hi in padding)
+    return Window(tuple(strides), pairs, dilation)  # pyright: ignore[reportArgumentType]
+
+
+def _pad(x: Array, padding: Pairs) -> Array:
+    """Pads (or, where negative, crops) the two spatial axes."""
+    if padding == ((0, 0), (0, 0)):
+        return x
+    config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), config)
+    # Without the barrier XLA fuses the pad into every tap and evaluates its bounds nine times.
+    return lax.optimization_barrier(padded)
+
+
+def _taps(padded: Array, kernel: Sequence[int], out: tuple[int, int], window: Window):
+    """Yields ((i, j), the part of a padded image that kernel position (i, j) meets)."""
+    (sy, sx), _, (dy, dx) = window
+    b, _, _, c = padded.shape
+    for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
+        top, left = i * dy, j * dx
+        end = (b, top + sy * (out[0] - 1) + 1, left + sx * (out[1] - 1) + 1, c)
+        yield (i, j), lax.slice(padded, (0, top, left, 0), end, (1, sy, sx, 1))
+
+
+def pointwise(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "i o"], precision: Any = None
+) -> Float[Array, "b h w o"]:
+    """1×1 convolution as a product of two matrices.
+
+    With positions as one axis the kernel's gradient is a product of matrices too. As a contraction
+    over three axes XLA transposes the image first, which doubles the time of a training step.
+    """
+    positions = x.shape[0] * x.shape[1] * x.shape[2]
+    flat = lax.dot(x.reshape(positions, x.shape[3]), kernel, precision=precision)
+    return flat.reshape(*x.shape[:3], kernel.shape[1])
+
+
+def patches_product(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], window: Window
+) -> Float[Array, "b ho wo o"]:
+    """Full convolution as im2col: one matrix product over the taps laid side by side."""
+    out = window.output(x.shape[1:3], kernel.shape[:2])
+    taps = [tap for _, tap in _taps(_pad(x, window.padding), kernel.shape[:2], out, window)]
+    flat = kernel.reshape(-1, kernel.shape[3])  # (kh * kw * i, o), the order of the taps
+    return pointwise(jnp.concatenate(taps, axis=3), flat)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
+) -> Float[Array, "b ho wo c"]:
+    """Depthwise convolution (Table 1's second layer) as shifted multiply-adds.
+
+    One multiply-add of the whole image per kernel position; both gradients have the same shape of
+    work, written out below because automatic differentiation would keep every shifted product.
+    """
+    out = window.output(x.shape[1:3], kernel.shape[:2])
+    padded = _pad(x, window.padding)
+    return _weighted_sum(_taps(padded, kernel.shape[:2], out, window), kernel)
+
+
+def _weighted_sum(taps: Iterable[tuple[tuple[int, int], Array]], kernel: Array) -> Array:
+    """Sums tap · kernel[i, j] over ((i, j), tap), accumulating in at least float32."""
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    products = (
+        tap.astype(wide) * kernel[i : i + 1, j : j + 1].astype(wide) for (i, j), tap in taps
+    )
+    return functools.reduce(operator.add, products).astype(kernel.dtype)
+
+
+def _depthwise_forward(x, kernel, window):
+    return depthwise(x, kernel, window), (x, kernel)
+
+
+def _depthwise_backward(window, residuals, dy):
+    x, kernel = residuals
+    return (
+        _input_gradient(dy, kernel, x.shape[1:3], window),
+        _kernel_gradient(x, dy, kernel.shape, window).astype(kernel.dtype),
+    )
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _input_gradient(dy: Array, kernel: Array, size: Sequence[int], window: Window) -> Array:
+    """Gradient for the input: the flipped kernel over `dy`, one phase per stride offset.
+
+    The padded input at position p met the taps i with (p - i·dilation) divisible by the stride; the
+    positions p of one remainder form a phase, a plain stride-1 sum of shifts of `dy`. Interleaving
+    the phases gives the gradient without a multiplication by an inserted zero.
+    """
+    (sy, sx), ((top, _), (left, _)), _ = window
+    # Phases cover the padded image from its first row that matters to the last of the input.
+    rows, columns = -(-(top + size[0]) // sy), -(-(left + size[1]) // sx)
+    phases = [
+        [_phase(dy, kernel, (ry, rx), (rows, columns), window) for rx in range(sx)]
+        for ry in range(sy)
+    ]
+    if (sy, sx) == (1, 1):
+        full = phases[0][0]
+    else:
+        # (b, rows, sy, columns, sx, c) read in order is the interleaved image.
+        grid = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)
+        full = grid.reshape(dy.shape[0], rows * sy, columns * sx, dy.shape[3])
+    end = (dy.shape[0], top + size[0], left + size[1], dy.shape[3])
+    return lax.slice(full, (0, top, left, 0), end)
+
+
+def _phase(
+    dy: Array, kernel: Array, remainder: tuple[int, int], shape: tuple[int, int], window: Window
+) -> Array:
+    """Sums the taps that reach the padded positions remainder + stride · n, for n < shape."""
+    shifts = []  # per axis: (tap, how far dy is shifted) for the taps of this remainder
+    for k, s, d, r in zip(
+        kernel.shape[:2], window.strides, window.dilation, remainder, strict=True
+    ):
+        shifts.append([(i, (r - i * d) // s) for i in range(k) if (r - i * d) % s == 0])
+    b, c = dy.shape[0], dy.shape[3]
+    if not shifts[0] or not shifts[1]:
+        return jnp.zeros((b, *shape, c), dy.dtype)
+    # One pad serves every tap: low by the furthest shift back, high so that every slice fits.
+    low = [max(0, max(-shift for _, shift in axis)) for axis in shifts]
+    high = [
+        max(0, n - size + max(shift for _, shift in axis))
+        for axis, n, size in zip(shifts, shape, dy.shape[1:3], strict=True)
+    ]
+    padded = _pad(dy, ((low[0], high[0]), (low[1], high[1])))
+
+    def taps():
+        for (i, down), (j, right) in itertools.product(*shifts):
+            top, left = low[0] + down, low[1] + right
+            end = (b, top + shape[0], left + shape[1], c)
+            yield (i, j), lax.slice(padded, (0, top, left, 0), end)
+
+    return _weighted_sum(taps(), kernel)
+
+
+def _kernel_gradient(x: Array, dy: Array, shape: Sequence[int], window: Window) -> Array:
+    """Gradient for the kernel: per position, the sum over batch and space of tap · dy, in float32.
+
+    All positions are reduced at once in one pass over `dy` (a variadic reduction), because separate
+    sums make XLA write every product to memory first.
+    """
+    kh, kw, _, c = shape
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    out = (dy.shape[1], dy.shape[2])
+    dy = dy.astype(wide)
+    taps = _taps(_pad(x, window.padding), (kh, kw), out, window)
+    products = [tap.astype(wide) * dy for _, tap in taps]
+    # Folding the batch gives the reduction an outer axis to spread over threads.
+    fold = next(f for f in (8, 4, 2, 1) if dy.shape[0] % f == 0)
+    products = [p.reshape(fold, -1, c) for p in products]
+    zeros = [jnp.zeros((), wide)] * len(products)
+    sums = lax.reduce(
+        products, zeros, lambda a, b: [m + n for m, n in zip(a, b, strict=True)], dimensions=(1,)
+    )
+    return jnp.stack(sums).sum(axis=1).reshape(kh, kw, 1, c)

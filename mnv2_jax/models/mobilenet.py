@@ -1,0 +1,164 @@
+"""MobileNetV2 as a Linen module: Table 2's backbone with named endpoints, and the classifier."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.models.block import InvertedResidual, Wiring, between_bottlenecks, check_split
+from mnv2_jax.models.depthwise import convolution
+from mnv2_jax.models.dialect import SLIM, Dialect
+from mnv2_jax.models.layers import Activation, ConvNorm, classifier_init, linear, relu6
+from mnv2_jax.models.spec import IMAGENET, Spec, unroll
+
+
+class MobileNetV2(nn.Module):
+    """The network of Table 2: float images (b, h, w, in_channels) to float32 logits (b, classes).
+
+    Any size of image works, square or not. `model.endpoints` gives every intermediate by name.
+
+    Attributes:
+      num_classes: size of the classifier; None leaves it out, and the network returns the last
+        feature map (features only).
+      width: the width multiplier, any number above 0.
+      output_stride: see `spec.unroll`; None leaves every stride as it is.
+      spec: the architecture at width 1, e.g. `spec.SMALL_32` for 32×32 images.
+      in_channels: of the images; anything else is refused.
+      dropout: rate before the classifier; above 0, training needs an rng named "dropout".
+      activation: of the stem, the expanded layers and the last convolution.
+      bottleneck, shortcut, split: see `InvertedResidual`.
+      dialect, dtype, norm_axis, frozen_norm, convolve: see `ConvNorm`.
+
+    >>> import jax
+    >>> model = MobileNetV2(num_classes=10)
+    >>> images = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+    >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    >>> logits.shape, sorted(variables)
+    ((1, 10), ['batch_stats', 'params'])
+    """
+
+    num_classes: int | None = 1000
+    width: float = 1.0
+    output_stride: int | None = None
+    spec: Spec = IMAGENET
+    in_channels: int = 3
+    dropout: float = 0.2
+    activation: Activation = relu6
+    bottleneck: Activation = linear
+    shortcut: Wiring = between_bottlenecks
+    split: int = 1
+    dialect: Dialect = SLIM
+    dtype: Any = jnp.float32
+    norm_axis: str | None = None
+    frozen_norm: bool = False
+    convolve: Callable[..., Array] = convolution
+
+    def __post_init__(self):
+        super().__post_init__()
+        unroll(self.width, self.output_stride, self.spec)
+        check_split(self.split, self.shortcut)
+        if not isinstance(self.dialect, Dialect):
+            raise UsageError(
+                f"dialect is {self.dialect!r}: give a Dialect, such as DIALECTS['slim']."
+            )
+        if self.num_classes is not None and self.num_classes < 1:
+            raise UsageError(
+                f"num_classes is {self.num_classes!r}: give at least 1, or None for no classifier."
+            )
+
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        mask: Float[Array, " b"] | None = None,
+    ) -> Float[Array, "b classes"]:
+        """Returns the logits, or the last feature map where there is no classifier.
+
+        Args:
+          images: in the dialect's input range (`normalize` maps pixels to it).
+          train: use and update batch statistics (`mutable=["batch_stats"]`), and drop features.
+          mask: rows of the batch that are 0 here take no part in batch statistics.
+
+        Raises:
+          UsageError: the images are not floats of shape (b, h, w, in_channels).
+        """
+        return list(self.endpoints(images, train, mask).values())[-1]
+
+    @nn.compact
+    def endpoints(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        mask: Float[Array, " b"] | None = None,
+    ) -> dict[str, Array]:
+        """Returns every named tensor of the network, in order: `apply(..., method="endpoints")`.
+
+        The names are `stem`; for every block i from 0, `block_i/expansion` (the expanded tensor
+        that enters its depthwise convolution; left out where Sec. 5.1's split never makes it) and
+        `block_i` (its bottleneck); `last` (the 1280 channels), `pooled` and `logits`.
+        """
+        check_images(images, self.in_channels)
+        layout = unroll(self.width, self.output_stride, self.spec)
+        common = {
+            "dialect": self.dialect,
+            "dtype": self.dtype,
+            "norm_axis": self.norm_axis,
+            "frozen_norm": self.frozen_norm,
+            "convolve": self.convolve,
+        }
+        conv = partial(ConvNorm, activation=self.activation, **common)
+        x = conv(layout.stem, kernel=3, stride=layout.stem_stride, name="stem")(images, train, mask)
+        found, wide = {"stem": x}, None
+        for i, block in enumerate(layout.blocks):
+            x, wide, expansion = InvertedResidual(
+                block.channels,
+                block.expansion,
+                block.stride,
+                block.dilation,
+                activation=self.activation,
+                bottleneck=self.bottleneck,
+                shortcut=self.shortcut,
+                split=self.split,
+                name=f"block_{i}",
+                **common,
+            ).wire(x, wide, train, mask)
+            if expansion is not None:
+                found[f"block_{i}/expansion"] = expansion
+            found[f"block_{i}"] = x
+        if layout.last is not None:
+            found["last"] = x = conv(layout.last, name="last")(x, train, mask)
+        if self.num_classes is not None:
+            found["pooled"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
+            x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+            found["logits"] = nn.Dense(
+                self.num_classes, kernel_init=classifier_init, name="classifier"
+            )(x)
+        return found
+
+
+def check_images(images: Array, in_channels: int) -> None:
+    """Refuses what is no batch of float images of `in_channels` channels.
+
+    Raises:
+      UsageError: with what was given and what to do about it.
+    """
+    if images.ndim != 4:
+        hint = " For one image, add an axis: image[None]." if images.ndim == 3 else ""
+        raise UsageError(
+            f"images have shape {images.shape}: 4 axes are needed, (batch, height, width, "
+            f"{in_channels}).{hint}"
+        )
+    if images.shape[-1] != in_channels:
+        raise UsageError(
+            f"images have shape {images.shape}, so {images.shape[-1]} channels where this network "
+            f"takes {in_channels}: convert them, or build it with in_channels={images.shape[-1]}."
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UsageError(
+            f"images are {images.dtype}: the network takes floats in its dialect's range; "
+            "normalize(images, dialect) maps pixels 0..255 to it."
+        )

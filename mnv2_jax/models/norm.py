@@ -1,0 +1,215 @@
+"""Batch normalisation with its gradient written out, alone and behind a 1×1 convolution.
+
+In training on a CPU an expanded tensor is a trip to memory each time it is touched, and automatic
+differentiation of batch norm touches it eleven times. Two forms touch it less, with the parameters,
+statistics and results of `nn.BatchNorm`:
+
+- `normalized`: statistics, normalisation and activation as one operation with one gradient;
+- `expanded`: the same behind a 1×1 convolution to more channels. Mean and variance of all outputs
+  follow from mean and covariance of the few inputs, so the convolution computes what is already
+  normalised, and its gradient reads the expanded tensor only in matrix products.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Activation = Callable[[Array], Array]
+
+
+class Operands(NamedTuple):
+    """What a 1×1 convolution is computed from."""
+
+    x: Float[Array, "b h w i"]
+    kernel: Float[Array, "i o"]
+
+
+class Setting(NamedTuple):
+    """What is known while tracing; statistics are averaged over the mapped axis, if any."""
+
+    epsilon: float
+    activation: Activation
+    axis_name: str | None
+    dtype: Any
+
+
+class BatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm` of (b, h, w, c) and an activation, as one operation in training on CPUs."""
+
+    @nn.compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Float[Array, "b h w c"],
+        mask: Float[Array, " b"] | None = None,
+        activation: Activation = lambda x: x,
+        operands: Operands | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Applies the layer.
+
+        Args:
+          x: the output of the convolution.
+          mask: rows of the batch where it is 0 leave the statistics alone.
+          activation: applied last, element by element; it must not close over traced values.
+          operands: where given, `x` is their product, which is then not used but computed anew.
+        """
+        if self.use_running_average or jax.default_backend() != "cpu":
+            rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
+            return activation(super().__call__(x, mask=rows))
+        channels = x.shape[-1:]
+        running = (
+            self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32),
+            self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32),
+        )
+        scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+        bias = self.param("bias", self.bias_init, channels, self.param_dtype)
+        axis_name = None if self.is_initializing() else self.axis_name
+        setting = Setting(self.epsilon, activation, axis_name, self.dtype)
+        if operands is None:
+            results = normalized(x, scale, bias, mask, setting)
+        else:
+            results = expanded(*operands, scale, bias, mask, setting)
+        out, *moments = cast(tuple[Array, Array, Array], results)
+        if not self.is_initializing():
+            for variable, now in zip(running, moments, strict=True):
+                variable.value = self.momentum * variable.value + (1 - self.momentum) * now
+        return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def normalized(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    mask: Float[Array, " b"] | None,
+    setting: Setting,
+) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
+    """Normalises by the batch's own statistics; returns the activated result, mean and variance.
+
+    Statistics are computed in at least float32, whatever `x` is.
+    """
+    return _normalized_forward(x, scale, bias, mask, setting)[0]
+
+
+def _normalized_forward(x, scale, bias, mask, setting):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    kept, n = _kept(wide, mask), _count(x, mask)
+    sums = jnp.stack([kept.sum((0, 1, 2)), (kept * kept).sum((0, 1, 2))])
+    mean, square = _average(sums / n, setting)
+    var = jnp.maximum(0.0, square - mean * mean)
+    rstd = lax.rsqrt(var + setting.epsilon)
+    factor = scale * rstd
+    out = _affine(wide, factor, bias - mean * factor).astype(setting.dtype)
+    return (setting.activation(out), mean, var), (x, scale, bias, mask, mean, rstd, n)
+
+
+def _normalized_backward(setting, residuals, cotangents):
+    x, scale, bias, mask, mean, rstd, _ = residuals
+    # The barrier keeps XLA from storing what the forward pass made of x: that is cheap to redo.
+    dout, x = lax.optimization_barrier((cotangents[0], x))
+    wide, factor = x.astype(mean.dtype), scale * rstd
+    pre = _affine(wide, factor, bias - mean * factor).astype(setting.dtype)
+    dz = jax.vjp(setting.activation, pre)[1](dout)[0].astype(mean.dtype)
+    dbias = dz.sum((0, 1, 2))
+    dscale = ((dz * wide).sum((0, 1, 2)) - mean * dbias) * rstd
+    slope, offset = _through_statistics(residuals[1:], dscale, dbias, cotangents, setting)
+    dx = dz * _channels(factor) + _kept(_affine(wide, slope, offset), mask)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
+
+
+normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def expanded(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "i o"],
+    scale: Float[Array, " o"],
+    bias: Float[Array, " o"],
+    mask: Float[Array, " b"] | None,
+    setting: Setting,
+) -> tuple[Float[Array, "b h w o"], Float[Array, " o"], Float[Array, " o"]]:
+    """`normalized` of the product y = x·kernel, for more output than input channels.
+
+    With m and C the mean and covariance of x, y has mean m·kernel and variance
+    diag(kernelᵀ·C·kernel). What the gradient needs of y, Σ y·dy, is diag(kernelᵀ·Σ x·dy) likewise.
+    """
+    return _expanded_forward(x, kernel, scale, bias, mask, setting)[0]
+
+
+def _expanded_forward(x, kernel, scale, bias, mask, setting):
+    kept, n = _flat(_kept(x, mask)), _count(x, mask)
+    total, gram = kept.sum(0), _contract(kept, kept)
+    mean_x, square = _average(total / n, setting), _average(gram / n, setting)
+    mean = mean_x @ kernel
+    covariance = square - mean_x[:, None] * mean_x[None]
+    var = jnp.maximum(0.0, (kernel * (covariance @ kernel)).sum(0))
+    rstd = lax.rsqrt(var + setting.epsilon)
+    factor = scale * rstd
+    product = (_flat(x) @ (kernel * factor[None])).reshape(*x.shape[:3], kernel.shape[1])
+    out = setting.activation(product + _channels(bias - mean * factor))
+    residuals = (x, kernel, product, total, gram, scale, bias, mask, mean, rstd, n)
+    return (out, mean, var), residuals
+
+
+def _expanded_backward(setting, residuals, cotangents):
+    x, kernel, product, total, gram, scale, bias, mask, mean, rstd, _ = residuals
+    factor = scale * rstd
+    dout, product = lax.optimization_barrier((cotangents[0], product))
+    pre = product + _channels(bias - mean * factor)
+    dz = _flat(jax.vjp(setting.activation, pre)[1](dout)[0])
+    cross, dbias = _contract(_flat(x), dz), dz.sum(0)
+    dscale = ((kernel * cross).sum(0) - mean * dbias) * rstd
+    slope, offset = _through_statistics(residuals[5:], dscale, dbias, cotangents, setting)
+    dkernel = cross * factor[None] + total[:, None] * offset[None] + (gram @ kernel) * slope[None]
+    dx = lax.dot_general(dz, kernel * factor[None], (((1,), (1,)), ((), ())))
+    through = _flat(x) @ ((kernel * slope[None]) @ kernel.T) + (kernel @ offset)[None]
+    dx = dx.reshape(x.shape) + _kept(through.reshape(x.shape), mask)
+    return dx, dkernel, dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
+
+
+expanded.defvjp(_expanded_forward, _expanded_backward)
+
+
+def _through_statistics(residuals, dscale, dbias, cotangents, setting):
+    """Returns (slope, offset): through mean and var, a row that counts gets slope·y + offset."""
+    scale, _, _, mean, rstd, n = residuals
+    dscale, dbias, dmean, dvar = _average(jnp.stack([dscale, dbias, *cotangents[1:]]), setting)
+    factor = scale * rstd
+    slope = (2 * dvar - factor * rstd * dscale) / n
+    return slope, (dmean - factor * dbias) / n - slope * mean
+
+
+def _average(values: Array, setting: Setting) -> Array:
+    return values if setting.axis_name is None else lax.pmean(values, setting.axis_name)
+
+
+def _kept(x: Array, mask: Array | None) -> Array:
+    """Zero in the rows that do not count, whatever they hold."""
+    return x if mask is None else jnp.where(mask.reshape(-1, 1, 1, 1) > 0, x, 0)
+
+
+def _count(x: Array, mask: Array | None) -> Array | int:
+    positions = x.shape[1] * x.shape[2]
+    return (x.shape[0] if mask is None else (mask > 0).sum()) * positions
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(x.shape[0] * x.shape[1] * x.shape[2], x.shape[3])
+
+
+def _contract(a: Float[Array, "n i"], b: Float[Array, "n o"]) -> Float[Array, "i o"]:
+    return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+
+
+def _channels(values: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:
+    return values.reshape(1, 1, 1, -1)
+
+
+def _affine(x: Array, slope: Array, offset: Array) -> Array:
+    return x * _channels(slope) + _channels(offset)

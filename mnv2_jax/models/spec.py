@@ -1,0 +1,180 @@
+"""The architecture as data: Table 2 of the paper, the width multiplier and the output stride.
+
+Nothing here computes with arrays. A `Spec` says what the paper's Table 2 says; `unroll` turns it
+into the list of blocks that a network of a given width and output stride is built from.
+"""
+
+import math
+from typing import NamedTuple
+
+from mnv2_jax.errors import UsageError
+
+
+class Row(NamedTuple):
+    """A line of Table 2: `n` bottleneck blocks of `c` channels, expansion `t`, first stride `s`."""
+
+    t: int
+    c: int
+    n: int
+    s: int
+
+
+class Spec(NamedTuple):
+    """A MobileNetV2-shaped architecture at width 1, before it is unrolled.
+
+    Attributes:
+      stem: channels of the first full 3×3 convolution.
+      stem_stride: its stride.
+      rows: the bottleneck rows of Table 2.
+      last: channels of the final 1×1 convolution; None leaves that convolution out (Sec. 6.3).
+      divisor: every channel count is rounded to a multiple of this.
+    """
+
+    stem: int
+    stem_stride: int
+    rows: tuple[Row, ...]
+    last: int | None
+    divisor: int = 8
+
+
+class Block(NamedTuple):
+    """One inverted residual of the unrolled network."""
+
+    in_channels: int
+    channels: int
+    expansion: int
+    stride: int
+    dilation: int
+
+    @property
+    def expanded(self) -> int:
+        """Channels between the expansion and the projection."""
+        return self.in_channels * self.expansion
+
+
+class Layout(NamedTuple):
+    """An unrolled network: what is built, in order."""
+
+    stem: int
+    stem_stride: int
+    blocks: tuple[Block, ...]
+    last: int | None
+
+
+TABLE_2 = (
+    Row(t=1, c=16, n=1, s=1),
+    Row(t=6, c=24, n=2, s=2),
+    Row(t=6, c=32, n=3, s=2),
+    Row(t=6, c=64, n=4, s=2),
+    Row(t=6, c=96, n=3, s=1),
+    Row(t=6, c=160, n=3, s=2),
+    Row(t=6, c=320, n=1, s=1),
+)
+
+
+def with_strides(rows: tuple[Row, ...], strides: tuple[int, ...]) -> tuple[Row, ...]:
+    """Returns `rows` with other first strides, one for each row."""
+    return tuple(row._replace(s=s) for row, s in zip(rows, strides, strict=True))
+
+
+def with_expansion(spec: Spec, t: int) -> Spec:
+    """Returns `spec` with expansion `t` in every row that expands at all (t > 1 in Table 2)."""
+    if not isinstance(t, int) or t < 1:
+        raise UsageError(f"expansion is {t!r}: it must be an integer of at least 1.")
+    return spec._replace(rows=tuple(row._replace(t=t) if row.t > 1 else row for row in spec.rows))
+
+
+IMAGENET = Spec(stem=32, stem_stride=2, rows=TABLE_2, last=1280)
+"""The network of the paper, total stride 32, for images of 96 to 224 pixels and larger."""
+
+SMALL_32 = IMAGENET._replace(stem_stride=1, rows=with_strides(TABLE_2, (1, 1, 2, 2, 1, 2, 1)))
+"""The same blocks with total stride 8, for images of about 32×32: the stem and the first stride of
+Table 2 keep the resolution, so that the last blocks still see 4×4 positions."""
+
+TINY_8 = Spec(
+    stem=8,
+    stem_stride=1,
+    rows=(Row(1, 4, 1, 1), Row(6, 4, 2, 1), Row(6, 6, 3, 2), Row(6, 8, 2, 2)),
+    last=64,
+    divisor=2,
+)
+"""Eight thin blocks with total stride 4, for 8×8 digits: bottlenecks so thin that what they lose
+shows within a minute of training."""
+
+SPECS = {"imagenet": IMAGENET, "small_32": SMALL_32, "tiny_8": TINY_8}
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Rounds a channel count to a multiple of `divisor`, losing at most a tenth of it.
+
+    The rule of the authors' released code: round half up, never below `divisor`, and one step
+    up where rounding down would lose more than 10 %.
+
+    >>> [make_divisible(c * 0.35) for c in (32, 16, 24, 32, 64, 96, 160, 320)]
+    [16, 8, 8, 16, 24, 32, 56, 112]
+    >>> make_divisible(1280 * 1.3)
+    1664
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IMAGENET) -> Layout:
+    """Unrolls a spec into the blocks of a network.
+
+    Args:
+      width: the width multiplier of Sec. 4, any number above 0. Every layer is scaled except the
+        last convolution, which does not shrink below width 1.
+      output_stride: the ratio of input to final resolution. Once the strides so far reach it, later
+        strides become 1 and the blocks *after* such a block take its stride as dilation (Sec. 6.3,
+        as the authors released it). None leaves every stride as it is.
+      spec: the architecture at width 1.
+
+    Returns:
+      The layout; `layout.blocks[i]` is block i, counted from 0 (17 of them in the paper's network,
+      where Table 2 is right and the "19" of the text is not).
+
+    Raises:
+      UsageError: `width` is not above 0, or `output_stride` is none that `spec` can have.
+
+    >>> unroll(0.35).blocks[1]
+    Block(in_channels=8, channels=8, expansion=6, stride=2, dilation=1)
+    >>> [(b.stride, b.dilation) for b in unroll(output_stride=16).blocks[12:]]
+    [(1, 1), (1, 1), (1, 2), (1, 2), (1, 2)]
+    """
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < math.inf:
+        raise UsageError(
+            f"width is {width!r}: it must be a number above 0 (the paper's are 0.35 to 1.4)."
+        )
+    _check_output_stride(output_stride, spec)
+
+    def scale(channels: int) -> int:
+        return make_divisible(channels * width, spec.divisor)
+
+    in_channels = stem = scale(spec.stem)
+    reached, dilation = spec.stem_stride, 1
+    blocks = []
+    for row in spec.rows:
+        for i in range(row.n):
+            stride = row.s if i == 0 else 1
+            if output_stride is not None and reached >= output_stride:
+                blocks.append(Block(in_channels, scale(row.c), row.t, 1, dilation))
+                dilation *= stride
+            else:
+                blocks.append(Block(in_channels, scale(row.c), row.t, stride, dilation))
+                reached *= stride
+            in_channels = scale(row.c)
+    last = None if spec.last is None else make_divisible(spec.last * max(1.0, width), spec.divisor)
+    return Layout(stem, spec.stem_stride, tuple(blocks), last)
+
+
+def _check_output_stride(output_stride: int | None, spec: Spec) -> None:
+    reached = [spec.stem_stride]
+    for row in spec.rows:
+        reached.append(reached[-1] * row.s)
+    choices = sorted(set(reached))
+    if output_stride is not None and output_stride not in choices:
+        listed = ", ".join(str(c) for c in choices)
+        raise UsageError(
+            f"output_stride is {output_stride!r}: this architecture can have {listed}."
+        )

@@ -1,0 +1,252 @@
+"""SSDLite (Sec. 6.2, Tables 5 and 6): MobileNetV2 with extra feature maps and box predictors.
+
+SSD predicts boxes from six feature maps; SSDLite is SSD with every 3×3 convolution of the extra
+maps and predictors replaced by a depthwise 3×3 and a pointwise one. Which of the two a network is,
+is a value (`SSDLITE`, `SSD`) that is handed to the same module.
+
+Counts at 320×320: the whole SSDLite has 4.337 M parameters and 0.789 B multiply-adds for 80
+classes, 4.50 M and 0.804 B for the 90 ids of COCO that the authors train. Table 5 compares what
+comes after the backbone, for 80 classes: 14.78 M and 1.26 B for SSD, as printed, and 2.11 M and
+0.178 B for SSDLite, where the paper prints 0.35 B: twice the multiply-adds that its own
+architecture has.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mnv2_jax.boxes import anchor_shapes, ssd_anchors
+from mnv2_jax.errors import UsageError
+from mnv2_jax.models.dialect import SLIM, Dialect
+from mnv2_jax.models.layers import ConvNorm
+from mnv2_jax.models.mobilenet import MobileNetV2
+from mnv2_jax.models.spec import unroll
+
+DETECTION: Dialect = SLIM._replace(bn_decay=0.9997)
+"""The authors' detection models: their dialect with slower moving averages, epsilon 1e-3."""
+
+EXTRAS = (512, 256, 256, 128)
+SMALLEST_EXTRA = 16
+# The authors' configuration draws predictors from a normal of 0.03, truncated at two sigmas.
+predictor_init = nn.initializers.truncated_normal(stddev=0.03)
+
+
+class SeparableExtra(nn.Module):
+    """SSDLite's next map, half the size: 1×1 to half the channels, depthwise 3×3, 1×1.
+
+    Attributes:
+      channels: of the map.
+      squeezed: of the first convolution.
+      conv: `ConvNorm` with the network's settings.
+    """
+
+    channels: int
+    squeezed: int
+    conv: Callable[..., ConvNorm]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
+    ) -> Float[Array, "b h2 w2 d"]:
+        x = self.conv(self.squeezed, name="squeeze")(x, train, mask)
+        x = self.conv(self.squeezed, kernel=3, stride=2, depthwise=True, name="filter")(
+            x, train, mask
+        )
+        return self.conv(self.channels, name="expand")(x, train, mask)
+
+
+class FullExtra(nn.Module):
+    """SSD's next map, half the size: 1×1 to half the channels, full 3×3. See `SeparableExtra`."""
+
+    channels: int
+    squeezed: int
+    conv: Callable[..., ConvNorm]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
+    ) -> Float[Array, "b h2 w2 d"]:
+        x = self.conv(self.squeezed, name="squeeze")(x, train, mask)
+        return self.conv(self.channels, kernel=3, stride=2, name="expand")(x, train, mask)
+
+
+class SeparablePredictor(nn.Module):
+    """SSDLite's predictor: depthwise 3×3 with batch norm and ReLU6, then 1×1 with a bias.
+
+    Attributes:
+      outputs: numbers for each cell of the map.
+      conv: `ConvNorm` with the network's settings.
+      project: `nn.Conv` with the network's settings.
+    """
+
+    outputs: int
+    conv: Callable[..., ConvNorm]
+    project: Callable[..., nn.Conv]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
+    ) -> Float[Array, "b h w k"]:
+        x = self.conv(x.shape[-1], kernel=3, depthwise=True, name="filter")(x, train, mask)
+        return self.project(self.outputs, (1, 1), name="project")(x)
+
+
+class FullPredictor(nn.Module):
+    """SSD's predictor: one full 3×3 convolution with a bias. See `SeparablePredictor`."""
+
+    outputs: int
+    conv: Callable[..., ConvNorm]
+    project: Callable[..., nn.Conv]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
+    ) -> Float[Array, "b h w k"]:
+        del train, mask
+        return self.project(self.outputs, (3, 3), name="project")(x)
+
+
+class Heads(NamedTuple):
+    """How a detector computes its 3×3 convolutions: what Table 5 compares.
+
+    Attributes:
+      extra: (channels, squeezed, conv) -> the module that makes the next smaller map.
+      predictor: (outputs, conv, project) -> the module that predicts from a map.
+    """
+
+    extra: Callable[..., nn.Module]
+    predictor: Callable[..., nn.Module]
+
+
+SSDLITE = Heads(SeparableExtra, SeparablePredictor)
+SSD = Heads(FullExtra, FullPredictor)
+HEADS = {"ssdlite": SSDLITE, "ssd": SSD}
+
+
+class SSDLite(nn.Module):
+    """The detector of Sec. 6.2: float images (b, h, w, c) to codes and logits of every anchor.
+
+    Any size of image works, square or not. The first map is the expansion in the backbone's last
+    strided block (block 13 of the paper's network: 576 channels, stride 16), before its depthwise
+    convolution; the second its last feature map (1280, stride 32); four extra maps follow.
+
+    Attributes:
+      num_classes: without background, for which there is one more slot.
+      backbone: a `MobileNetV2` without classifier. The heads take its width, dialect, dtype,
+        norm_axis, frozen_norm, activation and convolve.
+      heads: `SSDLITE`, or `SSD` with full convolutions.
+      extras: channels of the extra maps at width 1; at another width w they are max(int(d w), 16).
+
+    >>> import jax
+    >>> images = jax.ShapeDtypeStruct((1, 320, 320, 3), jnp.float32)
+    >>> (codes, logits), _ = jax.eval_shape(SSDLite().init_with_output, jax.random.key(0), images)
+    >>> codes.shape, logits.shape
+    ((1, 2034, 4), (1, 2034, 81))
+    """
+
+    num_classes: int = 80
+    backbone: MobileNetV2 = MobileNetV2(num_classes=None, dialect=DETECTION)
+    heads: Heads = SSDLITE
+    extras: tuple[int, ...] = EXTRAS
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise UsageError(f"num_classes is {self.num_classes!r}: give at least 1.")
+        if self.backbone.num_classes is not None:
+            raise UsageError(
+                f"the backbone has a classifier of {self.backbone.num_classes} classes: build it "
+                "with num_classes=None."
+            )
+        if self.backbone.split != 1:
+            raise UsageError(
+                f"the backbone has split={self.backbone.split}, and SSDLite predicts from an "
+                "expansion that a split never computes whole: use split=1."
+            )
+        self.tap()
+
+    def tap(self) -> int:
+        """Returns the block whose expansion is the first feature map: the last strided one."""
+        bb = self.backbone
+        layout = unroll(bb.width, bb.output_stride, bb.spec)
+        strided = [i for i, b in enumerate(layout.blocks) if b.stride > 1 and b.expansion > 1]
+        if not strided:
+            raise UsageError(
+                f"no block of this backbone (output_stride {bb.output_stride}) halves the "
+                "resolution: SSDLite's first map is the expansion in the last one that does."
+            )
+        return strided[-1]
+
+    def grids(self, image: tuple[int, int]) -> list[tuple[int, int]]:
+        """Returns (rows, columns) of every feature map for an image of (height, width).
+
+        >>> SSDLite().grids((320, 320))
+        [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+        """
+        bb = self.backbone
+        layout = unroll(bb.width, bb.output_stride, bb.spec)
+        strides = [layout.stem_stride, *(block.stride for block in layout.blocks)]
+        first = math.prod(strides[: 1 + self.tap()])
+        second = math.prod(strides)
+        found = [(-(-image[0] // s), -(-image[1] // s)) for s in (first, second)]
+        for _ in self.extras:
+            h, w = found[-1]
+            found.append((-(-h // 2), -(-w // 2)))
+        return found
+
+    def anchors(self, image: tuple[int, int]) -> Float[Array, "a 4"]:
+        """Returns the anchors for an image of (height, width), in the order of the outputs."""
+        return jnp.asarray(ssd_anchors(self.grids(image), image))
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        mask: Float[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b a 4"], Float[Array, "b a slots"]]:
+        """Returns float32 box codes and class logits; slot 0 of the logits is the background.
+
+        Args:
+          images: in the backbone's dialect's range.
+          train: use and update batch statistics.
+          mask: rows of the batch that are 0 here take no part in batch statistics.
+        """
+        bb = self.backbone
+        conv = partial(
+            ConvNorm,
+            activation=bb.activation,
+            dialect=bb.dialect,
+            dtype=bb.dtype,
+            norm_axis=bb.norm_axis,
+            frozen_norm=bb.frozen_norm,
+            convolve=bb.convolve,
+        )
+        project = partial(
+            nn.Conv,
+            dtype=bb.dtype,
+            kernel_init=predictor_init,
+            conv_general_dilated=bb.convolve,
+        )
+        found = bb.endpoints(images, train, mask)
+        maps = [found[f"block_{self.tap()}/expansion"], list(found.values())[-1]]
+        for i, d in enumerate(self.extras):
+            channels, squeezed = (self._extra_channels(n) for n in (d, d / 2))
+            extra = self.heads.extra(channels, squeezed, conv, name=f"extra_{i}")
+            maps.append(extra(maps[-1], train, mask))
+        codes, logits = [], []
+        for i, (x, shapes) in enumerate(zip(maps, anchor_shapes(len(maps)), strict=True)):
+            for out, size, name in ((codes, 4, "boxes"), (logits, self.num_classes + 1, "classes")):
+                outputs = len(shapes) * size
+                predict = self.heads.predictor(outputs, conv, project, name=f"{name}_{i}")
+                y = predict(x, train, mask).astype(jnp.float32)
+                out.append(y.reshape(y.shape[0], -1, size))  # (b, h * w * shapes, size)
+        return jnp.concatenate(codes, axis=1), jnp.concatenate(logits, axis=1)
+
+    def _extra_channels(self, channels: float) -> int:
+        return max(int(channels * self.backbone.width), SMALLEST_EXTRA)
