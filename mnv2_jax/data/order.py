@@ -1,0 +1,83 @@
+"""Which example stands where: a pure function of the seed, so that any restart repeats it.
+
+Training is one endless stream of examples: the epochs' permutations laid end to end and cut into
+batches. The example at a global position, and the random numbers that augment it, depend on (seed,
+position) only: not on the step a run restarts at, nor on the number of hosts or threads.
+"""
+
+import functools
+import threading
+
+import numpy as np
+
+SHUFFLE, AUGMENT = 0, 1  # streams of random bits that never overlap
+
+
+def philox(seed: int, index: int, stream: int) -> np.random.Philox:
+    """Makes the counter-based bit generator of one (seed, index) in one of the streams above."""
+    key = np.array([seed % 2**64, index], np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64))
+
+
+def example_ids(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Permutes the n examples of a data set for one epoch.
+
+    It is the order of n Philox draws. Philox is a published algorithm and numpy keeps raw bits
+    stable, so the permutation is the same in every version, unlike `Generator.permutation`.
+
+    >>> example_ids(6, seed=0, epoch=0)
+    array([0, 2, 1, 5, 4, 3])
+
+    Args:
+        n: the number of examples.
+        seed: the seed of the run.
+        epoch: counted from 0; every epoch has its own permutation.
+
+    Returns:
+        int64 (n,), every number below n once.
+    """
+    return np.argsort(philox(seed, epoch, SHUFFLE).random_raw(n), kind="stable")
+
+
+_epochs = functools.lru_cache(maxsize=4)(example_ids)
+_epochs_lock = threading.Lock()
+
+
+def _cached_epoch(n: int, seed: int, epoch: int) -> np.ndarray:
+    with _epochs_lock:  # one thread sorts a new epoch, the others wait for it
+        return _epochs(n, seed, epoch)
+
+
+def stream_ids(n: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Looks up the examples at global positions start, ..., start + count - 1.
+
+    Position g is example `example_ids(n, seed, g // n)[g % n]`.
+
+    >>> stream_ids(6, seed=0, start=4, count=3)[:2]
+    array([4, 3])
+    """
+    parts = []
+    position, end = start, start + count
+    while position < end:
+        epoch, offset = divmod(position, n)
+        part = _cached_epoch(n, seed, epoch)[offset : offset + end - position]
+        parts.append(part)
+        position += len(part)
+    return np.concatenate(parts)
+
+
+def batch_ids(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Looks up the examples of one global batch: int64 (batch_size,).
+
+    Batches may straddle two epochs (or more, when the batch is larger than the set); every example
+    comes exactly once an epoch.
+
+    >>> batch_ids(6, batch_size=2, seed=0, step=1)
+    array([1, 5])
+    """
+    return stream_ids(n, seed, step * batch_size, batch_size)
+
+
+def record_rng(seed: int, position: int) -> np.random.Generator:
+    """Makes the random numbers that augment the example at one global position."""
+    return np.random.Generator(philox(seed, position, AUGMENT))
