@@ -1,0 +1,62 @@
+"""What a file claims about its own contents, checked before anything is allocated or followed."""
+
+import math
+import zipfile
+
+MAX_BYTES = 512 * 2**20
+"""Of a file. The network of width 1.4 takes 100 MB with optimizer state and moving averages."""
+
+MAX_RATIO = 16
+"""Of what a file unpacks to over its own size. Trained weights hardly compress at all."""
+
+
+class DamagedError(Exception):
+    """A reader found something wrong in a file; the message completes "cannot be read: ..."."""
+
+
+def shown(name: str) -> str:
+    """Returns a name from a file as a message can show it: short, in one line, without controls.
+
+    >>> shown("a" * 200)[-9:], len(shown(chr(7)))  # a bell, as its escape
+    ('aaaaaa...', 4)
+    """
+    plain = name.encode("unicode_escape").decode()
+    return plain if len(plain) <= 100 else f"{plain[:97]}..."
+
+
+def max_unpacked(size: int) -> int:
+    """Returns how many bytes a file of `size` bytes may unpack to."""
+    return min(MAX_BYTES, MAX_RATIO * size + 2**20)
+
+
+def check_claim(name: str, shape: tuple[int, ...], itemsize: int, available: int) -> None:
+    """Refuses a tensor that claims more bytes than there are.
+
+    Raises:
+      DamagedError: the claim cannot be true.
+    """
+    if any(size < 0 for size in shape) or math.prod(shape) * itemsize > available:
+        raise DamagedError(f"{shown(name)} claims shape {list(shape)}, more than the file can hold")
+
+
+def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Returns the members of an archive of `size` bytes by name.
+
+    Raises:
+      DamagedError: a name points outside the archive, or all unpack to more than is possible.
+    """
+    members = archive.infolist()
+    for info in members:
+        parts = info.filename.replace("\\", "/").split("/")
+        if ".." in parts or not parts[0] or ":" in parts[0]:
+            raise DamagedError(f"its member {shown(info.filename)} points outside the archive")
+    total = sum(info.file_size for info in members)
+    if total > max_unpacked(size):
+        raise DamagedError(f"its {size} bytes unpack to {total}, more than weights can")
+    return {info.filename: info for info in members}
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Reads at most the bytes that a member claims; a wrong checksum raises."""
+    with archive.open(info) as stream:
+        return stream.read(info.file_size)
