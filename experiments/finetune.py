@@ -1,0 +1,30 @@
+"""Fine-tuning: starts from a saved model of this project, for classes of your own.
+
+    python main.py --config experiments/finetune.py --config.data.root=/your/images \
+        --config.init.model=runs/NAME/VARIANT/seed_0
+
+The images lie in `train/CLASS/` and `val/CLASS/`. The classifier is made anew where the number of
+classes differs. `:head` trains the classifier alone on frozen features and running statistics.
+Width, spec and dialect must be those of the saved model.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.imagenet import base
+from mnv2_jax.errors import unknown
+
+
+def get_config(preset: str = "whole") -> ConfigDict:
+    c = base()
+    c.name, c.title = "finetune", "Fine-tuning"
+    c.data.name = "folder"
+    c.batch_size, c.eval_batch_size, c.epochs = 64, 256, 20.0
+    c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.02, 1.0
+    c.data.train.area = (0.35, 1.0)
+    if preset == "head":
+        c.name = "finetune-head"
+        c.init.frozen, c.init.frozen_norm = ("stem", "block_", "last"), True
+    elif preset != "whole":
+        raise unknown("preset", preset, ["head", "whole"])
+    return c

@@ -1,0 +1,132 @@
+"""ImageNet classification with the paper's recipe (Sec. 6.1), and the base of every experiment.
+
+    python main.py --config experiments/imagenet.py --config.data.root=/path/to/the/tars
+
+The paper trains with 16 asynchronous workers of 96 images each; here they are one synchronous batch
+of 1536, with the learning rate of 0.045 for each worker. Presets: `:paper` (the default) and
+`:slim`, the authors' released recipe (8 workers, label smoothing, averaged weights), which reached
+72.0 %.
+
+Expected: 72.0 % top-1 at width 1.0 and 224 pixels (Table 4). Not run here: it takes days on eight
+accelerators. Other files state only their differences from this one.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from mnv2_jax.errors import unknown
+
+
+def get_config(preset: str = "paper") -> ConfigDict:
+    config = base()
+    if preset == "slim":
+        config.batch_size = 96 * 8
+        config.epochs = 420.0  # about 700,000 steps
+        config.optimizer.learning_rate = 0.045 * 8
+        config.optimizer.decay_epochs = 2.5
+        config.loss.label_smoothing = 0.1
+        config.ema_decay = 0.9999
+        config.data.train.color = 0.4
+    elif preset != "paper":
+        raise unknown("preset", preset, ["paper", "slim"])
+    return config
+
+
+def base() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "imagenet"  # of the experiment: title of its report, and of its folder under runs/
+    c.title = ""  # of the report and its plot; the name, if empty
+    c.task = "classify"
+
+    c.model = ConfigDict()  # see mnv2_jax.models.mobilenet.MobileNetV2
+    c.model.width = 1.0
+    c.model.spec = "imagenet"  # or small_32, tiny_8: strides for small images
+    c.model.expansion = config_dict.placeholder(int)  # None keeps Table 2's t = 6
+    c.model.output_stride = config_dict.placeholder(int)
+    c.model.activation = "relu6"
+    c.model.bottleneck = "linear"  # or relu6 (Fig. 6a)
+    c.model.shortcut = "between_bottlenecks"  # or between_expansions, none (Fig. 6b)
+    c.model.dialect = "slim"  # padding, batch-norm constants, input range
+    c.model.bn_decay = config_dict.placeholder(float)  # None keeps the dialect's
+    c.model.dropout = 0.2
+    c.model.dtype = "float32"  # bfloat16 on accelerators
+
+    c.data = ConfigDict()
+    c.data.name = "imagenet2012"  # see mnv2_jax.data.sources
+    c.data.root = config_dict.placeholder(str)  # folder of the data; None for embedded sets
+    c.data.train_split = "train"
+    c.data.eval_split = "test"
+    c.data.resolution = 224
+    c.data.on_device = True  # sets that fit in memory live on the device and are augmented there
+    c.data.threads = config_dict.placeholder(int)  # that read and decode; None: one a core
+    c.data.bad_record_budget = 0.01  # share of undecodable images that stops a run
+    c.data.train = ConfigDict()  # see mnv2_jax.data.transforms.train_transform
+    c.data.train.crop = "inception"  # or pad, none
+    c.data.train.pad = 4  # pixels, for crop = pad
+    c.data.train.area = (0.08, 1.0)  # for crop = inception
+    c.data.train.flip = 0.5  # probability
+    c.data.train.color = 0.0  # strength of brightness, contrast and saturation changes
+    c.data.train.policy = "none"  # or rand_augment, trivial_augment
+    c.data.train.erasing = 0.0  # probability
+    c.data.eval = ConfigDict()  # see mnv2_jax.data.transforms.eval_transform
+    c.data.eval.crop = "stretch"  # slim's central 87.5 %, stretched; or center, none
+    c.data.eval.fraction = 0.875
+
+    c.batch_size = 96 * 16  # global, over all devices and hosts
+    c.eval_batch_size = 1024
+    c.epochs = 300.0
+    c.steps = 0  # instead of epochs, where above 0
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "rmsprop"  # TensorFlow's; or sgd, adamw
+    c.optimizer.learning_rate = 0.045 * 16
+    c.optimizer.schedule = "exponential"  # or cosine, poly, constant
+    c.optimizer.decay_rate = 0.98  # exponential: factor ...
+    c.optimizer.decay_epochs = 1.0  # ... every so many epochs
+    c.optimizer.staircase = True
+    c.optimizer.power = 0.9  # poly
+    c.optimizer.warmup_epochs = 0.0
+    c.optimizer.decay = 0.9  # rmsprop: of the mean square
+    c.optimizer.momentum = 0.9  # rmsprop and sgd
+    c.optimizer.epsilon = 1.0  # inside the root for rmsprop; adamw wants 1e-8
+    c.optimizer.nesterov = False  # sgd
+    c.optimizer.beta1 = 0.9  # adamw
+    c.optimizer.beta2 = 0.999
+    c.optimizer.weight_decay = 4e-5  # never on batch norm and biases
+    c.optimizer.decay_depthwise = False  # slim leaves depthwise kernels out
+    c.optimizer.clip_norm = 0.0  # of the whole gradient; 0 is off
+
+    c.loss = ConfigDict()
+    c.loss.label_smoothing = 0.0
+    c.loss.mixup = 0.0  # Beta parameter; 0 is off
+    c.loss.cutmix = 0.0
+    c.ema_decay = 0.0  # of averaged parameters and statistics, evaluated beside the raw ones
+
+    c.init = ConfigDict()  # fine-tuning
+    c.init.model = config_dict.placeholder(str)  # a saved model of this project
+    c.init.frozen = ()  # top-level modules that are not trained, by (beginnings of) their names
+    c.init.frozen_norm = False  # keep the running statistics
+
+    c.teacher = ConfigDict()  # distillation
+    c.teacher.model = config_dict.placeholder(str)  # a saved model of this project
+    c.teacher.weight = 0.5
+    c.teacher.temperature = 2.0
+
+    c.parallel = ConfigDict()
+    c.parallel.launcher = "jit"  # or shard_map, pmap
+    c.parallel.batch_norm = "global"  # or device: statistics of each device's rows
+    c.parallel.devices = 0  # 0 for all
+    c.parallel.accumulate = 1  # parts of a batch, one after the other
+
+    c.sweep = ConfigDict()
+    c.sweep.seeds = (0,)
+    c.sweep.variants = ConfigDict({"default": ConfigDict()})  # name -> {key: value}
+    c.sweep.reference = "default"  # the variant that the others are compared with
+    c.sweep.claim = ()  # variants in the order the paper claims, best first; the report compares
+    c.sweep.at_once = 1  # seeds trained together as one program; 0 for all
+
+    c.log_every = 100  # steps
+    c.eval_every_epochs = 1.0
+    c.checkpoint_minutes = 5.0
+    c.keep_checkpoints = 2  # latest ones, besides the best
+    c.stop_after_skipped = 20  # steps in a row that are not finite
+    return c

@@ -1,0 +1,88 @@
+"""The scales that an ablation runs at: data, network, length of training. Each ablation takes all.
+
+`experiments/ablate_linear.py:fashion_mnist` is the ablation on full Fashion-MNIST, and so on; the
+default, `digits`, needs no files and takes a minute on two cores.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from mnv2_jax.errors import unknown
+
+
+def digits(c: ConfigDict) -> None:
+    """The 1,797 embedded 8×8 digits, eight very thin blocks."""
+    c.data.name, c.data.resolution = "digits", 8
+    c.data.train.crop, c.data.train.pad, c.data.train.flip = "pad", 1, 0.0
+    c.data.eval.crop = "none"
+    c.model.spec, c.model.dialect, c.model.dropout = "tiny_8", "torchvision", 0.0
+    c.batch_size, c.eval_batch_size, c.steps = 64, 360, 300
+    c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.1, 1.0
+    c.sweep.seeds, c.sweep.at_once = tuple(range(8)), 0
+    c.log_every, c.eval_every_epochs = 20, 1.0
+
+
+def fashion_mnist_small(c: ConfigDict) -> None:
+    """The embedded 6,000 + 2,000 images of Fashion-MNIST, a quarter-width network."""
+    fashion_mnist(c)
+    c.data.name = "fashion_mnist_small"
+    c.model.width = 0.25
+    c.epochs, c.sweep.seeds = 10.0, (0, 1, 2)
+
+
+def fashion_mnist(c: ConfigDict) -> None:
+    """Full Fashion-MNIST from its IDX files, half width; for an accelerator."""
+    c.data.name, c.data.resolution = "fashion_mnist", 28
+    c.data.train.crop, c.data.train.pad, c.data.train.flip = "pad", 2, 0.5
+    c.data.eval.crop = "none"
+    c.model.spec, c.model.dialect, c.model.width = "small_32", "torchvision", 0.5
+    c.batch_size, c.eval_batch_size, c.epochs = 128, 1000, 30.0
+    c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.1, 1.0
+    c.optimizer.weight_decay, c.optimizer.decay_depthwise = 5e-4, True
+    c.sweep.seeds = tuple(range(5))
+
+
+def cifar10(c: ConfigDict) -> None:
+    """CIFAR-10 from its archive in `data.root`, full width; for an accelerator."""
+    fashion_mnist(c)
+    c.data.name, c.data.resolution = "cifar10", 32
+    c.data.train.pad = 4
+    c.model.width, c.epochs = 1.0, 100.0
+
+
+def imagenette(c: ConfigDict) -> None:
+    """Ten classes of ImageNet at 160 pixels, prepared by `mnv2 prepare imagenette/160px-v2`."""
+    c.data.name, c.data.resolution = "tfds:imagenette/160px-v2", 128
+    c.data.eval_split = "validation"
+    c.model.dialect = "torchvision"
+    c.batch_size, c.eval_batch_size, c.epochs = 64, 256, 60.0
+    c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.05, 2.0
+    c.sweep.seeds = tuple(range(5))
+
+
+def imagenet2012(c: ConfigDict) -> None:
+    """ImageNet from the official archives in `data.root`, with the base's recipe, one seed."""
+    c.sweep.seeds = (0,)
+
+
+SCALES: dict[str, Callable[[ConfigDict], None]] = {
+    "digits": digits,
+    "fashion_mnist_small": fashion_mnist_small,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "imagenette": imagenette,
+    "imagenet2012": imagenet2012,
+}
+
+
+def set_scale(config: ConfigDict, preset: str) -> None:
+    """Changes a configuration to one of the scales; its name tells all but the default."""
+    if preset not in SCALES:
+        raise unknown("preset", preset, SCALES)
+    SCALES[preset](config)
+    if preset != "digits":
+        config.name += f"-{preset}"

@@ -1,0 +1,38 @@
+"""Accuracy against cost over widths × resolutions (Fig. 5).
+
+    python main.py --config experiments/tradeoff.py:imagenet2012 --config.data.root=...
+
+The paper's grid: widths 0.35 to 1.0 at 96 to 224 pixels, and 1.4 at 224. Digits are shown at 8 and
+16 pixels. Presets are the scales of `scales.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.imagenet import base
+from experiments.scales import set_scale
+
+RESOLUTIONS = {
+    "digits": (8, 16),
+    "fashion_mnist_small": (20, 28),
+    "fashion_mnist": (20, 24, 28),
+    "cifar10": (20, 24, 32),
+    "imagenette": (96, 128, 160),
+    "imagenet2012": (96, 128, 160, 192, 224),
+}
+WIDTHS = (0.35, 0.5, 0.75, 1.0)
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    c = base()
+    c.name, c.title = "tradeoff", "Accuracy against cost (Fig. 5)"
+    set_scale(c, preset)
+    largest = max(RESOLUTIONS[preset])
+    grid = [(w, r) for w in WIDTHS for r in RESOLUTIONS[preset]] + [(1.4, largest)]
+    c.sweep.variants = ConfigDict(
+        {
+            f"width_{round(100 * w)}-size_{r}": {"model": {"width": w}, "data": {"resolution": r}}
+            for w, r in grid
+        }
+    )
+    c.sweep.reference = f"width_100-size_{largest}"
+    return c

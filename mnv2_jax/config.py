@@ -1,0 +1,215 @@
+"""Configuration files: loading, command-line overrides, and the difference between two of them.
+
+A configuration file is Python with a function `get_config(preset)` that returns an ml_collections
+`ConfigDict`; running it executes its code. `path/to/file.py:preset` picks a preset.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
+
+from mnv2_jax.errors import UsageError, unknown
+
+MAX_REASON = 300  # characters of anyone else's text in one of our messages
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
+    """Loads `file.py[:preset]` as a locked `ConfigDict`, with overrides `key.key=value` applied.
+
+    Raises:
+      UsageError: no such file, no `get_config`, an unknown preset, or an override that names no key
+        or has a value of the wrong type.
+    """
+    name, _, preset = path.partition(":")
+    get_config = _get_config_of(Path(name))
+    wants = len(inspect.signature(get_config).parameters)
+    if preset and not wants:
+        raise UsageError(
+            f"{name} has no presets, but {preset!r} was asked for: leave out the colon."
+        )
+    try:
+        config = get_config(preset) if preset else get_config()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise _broken(name, error) from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"get_config in {name} returned {config!r}: it must return a ConfigDict.")
+    config.lock()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UsageError(f"override {override!r} has no value: write {key}=VALUE.")
+        set_key(config, key, value)
+    return config
+
+
+def _get_config_of(file: Path) -> Any:
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path("experiments")
+        found = sorted(str(f) for f in folder.glob("*.py") if f.stem != "__init__")
+        near = difflib.get_close_matches(str(file), found, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        listed = ", ".join(found) or "no configuration files there"
+        raise UsageError(
+            f"configuration {str(file)!r} is not a file: {hint}In {folder}/: {listed}."
+        )
+    spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"configuration {str(file)!r} is not a Python file: its name ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    # Experiments build on each other as `experiments.imagenet`, wherever the command is run from.
+    parent = str(file.resolve().parent.parent)
+    if parent not in sys.path:
+        sys.path.append(parent)  # last, so that nothing there hides an installed package
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise _broken(str(file), error) from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UsageError(
+            f"configuration {str(file)!r} defines no function get_config: add one that returns a "
+            "ConfigDict, as experiments/imagenet.py does."
+        )
+    return module.get_config
+
+
+def _broken(file: str, error: Exception) -> UsageError:
+    """Says in one line what went wrong in a user's file, and in which line of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
+    where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
+    reason = " ".join(str(error).split())
+    if len(reason) > MAX_REASON:
+        reason = reason[:MAX_REASON] + "…"
+    return UsageError(
+        f"configuration {file!r} does not load{where}: {type(error).__name__}: {reason}"
+    )
+
+
+def set_key(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one key, by dotted path, from text that is read as the type the key already has.
+
+    >>> c = ConfigDict({"model": {"width": 1.0, "spec": "imagenet"}})
+    >>> set_key(c, "model.width", "0.5"); set_key(c, "model.spec", "small_32")
+    >>> c.model.width, c.model.spec
+    (0.5, 'small_32')
+
+    Raises:
+      UsageError: there is no such key, or the text is no value of its type.
+    """
+    known = {name: value for name, value in flatten(config).items() if value != {}}
+    if key not in known:
+        inner = [name for name in known if name.startswith(f"{key}.")]
+        if inner:
+            raise UsageError(
+                f"configuration key {key!r} is a group: set one of {', '.join(inner)}."
+            )
+        raise unknown_key(key, known)
+    node: Any = config
+    *parents, leaf = key.split(".")
+    for name in parents:
+        node = node[name]
+    kind = node.get_type(leaf)
+    # Placeholders are the keys that None is a value of.
+    optional = isinstance(dict(node.items(preserve_field_references=True))[leaf], FieldReference)
+    node[leaf] = None if optional and text == "None" else _typed(key, text, kind, node[leaf])
+
+
+def _typed(key: str, text: str, kind: type, old: Any) -> Any:
+    """Reads text as a value of a type; elements of a tuple keep the type of those before."""
+    value = text if kind is str else _literal(text)
+    if kind is float:
+        value = _as_float(value)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        value = tuple(value)
+        if old and isinstance(old[0], float):
+            value = tuple(map(_as_float, value))
+        if old and not all(type(item) is type(old[0]) for item in value):
+            value = None
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        example = "" if old is None else f", such as {old!r}"
+        given = repr(text if len(text) <= MAX_REASON else text[:MAX_REASON] + "…")
+        raise UsageError(
+            f"configuration key {key!r} is given {given}: it takes {_article(kind)}{example}."
+        )
+    return value
+
+
+def _as_float(value: Any) -> Any:
+    """Makes whole numbers floats; an integer too large for one becomes infinite."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def unknown_key(key: str, known: Iterable[str], kind: str = "configuration key") -> UsageError:
+    """Builds the error for a key that a configuration does not have."""
+    return unknown(kind, key, _neighbours(key, known))
+
+
+def _neighbours(key: str, known: Iterable[str]) -> list[str]:
+    """Keys that may have been meant: near in spelling, of the same last name, or of one group."""
+    near = difflib.get_close_matches(key, known := list(known), n=3)
+    group, _, leaf = key.rpartition(".")
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    siblings = [name for name in known if name.rpartition(".")[0] == group]
+    return near or same or siblings or sorted({name.split(".")[0] for name in known})
+
+
+def _literal(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _article(kind: type) -> str:
+    names = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
+    return names.get(kind, f"a {kind.__name__}")
+
+
+def flatten(config: ConfigDict | FrozenConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of a configuration by dotted path.
+
+    >>> flatten({"model": {"width": 1.0}, "seed": 0})
+    {'model.width': 1.0, 'seed': 0}
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        # A group without keys is a leaf, so that it is not lost.
+        if isinstance(value, (ConfigDict, FrozenConfigDict, Mapping)) and value:
+            leaves |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            leaves[name] = value if not isinstance(value, ConfigDict) else {}
+    return leaves
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Describes how two flattened configurations differ, in one line; empty if they do not.
+
+    >>> difference({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
+    'b: 2 -> 3, c: (absent) -> 4'
+    """
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (repr(d[key]) if key in d else "(absent)" for d in (old, new))
+        if before != after:
+            changes.append(f"{key}: {before} -> {after}")
+    return ", ".join(changes)

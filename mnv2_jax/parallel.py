@@ -1,0 +1,199 @@
+"""Devices: meshes, the three launchers of a step, and batches that span hosts.
+
+The same pure step runs under jit over a sharded batch (the default), `shard_map`, or pmap. Under
+jit the batch is whole, so batch statistics are global; under the other two every device sees its
+rows, and statistics are averaged over the mapped axis or not. Which scope is meant is an explicit
+choice (`BATCH_NORM`), the same whichever launcher runs it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mnv2_jax.errors import UsageError, unknown
+
+AXIS = "batch"
+BATCH_NORM = ("global", "device")
+EVERYWHERE, ROWS = PartitionSpec(), PartitionSpec(AXIS)
+
+
+class Plan(NamedTuple):
+    """How the devices are used.
+
+    Attributes:
+      mesh: all devices along one axis.
+      launcher: "jit", "shard_map" or "pmap".
+      batch_norm: "global" (statistics over the whole batch) or "device" (over each device's rows).
+      replicas: seeds trained at once as a leading axis of the state; above 1, that axis and not the
+        batch is spread over the devices.
+    """
+
+    mesh: Mesh
+    launcher: str
+    batch_norm: str
+    replicas: int
+
+    @property
+    def norm_axis(self) -> str | None:
+        """The axis that batch norm averages its statistics over."""
+        return AXIS if self.launcher != "jit" and self.batch_norm == "global" else None
+
+    @property
+    def step_axis(self) -> str | None:
+        """The axis that a step sums its gradients over."""
+        return None if self.launcher == "jit" else AXIS
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows with batch statistics of their own, where one program sees them all."""
+        return self.mesh.size if self.launcher == "jit" and self.batch_norm == "device" else 1
+
+    @property
+    def rows(self) -> NamedSharding:
+        """The sharding of a batch, or of the replicas' leading axis."""
+        return NamedSharding(self.mesh, ROWS)
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return NamedSharding(self.mesh, EVERYWHERE)
+
+    @property
+    def state(self) -> NamedSharding:
+        """The sharding of the training state."""
+        return self.rows if self.replicas > 1 else self.everywhere
+
+
+def make_plan(
+    launcher: str = "jit",
+    batch_norm: str = "global",
+    devices: int = 0,
+    replicas: int = 1,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+) -> Plan:
+    """Lays out the devices.
+
+    Args:
+      launcher: see `Plan`.
+      batch_norm: see `Plan`.
+      devices: how many to use; 0 for all (of all hosts).
+      replicas: see `Plan`; with several, as many devices as divide them are used.
+      batch_size: rows of a global batch, checked to divide over devices and accumulation.
+      accumulate: parts of a batch computed one after the other.
+
+    Raises:
+      UsageError: an unknown name, more devices than there are, or a batch that does not divide.
+    """
+    if launcher not in LAUNCHERS:
+        raise unknown("parallel.launcher", launcher, LAUNCHERS)
+    if batch_norm not in BATCH_NORM:
+        raise unknown("parallel.batch_norm", batch_norm, BATCH_NORM)
+    if launcher == "pmap" and jax.process_count() > 1:
+        raise UsageError("the launcher pmap runs on one host: set parallel.launcher to jit.")
+    found = jax.devices()
+    if not 0 <= devices <= len(found):
+        raise UsageError(
+            f"parallel.devices is {devices}, but {len(found)} "
+            f"{found[0].platform.upper()} device(s) are here: give at most that, or 0 for all."
+        )
+    used = devices or len(found)
+    spread = used  # devices that one batch is spread over
+    if replicas > 1:
+        if (launcher, batch_norm) != ("jit", "global") or jax.process_count() > 1:
+            raise UsageError(
+                f"{replicas} seeds at once need the launcher jit with global batch norm on one "
+                f"host, not {launcher} with {batch_norm} on {jax.process_count()}: set "
+                "sweep.at_once to 1."
+            )
+        used, spread = max(n for n in range(1, used + 1) if replicas % n == 0), 1
+    if batch_size is not None and batch_size % (spread * accumulate):
+        parts = f"{spread} device(s)" + (f" × {accumulate} parts" if accumulate > 1 else "")
+        near = max(1, round(batch_size / (spread * accumulate))) * spread * accumulate
+        raise UsageError(
+            f"batch_size is {batch_size}, which does not divide over {parts}: try {near}, or set "
+            "parallel.devices."
+        )
+    mesh = jax.make_mesh((used,), (AXIS,), (AxisType.Auto,), devices=found[:used])
+    return Plan(mesh, launcher, batch_norm, replicas)
+
+
+Function = Callable[..., Any]
+
+
+def launch(function: Function, plan: Plan) -> Function:
+    """Compiles function(state, resident, batch, key) -> (state, metrics) for the plan's devices.
+
+    `state`'s buffers are donated: the caller's copy is gone after the call. `resident` is data that
+    every device holds whole; `batch` is spread by rows.
+    """
+    if plan.replicas > 1:
+        function = jax.vmap(function, in_axes=(0, None, 0, 0))
+    return LAUNCHERS[plan.launcher](function, plan)
+
+
+def _jit(function: Function, plan: Plan) -> Function:
+    by_replica = plan.rows if plan.replicas > 1 else plan.everywhere
+    return jax.jit(
+        function,
+        donate_argnums=0,
+        in_shardings=(plan.state, plan.everywhere, plan.rows, by_replica),
+        out_shardings=(plan.state, by_replica),
+    )
+
+
+def _shard_map(function: Function, plan: Plan) -> Function:
+    mapped = jax.shard_map(
+        function,
+        mesh=plan.mesh,
+        in_specs=(EVERYWHERE, EVERYWHERE, ROWS, EVERYWHERE),
+        out_specs=(EVERYWHERE, EVERYWHERE),
+        check_vma=False,  # the step sums over the axis itself, as pmap needs it
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def _pmap(function: Function, plan: Plan) -> Function:
+    mapped = jax.pmap(
+        function,
+        AXIS,
+        in_axes=(None, None, 0, None),
+        out_axes=(None, None),
+        devices=list(plan.mesh.devices.flat),
+    )
+    local = len(plan.mesh.local_devices)
+
+    def call(state: Any, resident: Any, batch: Any, key: Any) -> Any:
+        stacked = jax.tree.map(lambda v: v.reshape(local, -1, *v.shape[1:]), batch)
+        return mapped(state, resident, stacked, key)
+
+    return call
+
+
+LAUNCHERS: Mapping[str, Callable[[Function, Plan], Function]] = {
+    "jit": _jit,
+    "shard_map": _shard_map,
+    "pmap": _pmap,
+}
+
+
+def global_batch(batch: Any, plan: Plan) -> Any:
+    """Places this host's rows as its share of global arrays.
+
+    Args:
+      batch: a tree of numpy arrays with this host's rows (or, with replicas, all of them).
+      plan: of the devices.
+    """
+    if plan.launcher == "pmap":
+        return batch
+    hosts = jax.process_count() if plan.replicas == 1 else 1
+
+    def place(local: np.ndarray) -> jax.Array:
+        shape = (local.shape[0] * hosts, *local.shape[1:])
+        # Without the global shape, hosts of unequal batches would go unnoticed.
+        return jax.make_array_from_process_local_data(plan.rows, local, shape)
+
+    return jax.tree.map(place, batch)

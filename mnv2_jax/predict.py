@@ -1,0 +1,96 @@
+"""A saved model at work: classes of single images, and scores over a data set."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.data import BadRecord, Source, eval_batches, eval_transform
+from mnv2_jax.data.image import decode
+from mnv2_jax.errors import UsageError
+from mnv2_jax.models.dialect import normalize
+from mnv2_jax.tasks.classify import classify
+from mnv2_jax.train.saved import Saved
+
+MAX_FILE_BYTES = 1 << 28
+
+
+class Guess(NamedTuple):
+    """One class that an image may show, and the probability the model gives it."""
+
+    name: str
+    probability: float
+
+
+def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[str, list[Guess]]]:
+    """Yields (path, the `top` likeliest classes, likeliest first) for image files.
+
+    Every image is brought to the model's size as in its evaluation.
+
+    Raises:
+      UsageError: a file cannot be read or decoded; nothing is predicted from a guess.
+    """
+    channels = saved.model.in_channels
+    transform = _transform(saved)
+
+    @jax.jit
+    def probabilities(variables: Any, images: Any) -> jax.Array:
+        logits = saved.model.apply(variables, normalize(images, saved.model.dialect))
+        return jax.nn.softmax(jnp.asarray(logits))
+
+    for path in paths:
+        try:
+            pixels = decode(_read(path), path, channels)
+        except BadRecord as bad:
+            raise UsageError(f"image {bad}: give an image that opens elsewhere.") from bad
+        image = transform({"image": pixels}, np.random.default_rng(0))["image"]
+        values = np.asarray(probabilities(saved.variables, image[None]))[0]
+        order = np.argsort(-values, kind="stable")[:top]
+        yield path, [Guess(_class_name(saved, int(i)), float(values[i])) for i in order]
+
+
+def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, float]:
+    """Returns a classifier's loss, accuracy and top-5 accuracy over a data set, each image once.
+
+    Raises:
+      UsageError: the data has classes that the model does not know, or an image is damaged.
+    """
+    known = saved.model.num_classes
+    assert known is not None
+    if len(source.classes) > known:
+        raise UsageError(
+            f"the data has {len(source.classes)} classes and the model knows {known}: evaluate on "
+            "the data it was trained for, or fine-tune it with experiments/finetune.py."
+        )
+    shape = (saved.resolution, saved.resolution, saved.model.in_channels)
+    metrics = jax.jit(classify(saved.model, shape).metrics)
+    total: dict[str, Any] = {}
+    for rows in eval_batches(source, batch_size=batch_size, transform=_transform(saved)):
+        batch = {name: rows[name] for name in ("image", "label", "mask")}
+        sums = jax.device_get(metrics(saved.variables, batch))
+        total = {
+            name: np.add(total.get(name, 0.0), np.asarray(pair, np.float64))
+            for name, pair in sums.items()
+        }
+    return {name: float(value / count) for name, (value, count) in total.items()}
+
+
+def _transform(saved: Saved) -> Any:
+    options = saved.description.get("eval", {})
+    return eval_transform(saved.resolution, channels=saved.model.in_channels, **options)
+
+
+def _read(path: str) -> bytes:
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"image {path!r} is not a file: give the path of a JPEG, PNG or the like.")
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise UsageError(f"image {path!r} is larger than {MAX_FILE_BYTES >> 20} MiB: shrink it.")
+    return file.read_bytes()
+
+
+def _class_name(saved: Saved, index: int) -> str:
+    return saved.classes[index] if index < len(saved.classes) else f"class {index}"

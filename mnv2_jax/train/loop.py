@@ -1,0 +1,270 @@
+"""The one training loop: batches in, logs, checkpoints and a trained model out."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.train.checkpoint import Checkpoints
+from mnv2_jax.train.log import RESULT, RunLog, progress, write_json
+from mnv2_jax.train.run import Run
+from mnv2_jax.train.saved import save_model
+
+IN_FLIGHT = 2  # steps
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped on a signal, with everything saved."""
+
+
+def fit(
+    run: Run, seeds: tuple[int, ...], config: Any, folder: Path, title: str, quiet: bool = False
+) -> None:
+    """Trains a run to its end, from its newest checkpoint if there is one.
+
+    Writes for each seed, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events, the trained
+    model, and last `result.json`, whose presence says that the seed is finished.
+
+    Args:
+      run: what to train.
+      seeds: to train it with, as many as it trains at once.
+      config: the configuration it was made from.
+      folder: of the variant.
+      title: for the progress bar.
+      quiet: no progress bar.
+
+    Raises:
+      Interrupted: on SIGTERM or Ctrl-C, after saving.
+      UsageError: the loss stays not finite, or nothing can be written.
+    """
+    listed = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    checkpoints = Checkpoints(folder / f"checkpoints_{listed}", config.keep_checkpoints)
+    keys = run.keys(seeds)
+    restored = checkpoints.restore(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=run.plan.state),
+            jax.eval_shape(run.fresh, keys),
+        )
+    )
+    state, extra = (run.fresh(keys), {}) if restored is None else restored
+    start = step_of(state)
+    first_process = jax.process_index() == 0
+    session = Session(
+        run=run,
+        config=config,
+        keys=keys,
+        rows=run.rows(seeds, start),
+        checkpoints=checkpoints,
+        logs=[RunLog(folder / f"seed_{seed}", start) for seed in seeds] if first_process else [],
+        bar=progress(run.steps, start, title, quiet or not first_process),
+        window=Window(extra.get("window")),
+        clock=Clock(extra.get("seconds", 0.0)),
+    )
+    try:
+        with stop_requested() as stop:
+            state = _train(session, state, stop)
+        checkpoints.wait()
+        if first_process:
+            _finish(session, seeds, state, folder)
+    finally:
+        session.bar.close()
+        for log in session.logs:
+            log.close()
+        checkpoints.close()
+
+
+class Session(NamedTuple):
+    """What the loop holds besides the state."""
+
+    run: Run
+    config: Any
+    keys: Any
+    rows: Iterator[Any]
+    checkpoints: Checkpoints
+    logs: list[RunLog]  # one for each seed, on the first process only
+    bar: Any
+    window: "Window"
+    clock: "Clock"
+
+
+class Clock:
+    """Seconds of training, over interruptions."""
+
+    def __init__(self, before: float):
+        self._start = time.monotonic() - before
+
+    def __call__(self) -> float:
+        return time.monotonic() - self._start
+
+
+def step_of(state: Any) -> int:
+    """The number of steps that a state has behind it."""
+    return int(np.max(jax.device_get(state.step)))
+
+
+class Window:
+    """Training metrics summed since the last row of the log; survives an interruption.
+
+    Sums run from step to step in float64, so that they do not depend on where a run was cut.
+    """
+
+    def __init__(self, saved: dict[str, Any] | None = None):
+        self._sums: dict[str, Any] = saved or {}
+        self._waiting: list[Any] = []  # on the device still
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds a step's metrics; waits only for those of `IN_FLIGHT` steps before.
+
+        Two steps under way keep a device busy. With more, the progress bar would run ahead, and a
+        run that is told to stop would first have to work them off.
+        """
+        self._waiting.append(metrics)
+        if len(self._waiting) > IN_FLIGHT:
+            jax.block_until_ready(self._waiting[-1 - IN_FLIGHT])
+
+    def sums(self) -> dict[str, Any]:
+        """Waits for all steps; returns name -> (sum, count) and the last of the other metrics."""
+        for metrics in jax.device_get(self._waiting):
+            for name, (total, count) in metrics.pop("sums").items():
+                before = self._sums.get(name, (0.0, 0.0))
+                pair = (np.float64(total) + before[0], np.float64(count) + before[1])
+                self._sums[name] = [np.asarray(v).tolist() for v in pair]
+            self._sums |= {name: np.asarray(v).tolist() for name, v in metrics.items()}
+        self._waiting = []
+        return self._sums
+
+    def clear(self) -> None:
+        """Starts the next window."""
+        self._sums = {}
+
+
+def _train(session: Session, state: Any, stop: threading.Event) -> Any:
+    run, config, window = session.run, session.config, session.window
+    eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
+    resident = jax.device_put(run.train.resident, run.plan.everywhere)
+    start, saved = step_of(state), session.clock()
+    if start == 0:
+        _evaluate(session, state, 0)
+    for step in range(start + 1, run.steps + 1):
+        state, metrics = run.step(state, resident, next(session.rows), session.keys)
+        window.add(metrics)
+        session.bar.update(1)
+        last = step == run.steps
+        if step % config.log_every == 0 or last:
+            _log_window(session, step)
+        monitor = None
+        if (config.eval_every_epochs and step % eval_every == 0) or last:
+            monitor = _evaluate(session, state, step)
+        now = session.clock()
+        if monitor is not None or stop.is_set() or now - saved > 60 * config.checkpoint_minutes:
+            session.checkpoints.save(state, {"seconds": now, "window": window.sums()}, monitor)
+            saved = now
+        if stop.is_set() and not last:
+            session.checkpoints.wait()
+            raise Interrupted(f"stopped and saved at step {step}: the same command goes on there")
+    return state
+
+
+def _log_window(session: Session, step: int) -> None:
+    """Writes the training metrics since the last time, and stops a run that has gone astray."""
+    run, config, window = session.run, session.config, session.window
+    found = window.sums()
+    window.clear()
+
+    def by_seed(value: Any) -> list[float]:
+        return np.broadcast_to(np.asarray(value), (run.replicas,)).tolist()
+
+    last = {name: by_seed(found.pop(name)) for name in ("gradient_norm", "skipped")}
+    astray = int(np.max(found.pop("skipped_in_a_row")))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = {name: by_seed(np.divide(*pair)) for name, pair in found.items()}
+    session.bar.set_postfix_str(f"loss {np.mean(means['loss']):.3f}", refresh=False)
+    means |= last | {"learning_rate": by_seed(run.schedule(step - 1))}
+    for i, log in enumerate(session.logs):
+        log.write(step, "train", {name: values[i] for name, values in means.items()})
+    if astray >= config.stop_after_skipped:
+        raise UsageError(
+            f"loss or gradient was not finite {astray} steps in a row up to step {step}: lower "
+            "optimizer.learning_rate, set optimizer.clip_norm, or use model.dtype float32."
+        )
+
+
+def _evaluate(session: Session, state: Any, step: int) -> float:
+    """Evaluates the raw weights, and the averaged ones beside them; returns what ranks them."""
+    run = session.run
+    results = {"eval": run.evaluate(state.variables)}
+    if state.ema:
+        results["eval_ema"] = run.evaluate(state.ema)
+    for split, means in results.items():
+        for i, log in enumerate(session.logs):
+            log.write(step, split, {name: float(values[i]) for name, values in means.items()})
+    return float(list(results.values())[-1][run.monitor].mean())
+
+
+def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) -> None:
+    """Writes each seed's model and, last of all, its result."""
+    run, config, seconds = session.run, session.config, session.clock()
+    best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
+    scores = {split: run.evaluate(variables) for split, variables in best.items()}
+    for i, seed in enumerate(seeds):
+        chosen = list(best.values())[-1]
+        if run.replicas > 1:
+            chosen = jax.tree.map(lambda leaf, i=i: leaf[i], chosen)
+        place = folder / f"seed_{seed}"
+        save_model(place, chosen, describe(run, config))
+        metrics = {
+            f"{split}/{name}": float(values[i])
+            for split, means in scores.items()
+            for name, values in means.items()
+        }
+        result = {
+            "seed": seed,
+            "steps": run.steps,
+            "seconds": round(seconds / run.replicas, 1),  # of this seed's share of the training
+            "metrics": metrics,
+            "skipped": int(np.atleast_1d(jax.device_get(state.skipped))[i]),
+        }
+        write_json(place / RESULT, result)
+
+
+def describe(run: Run, config: Any) -> dict[str, Any]:
+    """Returns what `load_model` needs to build the network again, and to feed it images."""
+    model = config.model.to_dict() | {
+        "num_classes": run.model.num_classes,
+        "in_channels": run.model.in_channels,
+    }
+    return {
+        "model": {name: value for name, value in model.items() if value is not None},
+        "classes": list(run.classes),
+        "resolution": config.data.resolution,
+        "eval": config.data.eval.to_dict(),
+    }
+
+
+@contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """Turns the first SIGTERM or Ctrl-C into an event; a second Ctrl-C leaves at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: Any) -> None:
+        del frame
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

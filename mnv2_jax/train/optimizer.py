@@ -1,0 +1,155 @@
+"""Optimizers, learning-rate schedules and weight-decay masks, as the paper's recipes have them.
+
+`optax.rmsprop` with its defaults is another optimizer than the paper's: TensorFlow's, which the
+authors used, starts the accumulator at 1 and has epsilon 1.0 inside the root (slim's release).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from mnv2_jax.errors import UsageError, unknown
+
+
+def tf_rmsprop(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    momentum: float = 0.9,
+    epsilon: float = 1.0,
+) -> optax.GradientTransformation:
+    """TensorFlow's RMSProp: ms = decay·ms + (1-decay)·g², m = momentum·m + lr·g/√(ms+ε), w -= m.
+
+    `ms` starts at 1. The learning rate stands inside the momentum, so a change of it takes effect
+    gradually. Paper, Sec. 6.1: decay and momentum 0.9; slim: epsilon 1.0.
+    """
+    return optax.rmsprop(
+        learning_rate,
+        decay=decay,
+        eps=epsilon,
+        initial_scale=1.0,
+        eps_in_sqrt=True,
+        momentum=momentum,
+    )
+
+
+def decay_mask(params: Any, depthwise: bool) -> Any:
+    """Marks the parameters that weight decay acts on: kernels, never batch norm nor biases.
+
+    Args:
+      params: a model's parameters.
+      depthwise: whether depthwise kernels decay too (slim's recipe leaves them out).
+    """
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        names = [key.key for key in path]
+        return names[-1] == "kernel" and (depthwise or "filter" not in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _exponential(c: Any, steps: int, epoch: float) -> optax.Schedule:
+    return optax.exponential_decay(
+        c.learning_rate, max(1, round(c.decay_epochs * epoch)), c.decay_rate, staircase=c.staircase
+    )
+
+
+def _cosine(c: Any, steps: int, epoch: float) -> optax.Schedule:
+    return optax.cosine_decay_schedule(c.learning_rate, max(1, steps))
+
+
+def _poly(c: Any, steps: int, epoch: float) -> optax.Schedule:
+    return optax.polynomial_schedule(c.learning_rate, 0.0, c.power, max(1, steps))
+
+
+def _constant(c: Any, steps: int, epoch: float) -> optax.Schedule:
+    return optax.constant_schedule(c.learning_rate)
+
+
+SCHEDULES: Mapping[str, Callable[[Any, int, float], optax.Schedule]] = {
+    "exponential": _exponential,
+    "cosine": _cosine,
+    "poly": _poly,
+    "constant": _constant,
+}
+
+
+def make_schedule(config: Any, steps: int, epoch_steps: float) -> optax.Schedule:
+    """Returns step -> learning rate: linear warm-up from 0, then the named schedule.
+
+    Args:
+      config: the `optimizer` part of a configuration.
+      steps: of the whole run.
+      epoch_steps: steps in an epoch, not always whole.
+    """
+    if config.schedule not in SCHEDULES:
+        raise unknown("optimizer.schedule", config.schedule, SCHEDULES)
+    warmup = round(config.warmup_epochs * epoch_steps)
+    if not 0 <= warmup < max(1, steps):
+        raise UsageError(
+            f"optimizer.warmup_epochs is {config.warmup_epochs}, which is {warmup} of {steps} "
+            "steps: shorten it, or train for longer."
+        )
+    main = SCHEDULES[config.schedule](config, steps - warmup, epoch_steps)
+    if not warmup:
+        return main
+    ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return optax.join_schedules([ramp, main], [warmup])
+
+
+Transform = optax.GradientTransformation
+
+
+def _rmsprop(c: Any, rate: optax.Schedule, weight_decay: Transform) -> Transform:
+    return optax.chain(weight_decay, tf_rmsprop(rate, c.decay, c.momentum, c.epsilon))
+
+
+def _sgd(c: Any, rate: optax.Schedule, weight_decay: Transform) -> Transform:
+    return optax.chain(weight_decay, optax.sgd(rate, c.momentum or None, nesterov=c.nesterov))
+
+
+def _adamw(c: Any, rate: optax.Schedule, weight_decay: Transform) -> Transform:
+    moments = optax.scale_by_adam(c.beta1, c.beta2, c.epsilon)
+    return optax.chain(moments, weight_decay, optax.scale_by_learning_rate(rate))
+
+
+OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Transform], Transform]] = {
+    "rmsprop": _rmsprop,
+    "sgd": _sgd,
+    "adamw": _adamw,
+}
+
+
+def make_optimizer(
+    config: Any, schedule: optax.Schedule, frozen: tuple[str, ...] = ()
+) -> Transform:
+    """Builds the optimizer of a configuration.
+
+    Weight decay is added to the gradient before all else, as L2 regularisation is in the recipes of
+    the paper; AdamW alone decouples it.
+
+    Args:
+      config: the `optimizer` part of a configuration.
+      schedule: step -> learning rate.
+      frozen: names, or beginnings of names, of top-level modules that are not trained.
+    """
+    if config.name not in OPTIMIZERS:
+        raise unknown("optimizer.name", config.name, OPTIMIZERS)
+    weight_decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(params, config.decay_depthwise)
+    )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    chain = optax.chain(clip, OPTIMIZERS[config.name](config, schedule, weight_decay))
+    if not frozen:
+        return chain
+    return optax.multi_transform(
+        {"train": chain, "freeze": optax.set_to_zero()}, lambda params: _labels(params, frozen)
+    )
+
+
+def _labels(params: Any, frozen: tuple[str, ...]) -> Any:
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        return "freeze" if path[0].key.startswith(frozen) else "train"
+
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -1,0 +1,287 @@
+"""What a configuration describes, built: data, model, task, optimizer and the compiled step."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from mnv2_jax.config import flatten
+from mnv2_jax.data import open_source
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.models.build import build, look_up
+from mnv2_jax.models.mobilenet import MobileNetV2
+from mnv2_jax.parallel import Plan, global_batch, launch, make_plan
+from mnv2_jax.tasks.classify import Teacher, classify
+from mnv2_jax.tasks.task import Task
+from mnv2_jax.train.feed import Feed, eval_feed, image_channels, lives_on_device, train_feed
+from mnv2_jax.train.optimizer import make_optimizer, make_schedule
+from mnv2_jax.train.saved import load_model
+from mnv2_jax.train.state import TrainState, new_state
+from mnv2_jax.train.step import make_step
+
+MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
+
+
+class Run(NamedTuple):
+    """One variant, ready to train with any seeds.
+
+    Where several seeds are trained at once, every array of the state has them as its first axis.
+
+    Attributes:
+      replicas: seeds trained at once.
+      steps: of the whole training.
+      epoch_steps: steps in an epoch, not always whole.
+      fresh: (keys) -> the state before the first step.
+      step: (state, resident, rows, keys) -> (state, metrics), compiled.
+      evaluate: (variables) -> {metric: mean over the evaluation set, for each seed}.
+      train: the training data.
+      schedule: step -> learning rate.
+      model, classes, plan, monitor: what was built for it.
+    """
+
+    replicas: int
+    steps: int
+    epoch_steps: float
+    fresh: Callable[[Array], TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    evaluate: Callable[[Any], dict[str, np.ndarray]]
+    train: Feed
+    schedule: optax.Schedule
+    model: MobileNetV2
+    classes: tuple[str, ...]
+    plan: Plan
+    monitor: str
+
+    def keys(self, seeds: tuple[int, ...]) -> Array:
+        """What the steps of these seeds draw from."""
+        keys = [jax.random.key(seed) for seed in seeds]
+        return jnp.stack(keys) if self.replicas > 1 else keys[0]
+
+    def rows(self, seeds: tuple[int, ...], start: int) -> Iterator[Any]:
+        """Batches from step `start` on, placed on the devices."""
+        return (global_batch(rows, self.plan) for rows in self.train.batches(seeds, start))
+
+
+def make_run(config: Any, replicas: int) -> Run:
+    """Builds a run; everything that can be wrong with a configuration is found here.
+
+    Raises:
+      UsageError: whatever part of the configuration cannot be used, before anything is trained.
+    """
+    check_numbers(config)
+    make_task = look_up("task", config.task, TASKS)
+    data, parallel = config.data, config.parallel
+    source = open_source(data.name, data.train_split, data.root)
+    held_out = open_source(data.name, data.eval_split, data.root)
+    on_device = lives_on_device(config, source)
+    if replicas > 1 and not on_device:
+        raise UsageError(
+            f"{replicas} seeds at once need a data set that lives on the device, and {data.name} "
+            "with this augmentation does not: set sweep.at_once to 1."
+        )
+    plan = make_plan(
+        parallel.launcher,
+        parallel.batch_norm,
+        parallel.devices,
+        replicas,
+        config.batch_size,
+        parallel.accumulate,
+    )
+    channels = image_channels(source, data.name)
+    image_channels(held_out, f"the {data.eval_split} split of {data.name}")
+    epoch_steps = len(source) / config.batch_size
+    steps = config.steps or max(1, round(config.epochs * epoch_steps))
+    if steps > MAX_STEPS:
+        raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
+    schedule = make_schedule(config.optimizer, steps, epoch_steps)
+    optimizer = make_optimizer(config.optimizer, schedule, tuple(config.init.frozen))
+    model = make_model(config, len(source.classes), channels, plan.norm_axis)
+    feed = train_feed(config, source, channels)
+    task = make_task(config, model, feed, channels)
+    spread = plan.mesh.size if replicas == 1 else 1
+    held_out_feed = eval_feed(config, held_out, on_device, channels, spread)
+    averaged = config.ema_decay > 0
+    start = load_model(config.init.model) if config.init.model else None
+    train_step = make_step(
+        task, optimizer, config.ema_decay, parallel.accumulate, plan.step_axis, plan.groups
+    )
+
+    def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
+        return train_step(state, feed.fetch(resident, rows), key)
+
+    def first(key: Array) -> TrainState:
+        variables = task.init(key)
+        if start is not None:
+            variables = start_from(start.variables, variables)
+        return new_state(variables, optimizer, averaged)
+
+    check_frozen(config.init.frozen, jax.eval_shape(task.init, jax.random.key(0))["params"])
+    jax.eval_shape(first, jax.random.key(0))  # finds a start that does not fit
+    return Run(
+        replicas=replicas,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        fresh=jax.jit(jax.vmap(first) if replicas > 1 else first, out_shardings=plan.state),
+        step=launch(step, plan),
+        evaluate=make_evaluate(task, held_out_feed, plan),
+        train=feed,
+        schedule=schedule,
+        model=model,
+        classes=source.classes,
+        plan=plan,
+        monitor=task.monitor,
+    )
+
+
+def make_model(
+    config: Any, classes: int, channels: int, norm_axis: str | None = None
+) -> MobileNetV2:
+    """Builds the configured network for a data set."""
+    return build(
+        num_classes=classes,
+        in_channels=channels,
+        norm_axis=norm_axis,
+        frozen_norm=config.init.frozen_norm,
+        **config.model.to_dict(),
+    )
+
+
+def _make_classify(config: Any, model: MobileNetV2, feed: Feed, channels: int) -> Task:
+    size = config.data.resolution
+    teacher = None
+    if config.teacher.model:
+        saved = load_model(config.teacher.model)
+        if saved.model.num_classes != model.num_classes:
+            raise UsageError(
+                f"teacher {config.teacher.model} knows {saved.model.num_classes} classes and the "
+                f"data has {model.num_classes}: train a teacher on the same classes."
+            )
+        theirs, ours = saved.model.dialect, model.dialect
+        if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+            raise UsageError(
+                f"teacher {config.teacher.model} takes images in the range of the dialect "
+                f"{theirs.name}, and the student in that of {ours.name}: set "
+                "model.dialect to the teacher's."
+            )
+        teacher = Teacher(
+            lambda images: jnp.asarray(saved.model.apply(saved.variables, images)),
+            config.teacher.weight,
+            config.teacher.temperature,
+        )
+    return classify(
+        model,
+        (size, size, channels),
+        feed.augmentations,
+        config.loss.label_smoothing,
+        config.loss.mixup,
+        config.loss.cutmix,
+        teacher,
+    )
+
+
+TASKS: dict[str, Callable[[Any, MobileNetV2, Feed, int], Task]] = {"classify": _make_classify}
+
+
+def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Compiles the evaluation over a whole set, as exact sums."""
+
+    def metrics(variables: Any, resident: Any, rows: Any) -> Any:
+        return task.metrics(variables, feed.fetch(resident, rows))
+
+    many = plan.replicas > 1
+    compiled = jax.jit(jax.vmap(metrics, in_axes=(0, None, None)) if many else metrics)
+    resident = jax.device_put(feed.resident, plan.everywhere)
+
+    def evaluate(variables: Any) -> dict[str, np.ndarray]:
+        total: Any = None
+        for rows in feed.batches((), 0):
+            placed = rows if many else global_batch(rows, plan._replace(launcher="jit"))
+            sums = compiled(variables, resident, placed)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        return {
+            name: np.atleast_1d(np.asarray(value) / np.asarray(count))
+            for name, (value, count) in total.items()
+        }
+
+    return evaluate
+
+
+def start_from(saved: Any, fresh: Any) -> Any:
+    """Replaces fresh variables by a saved model's, all but a classifier of other classes.
+
+    Raises:
+      UsageError: anything else differs in name or shape; the message lists what.
+    """
+    old: Any = flatten_dict(saved, sep="/")
+    new: Any = flatten_dict(fresh, sep="/")
+    lines = [
+        f"{sign}{name}{side[name].shape}"
+        for name in sorted(old.keys() | new.keys())
+        for sign, side in (("-", old), ("+", new))
+        if name in side and not _fits(name, old, new)
+    ]
+    if any("classifier/" not in line for line in lines):
+        shown = ", ".join(lines[:6]) + (", …" if len(lines) > 6 else "")
+        raise UsageError(
+            f"the saved model does not fit this configuration (- saved, + configured): {shown}. "
+            "Set model.width and model.spec to those of the saved model."
+        )
+    merged = {name: old[name] if _fits(name, old, new) else leaf for name, leaf in new.items()}
+    return unflatten_dict(merged, sep="/")
+
+
+def _fits(name: str, old: Any, new: Any) -> bool:
+    return name in old and name in new and old[name].shape == new[name].shape
+
+
+def check_frozen(frozen: Any, modules: Any) -> None:
+    """Refuses names of frozen modules that the network does not have."""
+    for name in frozen:
+        if not isinstance(name, str) or not any(module.startswith(name) for module in modules):
+            raise unknown("module in init.frozen", name, modules)
+
+
+MAY_BE_NONE = ("model.bn_decay", "data.threads")
+# What a training can use, both ends included; None is no limit but for infinity.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "batch_size": (1, 2**20), "eval_batch_size": (1, 2**20), "steps": (0, MAX_STEPS),
+    "epochs": (0, 10**6), "ema_decay": (0, 1), "log_every": (1, None),
+    "eval_every_epochs": (0, 10**6), "checkpoint_minutes": (0, None),
+    "keep_checkpoints": (1, None), "stop_after_skipped": (1, None),
+    "model.width": (0, 64), "model.dropout": (0, 1), "model.bn_decay": (0, 1),
+    "data.resolution": (1, 2**13), "data.threads": (1, 1024), "data.bad_record_budget": (0, 1),
+    "data.train.pad": (0, 2**13),
+    "optimizer.learning_rate": (0, None), "optimizer.decay_rate": (0, 1),
+    "optimizer.decay_epochs": (0, 10**6), "optimizer.power": (0, None),
+    "optimizer.warmup_epochs": (0, 10**6), "optimizer.decay": (0, 1),
+    "optimizer.momentum": (0, 1), "optimizer.epsilon": (0, None), "optimizer.beta1": (0, 1),
+    "optimizer.beta2": (0, 1), "optimizer.weight_decay": (0, None),
+    "optimizer.clip_norm": (0, None),
+    "loss.label_smoothing": (0, 1), "loss.mixup": (0, None), "loss.cutmix": (0, None),
+    "teacher.weight": (0, 1), "teacher.temperature": (0.01, None),
+    "parallel.accumulate": (1, 2**20), "sweep.at_once": (0, None),
+}  # fmt: skip
+
+
+def check_numbers(config: Any) -> None:
+    """Refuses numbers that no training can use."""
+    given = flatten(config)
+    for key, (low, high) in RANGES.items():
+        value: Any = given[key]
+        if value is None and key in MAY_BE_NONE:
+            continue
+        top = math.inf if high is None else high
+        # Infinity and NaN are the numbers whose difference with themselves is not 0.
+        if not isinstance(value, (int, float)) or value - value != 0 or not low <= value <= top:
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UsageError(f"{key} is {value}: it must be {bounds}.")
+    if not config.steps and not config.epochs:
+        raise UsageError("epochs and steps are both 0: set one of them to train at all.")
+    if len(config.data.train.area) != 2:
+        raise UsageError(f"data.train.area is {config.data.train.area}: give two shares.")
