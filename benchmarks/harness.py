@@ -1,0 +1,169 @@
+"""Times contenders alternately, each in a process of its own, and reports pairwise ratios.
+
+A shared machine is slower at one moment than at the next, so every round times every contender
+once, ratios are taken within rounds, and the median over rounds is what is reported.
+"""
+
+import ctypes.util
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime", "openvino")
+
+
+class Contender(NamedTuple):
+    """A function of `benchmarks.contenders` that builds one step, and where it runs.
+
+    Attributes:
+      name: in the report.
+      build: name of the function; it returns a function without arguments that takes one step.
+      options: its arguments.
+      threads: cores that the process may use.
+      allocator: "glibc" (as it comes), "kept" (`host.keep_freed_memory`) or "jemalloc".
+    """
+
+    name: str
+    build: str
+    options: dict[str, Any]
+    threads: int = 2
+    allocator: str = "glibc"
+
+
+def compare(contenders: Sequence[Contender], rounds: int, repeats: int = 1) -> list[dict]:
+    """Times all contenders in turn; in a round each takes one step to warm up, then `repeats`."""
+    workers = []
+    try:
+        for contender in contenders:
+            worker = _start(contender)
+            workers.append((contender, worker, []))
+            if not _receive(worker):
+                raise SystemExit(f"{contender.name} cannot run here: see the error above.")
+        for i in range(rounds):
+            print(f"round {i + 1} of {rounds}", file=sys.stderr)
+            for _, worker, seconds in workers:
+                print(repeats, file=worker.stdin, flush=True)
+                seconds.append(min(_receive(worker)))
+    finally:
+        for _, worker, _ in workers:
+            worker.kill()
+            worker.communicate()
+    first = workers[0][2]
+    return [
+        {
+            **contender._asdict(),
+            "median_ms": 1e3 * statistics.median(seconds),
+            "best_ms": 1e3 * min(seconds),
+            "ratio": statistics.median(a / b for a, b in zip(first, seconds, strict=True)),
+        }
+        for contender, _, seconds in workers
+    ]
+
+
+def _start(contender: Contender) -> subprocess.Popen:
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        env[name] = str(contender.threads)
+    if contender.allocator == "jemalloc":
+        env["LD_PRELOAD"] = ctypes.util.find_library("jemalloc") or "libjemalloc.so.2"
+    command = [sys.executable, "-m", "benchmarks.harness", json.dumps(contender)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, env=env, text=True, **pipes)
+
+
+def _receive(worker: subprocess.Popen) -> Any:
+    for line in worker.stdout:  # pyright: ignore[reportOptionalIterable]
+        if line.startswith("#"):
+            return json.loads(line[1:])
+    return None
+
+
+def work(contender: Contender) -> None:
+    """Is the worker: builds the step, then times as many steps as each line of input says."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[: contender.threads])
+    if contender.allocator == "kept":
+        importlib.import_module("mnv2_jax.host").keep_freed_memory()
+    contenders = importlib.import_module("benchmarks.contenders")
+    step = getattr(contenders, contender.build)(threads=contender.threads, **contender.options)
+    step()
+    print("#true", flush=True)
+    for line in sys.stdin:
+        step()
+        seconds = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        print("#" + json.dumps(seconds), flush=True)
+
+
+def report(name: str, title: str, tables: dict[str, list[dict]]) -> None:
+    """Writes results/NAME.json and .md, and prints the latter.
+
+    Args:
+      name: of the files.
+      title: the question.
+      tables: results of `compare`, by what was measured.
+    """
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    machine = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(v, 1) for v in os.getloadavg()],
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+    }
+    lines = [f"# {title}", "", f"`{machine['command']}` on {machine['processor']}, "]
+    lines[-1] += f"{machine['cores']} cores, load {machine['load'][0]} at the end; "
+    lines[-1] += ", ".join(f"{k} {v}" for k, v in versions.items()) + "."
+    lines += ["", "The ratio is the first row's time over this row's, the median over rounds."]
+    for heading, rows in tables.items():
+        lines += [
+            "",
+            f"## {heading}",
+            "",
+            "| | threads | allocator | median ms | best ms | ratio |",
+        ]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            f"| {r['name']} | {r['threads']} | {r['allocator']} | {r['median_ms']:.1f} "
+            f"| {r['best_ms']:.1f} | {r['ratio']:.2f} |"
+            for r in rows
+        ]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines) + "\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**machine, "tables": tables}, indent=1))
+    print(text)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+if __name__ == "__main__":
+    work(Contender(*json.loads(sys.argv[1])))
