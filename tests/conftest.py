@@ -1,0 +1,55 @@
+"""Settings of the whole test run, made before JAX starts, and fixtures that several rooms share."""
+
+import os
+
+# Eight virtual CPU devices, so that every sharding is tested on any machine.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# Tests compile much and compute little; this halves their time and changes no result.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(request):
+    """Keeps compiled programs between runs: the second run of the tests starts much faster."""
+    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """Gives a module's variables with every leaf random, batch statistics too.
+
+    Fresh initialisation hides mistakes: scales of 1 and means of 0 survive a wrong name or axis.
+    Kernels are scaled by their fan-in, so that activations neither vanish nor saturate.
+    """
+
+    def make(module, *shapes, seed=0, **kwargs):
+        shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+        variables = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, **kwargs), *shapes)
+        rng = np.random.default_rng(seed)
+
+        def fill(path, leaf):
+            name = path[-1].key
+            if name == "kernel":
+                fan_in = np.prod(leaf.shape[:-1])
+                return rng.normal(size=leaf.shape).astype(leaf.dtype) * (2 / fan_in) ** 0.5
+            low, high = {"scale": (0.5, 1.5), "var": (0.5, 1.5)}.get(name, (-0.5, 0.5))
+            return rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
+
+        return jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float32),
+            jax.tree_util.tree_map_with_path(fill, variables),
+        )
+
+    return make

@@ -1,0 +1,173 @@
+"""The inverted residual: its maps, its wirings, and Sec. 5.1's split."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax import (
+    DIALECTS,
+    InvertedResidual,
+    UsageError,
+    between_bottlenecks,
+    between_expansions,
+    no_shortcut,
+    relu6,
+)
+
+SHAPE = (2, 7, 6, 8)
+
+
+def images(shape=SHAPE, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def numpy_block(variables, x, block):
+    """The block of Table 1 written as loops over positions, independent of any convolution."""
+    params, stats = variables["params"], variables["batch_stats"]
+    eps = block.dialect.bn_epsilon
+
+    def norm(name, y):
+        p, s = params[name]["norm"], stats[name]["norm"]
+        return (y - s["mean"]) / np.sqrt(s["var"] + eps) * p["scale"] + p["bias"]
+
+    y = x
+    if block.expansion > 1:
+        y = np.clip(norm("expand", y @ params["expand"]["conv"]["kernel"][0, 0]), 0, 6)
+    b, h, w, c = y.shape
+    s, d = block.stride, block.dilation
+    ho, wo = -(-h // s), -(-w // s)
+    pads = []
+    for n, out in ((h, ho), (w, wo)):
+        total = max(0, (out - 1) * s + 2 * d + 1 - n)
+        pads.append((d, d) if block.dialect.padding == "symmetric" else (total // 2, total))
+    (top, _), (left, _) = pads
+    kernel = params["filter"]["conv"]["kernel"]
+    z = np.zeros((b, ho, wo, c), np.float32)
+    for i, j, u, v in np.ndindex(ho, wo, 3, 3):
+        row, column = i * s + u * d - top, j * s + v * d - left
+        if 0 <= row < h and 0 <= column < w:
+            z[:, i, j] += y[:, row, column] * kernel[u, v, 0]
+    z = np.clip(norm("filter", z), 0, 6)
+    return norm("project", z @ params["project"]["conv"]["kernel"][0, 0])
+
+
+@pytest.mark.parametrize("dialect", ["slim", "torchvision"])
+@pytest.mark.parametrize(
+    ("expansion", "stride", "dilation"), [(6, 1, 1), (6, 2, 1), (1, 1, 1), (3, 1, 2)]
+)
+def test_against_loops_in_numpy(randomize, dialect, expansion, stride, dilation):
+    block = InvertedResidual(
+        10, expansion, stride, dilation, dialect=DIALECTS[dialect], shortcut=no_shortcut
+    )
+    variables = randomize(block, SHAPE)
+    out = jax.jit(block.apply)(variables, images())
+    np.testing.assert_allclose(out, numpy_block(variables, images(), block), rtol=2e-5, atol=2e-5)
+
+
+def test_the_shortcut_adds_the_input_where_shapes_agree(randomize):
+    x = images()
+    for channels, stride, added in ((8, 1, True), (10, 1, False), (8, 2, False)):
+        block = InvertedResidual(channels, stride=stride)
+        variables = randomize(block, SHAPE)
+        with_shortcut = jax.jit(block.apply)(variables, x)
+        without = jax.jit(block.clone(shortcut=no_shortcut).apply)(variables, x)
+        expected = x + without if added else without
+        np.testing.assert_allclose(with_shortcut, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_strided_block_has_no_shortcut_even_on_one_pixel(randomize):
+    block = InvertedResidual(8, stride=2)
+    variables = randomize(block, (1, 1, 1, 8))
+    x = images((1, 1, 1, 8))
+    without = jax.jit(block.clone(shortcut=no_shortcut).apply)(variables, x)
+    np.testing.assert_array_equal(jax.jit(block.apply)(variables, x), without)
+
+
+def test_the_relu6_bottleneck_is_clipped_before_the_shortcut(randomize):
+    block = InvertedResidual(8, bottleneck=relu6)
+    variables = randomize(block, SHAPE)
+    plain = block.clone(bottleneck=lambda x: x, shortcut=no_shortcut)
+    linear, out = (jax.jit(b.apply)(variables, images()) for b in (plain, block))
+    np.testing.assert_allclose(out, images() + np.clip(linear, 0, 6), rtol=1e-5, atol=1e-5)
+
+
+def test_between_expansions_passes_the_expanded_tensor_on():
+    maps = (lambda x: x * 2, lambda x: x, lambda x: x + 1)
+    thin = jnp.ones((1, 2, 2, 3))
+    first, wide = between_expansions(*maps, thin, None, 1)
+    np.testing.assert_array_equal(first, thin * 3)
+    second, wide = between_expansions(*maps, thin, wide, 1)
+    np.testing.assert_array_equal(second, thin * 5)  # 2 expanded + 2 passed on, + 1
+    np.testing.assert_array_equal(wide, thin * 4)
+    assert between_expansions(*maps, thin, None, 2)[1] is None
+    other = jnp.ones((1, 2, 2, 4))
+    np.testing.assert_array_equal(between_expansions(*maps, thin, other, 1)[0], thin * 3)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("wiring", [between_bottlenecks, no_shortcut])
+def test_split_inference_is_the_same_block(randomize, stride, wiring):
+    block = InvertedResidual(8, stride=stride, shortcut=wiring, bottleneck=relu6)
+    variables = randomize(block, SHAPE)
+
+    @jax.jit
+    def outputs(variables, x):  # 48 expanded channels: 5, 7 and 60 groups do not divide them
+        return [block.clone(split=t).apply(variables, x) for t in (1, 2, 3, 4, 5, 6, 7, 60)]
+
+    whole, *splits = outputs(variables, images())
+    for split in splits:
+        np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_split_makes_the_same_parameters_and_trains_like_the_whole(randomize):
+    block, split = InvertedResidual(8), InvertedResidual(8, split=3)
+    shapes = [jax.eval_shape(b.init, jax.random.key(0), images()) for b in (block, split)]
+    assert shapes[0] == shapes[1]
+    variables = randomize(block, SHAPE)
+    ours, theirs = (
+        jax.jit(partial(b.apply, train=True, mutable=["batch_stats"]))(variables, images())
+        for b in (block, split)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_split_never_holds_the_expanded_tensor(randomize):
+    block = InvertedResidual(8, expansion=16)
+    variables, shape = randomize(block, (1, 64, 64, 8)), (1, 64, 64, 8)
+
+    def temporaries(t):
+        apply = jax.jit(block.clone(split=t).apply)
+        return apply.lower(variables, images(shape)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < 0.5 * temporaries(1)
+
+
+@pytest.mark.parametrize("split", [0, -1, 1.5, "2", True])
+def test_impossible_splits_are_refused(split):
+    with pytest.raises(UsageError, match=r"split is .*: it must be an integer of at least 1"):
+        InvertedResidual(8, split=split)
+
+
+def test_split_refuses_a_shortcut_that_needs_the_whole_expansion():
+    with pytest.raises(UsageError, match="use split=1, or the shortcut between_bottlenecks"):
+        InvertedResidual(8, split=2, shortcut=between_expansions)
+
+
+def test_rows_masked_out_leave_statistics_and_other_rows_alone(randomize):
+    block = InvertedResidual(8)
+    variables = randomize(block, SHAPE)
+    x = images((4, 7, 6, 8))
+    kept = x[[0, 2]]
+    garbage = x.copy()
+    garbage[[1, 3]] = 1e6
+    mask = np.array([1, 0, 1, 0], np.float32)
+    train = jax.jit(partial(block.apply, train=True, mutable=["batch_stats"]))
+    out, update = train(variables, garbage, mask=mask)
+    expected, expected_update = train(variables, kept)
+    np.testing.assert_allclose(out[jnp.array([0, 2])], expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), update, expected_update
+    )

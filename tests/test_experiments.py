@@ -1,0 +1,127 @@
+"""Every experiment: loads with every preset, has only keys of the base, builds its networks."""
+
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import imagenet, scales
+from mnv2_jax.config import flatten, load_config
+from mnv2_jax.data import open_source
+from mnv2_jax.errors import UsageError
+from mnv2_jax.train.optimizer import make_optimizer, make_schedule
+from mnv2_jax.train.run import check_numbers, make_model
+from mnv2_jax.train.sweep import check_names, seed_groups, variant_config
+
+FOLDER = Path(imagenet.__file__).parent
+FILES = sorted(f for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "scales"))
+CLASSES = {
+    "imagenet2012": (1000, 3), "cifar10": (10, 3), "tfds:imagenette/160px-v2": (10, 3),
+    "fashion_mnist": (10, 1), "folder": (5, 3),
+}  # fmt: skip
+
+
+def presets_of(file):
+    """Those that its own error lists, and the default."""
+    try:
+        load_config(f"{file}:no such preset")
+    except UsageError as error:
+        listed = re.search(r"The choices are (.*)\.$", str(error))
+        return ["", *(f":{name}" for name in (listed[1].split(", ") if listed else ()))]
+    raise AssertionError(f"{file} takes any preset")
+
+
+EVERY = [f"{file}{preset}" for file in FILES for preset in presets_of(file)]
+ABLATIONS = [
+    name for name in EVERY if re.search(r"ablate_(linear|shortcut).py(:imagenet2012)?$", name)
+]
+
+
+def title(path):
+    return Path(path).name
+
+
+def shapes(config):
+    """The parameters of the network of a configuration, by jax.eval_shape."""
+    if config.data.name in CLASSES:
+        classes, channels = CLASSES[config.data.name]
+    else:
+        source = open_source(config.data.name, "test")
+        classes, channels = len(source.classes), source[0]["image"].shape[-1]
+    model = make_model(config, classes, channels)
+    size = config.data.resolution
+    images = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert logits.shape == (1, classes)
+    return variables["params"]
+
+
+def test_the_experiments_are_found():
+    assert {"imagenet", "ablate_linear", "ablate_shortcut"} <= {f.stem for f in FILES}
+    assert any(name.endswith("imagenet.py:slim") for name in EVERY)
+    for file in (f for f in FILES if "set_scale(c, preset)" in f.read_text()):
+        found = {name.partition(":")[2] for name in EVERY if name.startswith(str(file))}
+        assert found == {"", *scales.SCALES}
+
+
+@pytest.mark.parametrize("path", EVERY, ids=title)
+def test_it_loads_and_could_be_trained(path):
+    config = load_config(path)
+    keys = {key for key in flatten(config) if not key.startswith("sweep.variants.")}
+    based = {key for key in flatten(imagenet.base()) if not key.startswith("sweep.variants.")}
+    assert keys == based
+    check_names(config)
+    assert list(seed_groups(config))
+    steps = config.steps or 1000
+    for name in config.sweep.variants:
+        variant = variant_config(config, name)
+        check_numbers(variant)
+        epoch = steps / (variant.epochs or 10)
+        make_optimizer(variant.optimizer, make_schedule(variant.optimizer, steps, epoch))
+        assert flatten(variant).keys() == flatten(config).keys()
+
+
+@pytest.mark.parametrize("path", EVERY, ids=title)
+def test_its_network_can_be_built(path):
+    config = load_config(path)
+    assert shapes(variant_config(config, list(config.sweep.variants)[-1]))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=title)
+def test_the_variants_of_an_ablation_have_the_same_parameters(path):
+    config = load_config(path)
+    found = [shapes(variant_config(config, name)) for name in config.sweep.variants]
+    assert len(found) > 1
+    for other in found[1:]:
+        assert other == found[0]
+    models = [make_model(variant_config(config, n), 10, 3) for n in config.sweep.variants]
+    assert len({(m.bottleneck, m.shortcut) for m in models}) == len(models)
+
+
+def test_no_two_experiments_share_a_folder():
+    """The default preset and its own name are one experiment."""
+    names = {}
+    for path in EVERY:
+        config = load_config(path)
+        names.setdefault(config.name, {})[path] = str(flatten(config))
+    shared = {name: found for name, found in names.items() if len(set(found.values())) > 1}
+    shared.pop("imagenet", None)  # the paper's and slim's recipe, which no folder holds both of
+    assert not shared, {name: list(found) for name, found in shared.items()}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
+def test_its_docstring_says_how_to_run_it(file):
+    text = file.read_text()
+    assert f"python main.py --config experiments/{file.name}" in text
+    assert inspect.cleandoc(text)
+
+
+def test_the_base_comments_on_what_a_reader_must_know():
+    """Every key that takes a name says which names there are, or where they are listed."""
+    source = inspect.getsource(imagenet.base)
+    for key in ("optimizer.name", "optimizer.schedule", "parallel.launcher", "model.shortcut"):
+        (line,) = [row for row in source.splitlines() if row.strip().startswith(f"c.{key} =")]
+        assert "# " in line and "or" in line, line

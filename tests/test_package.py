@@ -1,0 +1,122 @@
+"""The package as others meet it: what an import costs, and what the wheel holds."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mnv2_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """Runs a command that must succeed, without `PYTHONPATH`, and returns what it printed."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_importing_every_module_loads_no_heavy_framework():
+    """They are imported inside the functions that need them, so `import mnv2_jax` stays light."""
+    script = """
+import importlib, pkgutil, sys
+import mnv2_jax
+names = ["mnv2_jax"]
+names += [m.name for m in pkgutil.walk_packages(mnv2_jax.__path__, "mnv2_jax.")]
+for name in names:
+    importlib.import_module(name)
+heavy = "tensorflow torch keras onnx jax2onnx litert_converter tensorflow_datasets"
+print(len(names), *[name for name in heavy.split() if name in sys.modules])
+"""
+    count, *loaded = run(sys.executable, "-c", script, cwd=ROOT, JAX_PLATFORMS="cpu").split()
+    assert loaded == []
+    assert int(count) >= len(list((ROOT / "mnv2_jax").glob("*.py")))
+
+
+def test_lock_pins_every_requirement():
+    """A dependency added without `make lock` would be missing from the locked leg of CI."""
+
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    pinned = {
+        normal(line.split("==")[0])
+        for line in (ROOT / "requirements-lock.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = (ROOT / "requirements.txt").read_text().splitlines() + extras["dev"] + extras["image"]
+    names = {normal(re.match(r"[\w.-]*", line).group()) for line in asked} - {"", "mnv2-jax"}
+    assert names - pinned == set()
+
+
+def test_lock_names_no_index_and_no_path():
+    lock = (ROOT / "requirements-lock.txt").read_text()
+    assert "make lock" in lock.partition("\n\n")[0]
+    assert re.findall(r"https?:|file:|--(?:index|extra|find)|@", lock) == []
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy, so that nothing stale is picked up or left in the checkout."""
+    tmp = tmp_path_factory.mktemp("wheel")
+    source = tmp / "source"
+    source.mkdir()
+    shutil.copytree(
+        ROOT / "mnv2_jax", source / "mnv2_jax", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp, source, cwd=tmp)
+    (built,) = tmp.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_whole_package(wheel):
+    """Every file of the package directory: modules, `py.typed`, embedded data and its licences."""
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("mnv2_jax/")}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "mnv2_jax").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert held == wanted
+    assert "mnv2_jax/py.typed" in held
+    assert any(re.fullmatch(r"mnv2_jax/data/embedded/.*\.npz", name) for name in held)
+    assert any(re.fullmatch(r"mnv2_jax/data/embedded/.*licen[cs]e.*", name, re.I) for name in held)
+
+
+def test_wheel_installs_and_runs_away_from_the_checkout(wheel, tmp_path):
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=tmp_path)
+    python = venv / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    run(*pip, "install", "--no-index", "--no-deps", wheel, cwd=tmp_path)
+    # The dependencies come from the environment of the tests: installing them again takes minutes.
+    # A path file inside a directory that a path file adds is not read, so an editable install of
+    # the checkout stays out of reach.
+    (site,) = (venv / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    script = """
+import importlib.metadata, mnv2_jax
+print(mnv2_jax.__file__, mnv2_jax.__version__, importlib.metadata.version("mnv2_jax"))
+"""
+    path, version, metadata = run(python, "-c", script, cwd=tmp_path, JAX_PLATFORMS="cpu").split()
+    assert Path(path).is_relative_to(site)
+    assert version == metadata == mnv2_jax.__version__
+    usage = run(venv / "bin" / "mnv2", "--help", cwd=tmp_path, JAX_PLATFORMS="cpu")
+    assert "account" in usage

@@ -1,0 +1,153 @@
+"""A saved model used on images and data sets, from Python and from the command line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax import UsageError, build, normalize
+from mnv2_jax.cli import main
+from mnv2_jax.data import ArraySource, open_source
+from mnv2_jax.predict import evaluate, predict
+from mnv2_jax.train.saved import load_model, save_model
+
+MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
+
+
+@pytest.fixture
+def folder(tmp_path, randomize):
+    description = {
+        "model": MODEL,
+        "classes": [f"digit {i}" for i in range(10)],
+        "resolution": 8,
+        "eval": {"crop": "none", "fraction": 1.0},
+    }
+    save_model(tmp_path / "model", randomize(build(**MODEL), (1, 8, 8, 1)), description)
+    return tmp_path / "model"
+
+
+def logits_of(saved, images):
+    return np.asarray(
+        jax.jit(saved.model.apply)(saved.variables, normalize(images, saved.model.dialect))
+    )
+
+
+def test_a_saved_model_comes_back_bit_for_bit(folder, randomize):
+    saved = load_model(folder)
+    assert saved.model == build(**MODEL)
+    jax.tree.map(
+        np.testing.assert_array_equal, saved.variables, randomize(build(**MODEL), (1, 8, 8, 1))
+    )
+
+
+def test_evaluation_counts_every_image_once(folder):
+    saved, source = load_model(folder), open_source("digits", "test")
+    arrays = source.arrays()
+    logits = logits_of(saved, arrays["image"])
+    hits = logits.argmax(1) == arrays["label"]
+    order = (logits >= np.take_along_axis(logits, arrays["label"][:, None], 1)).sum(1)
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - np.take_along_axis(
+        shifted, arrays["label"][:, None], 1
+    ).squeeze(1)
+    for batch_size in (7, 360, 1000):
+        scores = evaluate(saved, source, batch_size)
+        np.testing.assert_allclose(scores["accuracy"], hits.mean(), rtol=1e-6)
+        np.testing.assert_allclose(scores["top5"], (order <= 5).mean(), rtol=1e-6)
+        np.testing.assert_allclose(scores["loss"], losses.mean(), rtol=1e-4)
+
+
+def test_prediction_of_an_image_file(folder, tmp_path):
+    pixels = open_source("digits", "test")[3]["image"]
+    path = tmp_path / "three.png"
+    Image.fromarray(pixels[..., 0]).save(path)
+    saved = load_model(folder)
+    logits = logits_of(saved, pixels[None])[0]
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    ((given, guesses),) = predict(saved, [str(path)], top=3)
+    assert given == str(path)
+    assert [g.name for g in guesses] == [f"digit {i}" for i in np.argsort(-logits)[:3]]
+    np.testing.assert_allclose(
+        [g.probability for g in guesses], np.sort(expected)[::-1][:3], rtol=1e-4
+    )
+
+
+def test_the_verbs(folder, tmp_path, capsys):
+    path = tmp_path / "digit.png"
+    Image.fromarray(open_source("digits", "test")[0]["image"][..., 0]).save(path)
+    assert main(["predict", "--model", str(folder), str(path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["image"] == str(path) and len(printed["classes"]) == 5
+    assert main(["predict", "--model", str(folder), str(path), "--top", "2"]) == 0
+    assert capsys.readouterr().out.count("%") == 2
+    assert main(["evaluate", "--model", str(folder), "--data", "digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 360
+    assert main(["evaluate", "--model", str(folder), "--data", "digits"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_data_of_more_classes_than_the_model_is_refused(folder):
+    many = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 11]), ("x",) * 12)
+    with pytest.raises(UsageError, match="12 classes and the model knows 10"):
+        evaluate(load_model(folder), many)
+
+
+def damage_json(folder):
+    (folder / "model.json").write_text("{")
+
+
+def damage_tensors(folder):
+    (folder / "model.safetensors").write_bytes(b"\x10" * 50)
+
+
+def other_architecture(folder):
+    description = json.loads((folder / "model.json").read_text())
+    description["model"]["spec"] = "small_32"
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+def unknown_option(folder):
+    description = json.loads((folder / "model.json").read_text())
+    description["model"]["depth"] = 3
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+def no_tensors(folder):
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_json, "cannot be read"),
+        (damage_tensors, "cannot be read"),
+        (other_architecture, "do not fit the network"),
+        (unknown_option, "unknown model option 'depth'"),
+        (no_tensors, "no model.safetensors"),
+    ],
+)
+def test_a_damaged_model_is_one_line(folder, capsys, damage, message):
+    damage(folder)
+    assert main(["evaluate", "--model", str(folder), "--data", "digits"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a file"),
+        (b"", "the file is empty"),
+        (b"no image at all", "no image of a known format"),
+        (b"\xff\xd8\xff\xe0 cut", "cannot be decoded|no image"),
+    ],
+)
+def test_a_useless_image_is_one_line(folder, tmp_path, content, message):
+    path = tmp_path / "image.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        list(predict(load_model(folder), [str(path)]))
+    assert "\n" not in str(caught.value)

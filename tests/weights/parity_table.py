@@ -1,0 +1,91 @@
+"""Prints the table in README.md: `python -m tests.weights.parity_table > tests/weights/README.md`.
+
+Every published implementation that is installed gets random weights and batch-norm statistics;
+they are saved, loaded here by `load_weights`, and both networks see the same random images, of an
+even, an odd and an oblong size.
+"""
+
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2_jax.markdown import markdown_table
+from mnv2_jax.weights import load_weights
+from mnv2_jax.weights.crc32c import crc32c
+from tests.weights.bundles import write_bundle
+from tests.weights.peers import VARIANTS, Peer, peer
+
+SIZES = ((96, 96), (97, 97), (65, 128))
+PACKAGES = ("jax", "keras", "torch", "torchvision", "timm", "transformers")
+
+
+def save(found: Peer, ecosystem: str, folder: Path) -> Path:
+    """Saves a peer's weights as that ecosystem would."""
+    if ecosystem == "slim":
+        write_bundle(folder / "model.ckpt", found.tensors, crc32c)
+        return folder / "model.ckpt"
+    if ecosystem == "keras":
+        found.native.save_weights(folder / "model.weights.h5")
+        return folder / "model.weights.h5"
+    from safetensors.numpy import save_file
+
+    save_file(found.tensors, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def difference(found: Peer, ecosystem: str, folder: Path, sizes=SIZES) -> float:
+    """The largest difference of any logit, as a share of the largest logit."""
+    loaded = load_weights(f"{ecosystem}:{save(found, ecosystem, folder)}")
+    worst = 0.0
+    for size in sizes:
+        images = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+        ours = jax.jit(loaded.model.apply)(loaded.variables, images)
+        theirs = found.logits(images)
+        assert np.abs(theirs).max() > 0.1
+        worst = max(worst, float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()))
+    return worst
+
+
+def rows():
+    """Measures every ecosystem and variant whose package is there."""
+    for ecosystem, variants in VARIANTS.items():
+        for variant in variants:
+            try:
+                found = peer(ecosystem, variant)
+            except pytest.skip.Exception:
+                yield ecosystem, variant, "-", "not installed"
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                worst = difference(found, ecosystem, Path(folder))
+            count = sum(
+                array.size
+                for name, array in found.tensors.items()
+                if not name.endswith(("num_batches_tracked",))
+            )
+            yield ecosystem, variant, f"{count:,}", f"{worst:.1e}"
+
+
+def installed():
+    """Versions of what was compared with."""
+    for package in PACKAGES:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+
+
+if __name__ == "__main__":
+    print("# Parity with the published implementations\n")
+    print("Largest difference of any logit as a share of the largest one, float32, random weights")
+    print(
+        "and batch-norm statistics (see `random_like` for their scale), images of 96×96, 97×97 and"
+    )
+    print("65×128, each implementation's own file loaded by `load_weights`. slim is computed by")
+    print("Hugging Face's port of it; d-li14 and tonylins by their layers rebuilt in `torch.nn`.\n")
+    print(f"Measured with {', '.join(installed())};")
+    print("made by `python -m tests.weights.parity_table > tests/weights/README.md`.\n")
+    print(markdown_table(("weights", "variant", "numbers in the file", "difference"), rows()))
