@@ -1,0 +1,62 @@
+"""`mnv2 train` and `mnv2 prepare`: experiments, and the data they need."""
+
+import argparse
+from pathlib import Path
+
+from mnv2_jax.cli.verb import Verb
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:PRESET]",
+        help="an experiment, e.g. experiments/ablate_linear.py:fashion_mnist; "
+        "--config.KEY=VALUE changes one of its keys",
+    )
+    parser.add_argument("--workdir", help="folder of the results (runs/NAME)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from mnv2_jax import host
+    from mnv2_jax.config import load_config
+    from mnv2_jax.train.sweep import default_workdir, run_sweep
+
+    config = load_config(arguments.config, arguments.overrides)
+    host.keep_freed_memory()
+    host.use_compilation_cache()
+    if config.sweep.at_once != 1 and len(config.sweep.seeds) > 1:
+        host.split_cpu(host.cores())  # seeds are independent, so each core takes some
+    chosen = arguments.workdir or default_workdir(config, arguments.overrides)
+    workdir = Path(chosen).expanduser().absolute()
+    command = ["python", "main.py", *arguments.argv]
+    report = run_sweep(config, workdir, command, arguments.quiet)
+    text = report.read_text()
+    print(text)
+    print(f"report, plot, logs and models are in {workdir}")
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="of a TensorFlow Datasets set, e.g. fashion_mnist")
+    parser.add_argument("--root", help="folder for prepared sets (~/tensorflow_datasets)")
+    parser.add_argument("--idx", help="folder of Fashion-MNIST's IDX files, if not Debian's")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.data import prepare
+
+    place = prepare(arguments.name, arguments.root, arguments.idx)
+    print(f"prepared in {place}: train on it with --config.data.name=tfds:{arguments.name}")
+
+
+TRAIN = Verb(
+    "Run an experiment: train its variants with its seeds, and report.",
+    _train_arguments,
+    _train,
+)
+PREPARE = Verb(
+    "Make a data set readable through TensorFlow Datasets.",
+    _prepare_arguments,
+    _prepare,
+)
