@@ -31,7 +31,7 @@ class Operands(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is known while tracing; statistics are averaged over the mapped axis, if any."""
+    """What is known while tracing; statistics are of all rows along the mapped axis, if any."""
 
     epsilon: float
     activation: Activation
@@ -40,7 +40,12 @@ class Setting(NamedTuple):
 
 
 class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` of (b, h, w, c) and an activation, as one operation in training on CPUs."""
+    """`nn.BatchNorm` of (b, h, w, c) and an activation, as one operation in training on CPUs.
+
+    Over a mapped axis every row that counts weighs the same, on whichever device it lies;
+    `nn.BatchNorm` averages the devices' means, and is NaN where one has no such row. Where no row
+    counts at all the running statistics stay as they are.
+    """
 
     @nn.compact
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -58,7 +63,8 @@ class BatchNorm(nn.BatchNorm):
           activation: applied last, element by element; it must not close over traced values.
           operands: where given, `x` is their product, which is then not used but computed anew.
         """
-        if self.use_running_average or jax.default_backend() != "cpu":
+        elsewhere = jax.default_backend() != "cpu" and self.axis_name is None
+        if self.use_running_average or elsewhere:
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
             return activation(super().__call__(x, mask=rows))
         channels = x.shape[-1:]
@@ -74,11 +80,21 @@ class BatchNorm(nn.BatchNorm):
             results = normalized(x, scale, bias, mask, setting)
         else:
             results = expanded(*operands, scale, bias, mask, setting)
-        out, *moments = cast(tuple[Array, Array, Array], results)
+        out, *moments, count = cast(tuple[Array, ...], results)
         if not self.is_initializing():
+            share = (1 - self.momentum) * (count > 0)
             for variable, now in zip(running, moments, strict=True):
-                variable.value = self.momentum * variable.value + (1 - self.momentum) * now
+                variable.value = (1 - share) * variable.value + share * now
         return out
+
+
+class Normalized(NamedTuple):
+    """The activated result, and the statistics it was normalised by."""
+
+    out: Float[Array, "b h w c"]
+    mean: Float[Array, " c"]
+    var: Float[Array, " c"]
+    count: Float[Array, ""]  # positions that the statistics are of, on all devices
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -88,8 +104,8 @@ def normalized(
     bias: Float[Array, " c"],
     mask: Float[Array, " b"] | None,
     setting: Setting,
-) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Normalises by the batch's own statistics; returns the activated result, mean and variance.
+) -> Normalized:
+    """Normalises by the batch's own statistics.
 
     Statistics are computed in at least float32, whatever `x` is.
     """
@@ -98,14 +114,15 @@ def normalized(
 
 def _normalized_forward(x, scale, bias, mask, setting):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    kept, n = _kept(wide, mask), _count(x, mask)
+    kept = _kept(wide, mask)
     sums = jnp.stack([kept.sum((0, 1, 2)), (kept * kept).sum((0, 1, 2))])
-    mean, square = _average(sums / n, setting)
+    (mean, square), count = _means(sums, x, mask, setting)
     var = jnp.maximum(0.0, square - mean * mean)
     rstd = lax.rsqrt(var + setting.epsilon)
     factor = scale * rstd
     out = _affine(wide, factor, bias - mean * factor).astype(setting.dtype)
-    return (setting.activation(out), mean, var), (x, scale, bias, mask, mean, rstd, n)
+    result = Normalized(setting.activation(out), mean, var, count)
+    return result, (x, scale, bias, mask, mean, rstd, count)
 
 
 def _normalized_backward(setting, residuals, cotangents):
@@ -133,7 +150,7 @@ def expanded(
     bias: Float[Array, " o"],
     mask: Float[Array, " b"] | None,
     setting: Setting,
-) -> tuple[Float[Array, "b h w o"], Float[Array, " o"], Float[Array, " o"]]:
+) -> Normalized:
     """`normalized` of the product y = x·kernel, for more output than input channels.
 
     With m and C the mean and covariance of x, y has mean m·kernel and variance
@@ -143,18 +160,18 @@ def expanded(
 
 
 def _expanded_forward(x, kernel, scale, bias, mask, setting):
-    kept, n = _flat(_kept(x, mask)), _count(x, mask)
+    kept = _flat(_kept(x, mask))
     total, gram = kept.sum(0), _contract(kept, kept)
-    mean_x, square = _average(total / n, setting), _average(gram / n, setting)
+    (mean_x, *square), count = _means(jnp.concatenate([total[None], gram]), x, mask, setting)
     mean = mean_x @ kernel
-    covariance = square - mean_x[:, None] * mean_x[None]
+    covariance = jnp.stack(square) - mean_x[:, None] * mean_x[None]
     var = jnp.maximum(0.0, (kernel * (covariance @ kernel)).sum(0))
     rstd = lax.rsqrt(var + setting.epsilon)
     factor = scale * rstd
     product = (_flat(x) @ (kernel * factor[None])).reshape(*x.shape[:3], kernel.shape[1])
     out = setting.activation(product + _channels(bias - mean * factor))
-    residuals = (x, kernel, product, total, gram, scale, bias, mask, mean, rstd, n)
-    return (out, mean, var), residuals
+    residuals = (x, kernel, product, total, gram, scale, bias, mask, mean, rstd, count)
+    return Normalized(out, mean, var, count), residuals
 
 
 def _expanded_backward(setting, residuals, cotangents):
@@ -178,15 +195,16 @@ expanded.defvjp(_expanded_forward, _expanded_backward)
 
 def _through_statistics(residuals, dscale, dbias, cotangents, setting):
     """Returns (slope, offset): through mean and var, a row that counts gets slope·y + offset."""
-    scale, _, _, mean, rstd, n = residuals
-    dscale, dbias, dmean, dvar = _average(jnp.stack([dscale, dbias, *cotangents[1:]]), setting)
+    scale, _, _, mean, rstd, count = residuals
+    dscale, dbias, dmean, dvar = _total(jnp.stack([dscale, dbias, *cotangents[1:3]]), setting)
+    n = jnp.maximum(count, 1)
     factor = scale * rstd
     slope = (2 * dvar - factor * rstd * dscale) / n
     return slope, (dmean - factor * dbias) / n - slope * mean
 
 
-def _average(values: Array, setting: Setting) -> Array:
-    return values if setting.axis_name is None else lax.pmean(values, setting.axis_name)
+def _total(values: Array, setting: Setting) -> Array:
+    return values if setting.axis_name is None else lax.psum(values, setting.axis_name)
 
 
 def _kept(x: Array, mask: Array | None) -> Array:
@@ -194,9 +212,16 @@ def _kept(x: Array, mask: Array | None) -> Array:
     return x if mask is None else jnp.where(mask.reshape(-1, 1, 1, 1) > 0, x, 0)
 
 
-def _count(x: Array, mask: Array | None) -> Array | int:
-    positions = x.shape[1] * x.shape[2]
-    return (x.shape[0] if mask is None else (mask > 0).sum()) * positions
+def _means(sums: Float[Array, "k c"], x: Array, mask: Array | None, setting: Setting) -> Any:
+    """Divides sums over this device's positions, added up over all devices, by their count.
+
+    One collective for both: collectives that do not depend on each other may start in another order
+    on another host, and on CPUs then wait for each other for ever.
+    """
+    rows = x.shape[0] if mask is None else (mask > 0).sum()
+    count = jnp.asarray(rows * x.shape[1] * x.shape[2], sums.dtype)
+    both = _total(jnp.concatenate([sums.ravel(), count[None]]), setting)
+    return both[:-1].reshape(sums.shape) / jnp.maximum(both[-1], 1), both[-1]
 
 
 def _flat(x: Array) -> Array:
