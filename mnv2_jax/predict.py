@@ -31,8 +31,10 @@ def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[
     Every image is brought to the model's size as in its evaluation.
 
     Raises:
-      UsageError: a file cannot be read or decoded; nothing is predicted from a guess.
+      UsageError: the model is no classifier, or a file cannot be read or decoded; nothing is
+        predicted from a guess.
     """
+    saved = without_background(saved)
     channels = saved.model.in_channels
     transform = _transform(saved)
 
@@ -56,10 +58,11 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
     """Returns a classifier's loss, accuracy and top-5 accuracy over a data set, each image once.
 
     Raises:
-      UsageError: the data has classes that the model does not know, or an image is damaged.
+      UsageError: the model is no classifier, the data has classes that it does not know, or an
+        image is damaged.
     """
+    saved = without_background(saved)
     known = saved.model.num_classes
-    assert known is not None
     if len(source.classes) > known:
         raise UsageError(
             f"the data has {len(source.classes)} classes and the model knows {known}: evaluate on "
@@ -76,6 +79,34 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
             for name, pair in sums.items()
         }
     return {name: float(value / count) for name, (value, count) in total.items()}
+
+
+def without_background(saved: Saved) -> Saved:
+    """Drops the class "background" that some published classifiers have before all others.
+
+    What is left answers with the classes of the data, counted from 0.
+
+    Raises:
+      UsageError: the model is no classifier.
+    """
+    if saved.task != "classify" or saved.model.num_classes is None:
+        what = "features only" if saved.task == "classify" else f"answers of the task {saved.task}"
+        raise UsageError(
+            f"this model gives {what}: classes need a classifier; import it without --drop-head, "
+            "or fine-tune it with experiments/finetune.py."
+        )
+    model, offset = saved.model, saved.model.dialect.class_offset
+    if not offset:
+        return saved
+    params = saved.variables["params"]
+    head = {name: leaf[..., offset:] for name, leaf in params["classifier"].items()}
+    return saved._replace(
+        model=model.clone(
+            num_classes=model.num_classes - offset,
+            dialect=model.dialect._replace(class_offset=0),
+        ),
+        variables=saved.variables | {"params": params | {"classifier": head}},
+    )
 
 
 def _transform(saved: Saved) -> Any:

@@ -95,7 +95,7 @@ def test_data_of_more_classes_than_the_model_is_refused(folder):
 
 
 def damage_json(folder):
-    (folder / "model.json").write_text("{")
+    (folder / "config.json").write_text("{")
 
 
 def damage_tensors(folder):
@@ -103,15 +103,15 @@ def damage_tensors(folder):
 
 
 def other_architecture(folder):
-    description = json.loads((folder / "model.json").read_text())
+    description = json.loads((folder / "config.json").read_text())
     description["model"]["spec"] = "small_32"
-    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "config.json").write_text(json.dumps(description))
 
 
 def unknown_option(folder):
-    description = json.loads((folder / "model.json").read_text())
+    description = json.loads((folder / "config.json").read_text())
     description["model"]["depth"] = 3
-    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "config.json").write_text(json.dumps(description))
 
 
 def no_tensors(folder):

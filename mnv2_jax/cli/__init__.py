@@ -12,6 +12,7 @@ from typing import NoReturn
 from mnv2_jax.cli.account import ACCOUNT
 from mnv2_jax.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.cli.train import PREPARE, TRAIN
+from mnv2_jax.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
 from mnv2_jax.errors import UsageError
 
 OVERRIDE = "--config."
@@ -23,6 +24,9 @@ VERBS = {
     "evaluate": EVALUATE,
     "predict": PREDICT,
     "prepare": PREPARE,
+    "import": IMPORT,
+    "export-weights": EXPORT_WEIGHTS,
+    "doctor": DOCTOR,
     "account": ACCOUNT,
 }
 

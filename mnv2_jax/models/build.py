@@ -28,7 +28,10 @@ NAMED: dict[str, Mapping[str, Any]] = {
 
 
 def build(
-    expansion: int | None = None, bn_decay: float | None = None, **options: Any
+    expansion: int | None = None,
+    bn_decay: float | None = None,
+    class_offset: int = 0,
+    **options: Any,
 ) -> MobileNetV2:
     """Builds a network from plain values, as they stand in a configuration.
 
@@ -36,6 +39,8 @@ def build(
       expansion: replaces the expansion factor of Table 2's rows; None keeps them.
       bn_decay: replaces the dialect's decay of the moving averages; None keeps it. Short trainings
         need a faster one than the published networks had.
+      class_offset: 1 where class 0 of the logits is "background", as in some published weights;
+        it belongs to a classifier, so the dialect does not decide it here.
       **options: attributes of `MobileNetV2`; `spec`, `dialect`, `shortcut`, `bottleneck`,
         `activation` and `dtype` by name.
 
@@ -48,15 +53,20 @@ def build(
     fields = [f for f in MobileNetV2.__dataclass_fields__ if f not in ("parent", "name")]
     for option in options:
         if option not in fields:
-            raise unknown("model option", option, ["expansion", "bn_decay", *fields])
+            raise unknown(
+                "model option", option, ["expansion", "bn_decay", "class_offset", *fields]
+            )
     for option, table in NAMED.items():
         if option in options:
             options[option] = look_up(option, options[option], table)
     if expansion is not None:
         options["spec"] = with_expansion(options.get("spec", SPECS["imagenet"]), expansion)
-    if bn_decay is not None:
-        dialect = options.get("dialect", DIALECTS["slim"])
-        options["dialect"] = dialect._replace(bn_decay=bn_decay)
+    if class_offset not in (0, 1):
+        raise UsageError(
+            f"class_offset is {class_offset!r}: it is 1 where class 0 is background, else 0."
+        )
+    dialect = options.get("dialect", DIALECTS["slim"])._replace(class_offset=class_offset)
+    options["dialect"] = dialect if bn_decay is None else dialect._replace(bn_decay=bn_decay)
     return MobileNetV2(**options)
 
 

@@ -101,7 +101,41 @@ TINY_8 = Spec(
 """Eight thin blocks with total stride 4, for 8×8 digits: bottlenecks so thin that what they lose
 shows within a minute of training."""
 
-SPECS = {"imagenet": IMAGENET, "small_32": SMALL_32, "tiny_8": TINY_8}
+TIMM_110D = IMAGENET._replace(
+    rows=(
+        Row(1, 16, 1, 1),
+        Row(6, 24, 3, 2),
+        Row(6, 32, 4, 2),
+        Row(6, 72, 5, 2),
+        Row(6, 104, 4, 1),
+        Row(6, 176, 4, 2),
+        Row(6, 352, 1, 1),
+    ),
+    divisor=1,
+)
+"""timm's `mobilenetv2_110d`: 1.1 times as wide and 1.2 times as deep, stem and last layer as they
+were. The rows list the channels that its weights have."""
+
+TIMM_120D = TIMM_110D._replace(
+    rows=(
+        Row(1, 24, 1, 1),
+        Row(6, 32, 3, 2),
+        Row(6, 40, 5, 2),
+        Row(6, 80, 6, 2),
+        Row(6, 112, 5, 1),
+        Row(6, 192, 5, 2),
+        Row(6, 384, 1, 1),
+    )
+)
+"""timm's `mobilenetv2_120d`: 1.2 times as wide and 1.4 times as deep."""
+
+SPECS = {
+    "imagenet": IMAGENET,
+    "small_32": SMALL_32,
+    "tiny_8": TINY_8,
+    "timm_110d": TIMM_110D,
+    "timm_120d": TIMM_120D,
+}
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

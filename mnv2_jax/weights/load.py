@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `build` takes to build the model again, as plain values; without the class offset.
+        """What `build` takes to build the model again, as plain values.
 
         Raises:
           UsageError: the network's rows are in no table, so that no name stands for them.
@@ -58,6 +58,7 @@ class Loaded(NamedTuple):
             "in_channels": self.model.in_channels,
             "dropout": self.model.dropout,
             "dialect": self.dialect.name,
+            "class_offset": self.dialect.class_offset,
         }
 
 

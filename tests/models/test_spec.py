@@ -1,14 +1,19 @@
 """Table 2, the width multiplier and the output stride, against the published figures."""
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import (
     IMAGENET,
     SMALL_32,
     SPECS,
+    TIMM_110D,
+    TIMM_120D,
     TINY_8,
     make_divisible,
     unroll,
@@ -59,7 +64,10 @@ def test_later_strides_become_dilation_of_the_blocks_after(output_stride, dilati
     assert total == output_stride
 
 
-@pytest.mark.parametrize(("spec", "total"), [(IMAGENET, 32), (SMALL_32, 8), (TINY_8, 4)])
+@pytest.mark.parametrize(
+    ("spec", "total"),
+    [(IMAGENET, 32), (SMALL_32, 8), (TINY_8, 4), (TIMM_110D, 32), (TIMM_120D, 32)],
+)
 def test_total_stride_of_each_spec(spec, total):
     stride = spec.stem_stride
     for block in unroll(spec=spec).blocks:
@@ -68,7 +76,17 @@ def test_total_stride_of_each_spec(spec, total):
 
 
 def test_every_spec_is_tested_above():
-    assert set(SPECS.values()) == {IMAGENET, SMALL_32, TINY_8}
+    assert set(SPECS.values()) == {IMAGENET, SMALL_32, TINY_8, TIMM_110D, TIMM_120D}
+
+
+@pytest.mark.parametrize(
+    ("spec", "millions"), [("timm_110d", 4.52), ("timm_120d", 5.83)]
+)  # timm's own table of results
+def test_timm_deeper_networks_have_its_number_of_parameters(spec, millions):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(MobileNetV2(spec=SPECS[spec]).init, jax.random.key(0), images)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert round(count / 1e6, 2) == millions
 
 
 def test_expansion_replaces_all_but_the_first_row():

@@ -78,7 +78,13 @@ def test_what_a_sweep_writes(undisturbed):
         "config.json", "curves.png", "linear", "report.md", "results.json",
     ]  # fmt: skip
     files = {p.name for p in seed.iterdir() if not p.name.startswith("tensorboard")}
-    assert files == {"metrics.jsonl", "model.json", "model.safetensors", "result.json"}
+    assert files == {
+        "README.md",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+    }
     rows = read_rows(seed / "metrics.jsonl")
     steps = {split: [r["step"] for r in rows if r["split"] == split] for split in ("train", "eval")}
     assert steps == {"train": [2, 4, 6, 8, 10, 12], "eval": [0, 3, 6, 9, 12]}

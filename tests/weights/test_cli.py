@@ -1,0 +1,128 @@
+"""The verbs for weights: what comes in can be used, saved, described and taken out again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax import load_weights, normalize
+from mnv2_jax.cli import main
+from mnv2_jax.data import ArraySource, eval_transform
+from mnv2_jax.models.spec import SPECS
+from mnv2_jax.predict import evaluate, predict
+from mnv2_jax.train.saved import load_model
+from mnv2_jax.weights import ECOSYSTEMS, export_weights
+from tests.weights.networks import network, same
+
+WIDTH = 0.35
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory):
+    """A file of slim's with 1001 classes, and the folder that import makes of it."""
+    place = tmp_path_factory.mktemp("slim")
+    model, variables = network("slim", 1001, SPECS["imagenet"], WIDTH)
+    path = place / "mobilenet_v2_0.35_96.npz"
+    export_weights(model, variables, "slim", path)
+    (place / "names.txt").write_text("\n".join(f"name {i}" for i in range(1000)) + "\n")
+    argv = ["import", f"slim:{path}", str(place / "model")]
+    assert main([*argv, "--classes-file", str(place / "names.txt")]) == 0
+    assert main([*argv[:2], str(place / "kept"), "--keep-background"]) == 0
+    return place
+
+
+def test_import_keeps_what_belongs_to_the_weights(slim):
+    path = slim / "mobilenet_v2_0.35_96.npz"
+    loaded = load_weights(f"slim:{path}", drop_background=True)
+    saved = load_model(slim / "model")
+    assert saved.model == loaded.model and same(saved.variables, loaded.variables)
+    assert saved.model.num_classes == 1000 and saved.resolution == 96
+    assert saved.classes[:2] == ("name 0", "name 1")
+    # slim's preprocess_for_eval
+    assert saved.description["eval"] == {
+        "crop": "stretch", "fraction": 0.875, "method": "bilinear", "antialias": False,
+    }  # fmt: skip
+    assert saved.description["source"] == {
+        "ecosystem": "slim", "file": path.name, "sha256": loaded.sha256,
+    }  # fmt: skip
+    card = (slim / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: mnv2_jax\n") and loaded.sha256 in card
+
+
+def test_background_is_no_answer(slim, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 120, 100, 3)).astype(np.uint8)
+    kept = load_model(slim / "kept")
+    assert kept.model.num_classes == 1001 and kept.model.dialect.class_offset == 1
+    transform = eval_transform(96, "stretch", 0.875, antialias=False)
+    images = np.stack([transform({"image": p}, None)["image"] for p in pixels])
+    logits = jax.jit(kept.model.apply)(kept.variables, normalize(images, kept.model.dialect))
+    expected = np.asarray(logits)[:, 1:].argmax(1)
+    Image.fromarray(pixels[0]).save(tmp_path / "one.png")
+    for folder, name in (("model", "name {}"), ("kept", "class {}")):
+        saved = load_model(slim / folder)
+        ((_, guesses),) = predict(saved, [str(tmp_path / "one.png")], top=1)
+        assert guesses[0].name == name.format(expected[0])
+        source = ArraySource(pixels, expected, tuple(str(i) for i in range(1000)))
+        assert evaluate(saved, source)["accuracy"] == 1.0
+
+
+def test_weights_leave_as_they_came(slim, tmp_path):
+    source, again = slim / "mobilenet_v2_0.35_96.npz", tmp_path / "again.npz"
+    argv = ["export-weights", "--model", str(slim / "kept"), "--to", "slim", str(again)]
+    assert main(argv) == 0
+    assert again.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("spec", ["timm_110d", "timm_120d"])
+def test_deeper_networks_of_timm_are_saved_by_name(tmp_path, spec):
+    model, variables = network("timm", 5, SPECS[spec])
+    export_weights(model, variables, "timm", tmp_path / "a.safetensors")
+    assert main(["import", f"timm:{tmp_path / 'a.safetensors'}", str(tmp_path / "model")]) == 0
+    saved = load_model(tmp_path / "model")
+    assert saved.model.spec == SPECS[spec] and same(saved.variables, variables)
+
+
+def test_features_without_a_head(slim, tmp_path, capsys):
+    folder = tmp_path / "features"
+    source = f"slim:{slim / 'mobilenet_v2_0.35_96.npz'}"
+    assert main(["import", source, str(folder), "--drop-head"]) == 0
+    assert load_model(folder).model.num_classes is None
+    assert main(["evaluate", "--model", str(folder), "--data", "digits"]) == 2
+    assert "this model gives features only" in capsys.readouterr().err
+
+
+def test_doctor_tells_what_to_change(slim, capsys):
+    path = str(slim / "mobilenet_v2_0.35_96.npz")
+    assert main(["doctor", path]) == 0
+    told = capsys.readouterr().out
+    assert "1001, class 0 is background" in told and "-> add 1 to labels" in told
+    assert main(["doctor", f"keras:{path}", "--json"]) == 0
+    findings = {f["topic"]: f for f in json.loads(capsys.readouterr().out)}
+    assert findings["ecosystem"]["change"] == "load it as slim:, not as keras:"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sha256", "00"], "has sha256"),
+        (["--classes-file", "/nowhere"], "cannot be read"),
+        (["--classes-file", __file__], "and the classifier has 1000"),
+    ],
+)
+def test_import_refuses_in_one_line(slim, tmp_path, capsys, argv, message):
+    source = f"slim:{slim / 'mobilenet_v2_0.35_96.npz'}"
+    assert main(["import", source, str(tmp_path / "model"), *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "model").exists()
+
+
+def test_export_refuses_what_an_ecosystem_cannot_hold(slim, tmp_path, capsys):
+    argv = ["export-weights", "--model", str(slim / "model"), "--to"]
+    assert main([*argv, "torchvision", str(tmp_path / "a.npz")]) == 2
+    assert "its padding is same and theirs symmetric" in capsys.readouterr().err
+    assert main([*argv, "nobody", str(tmp_path / "a.npz")]) == 2
+    assert "unknown ecosystem 'nobody'" in capsys.readouterr().err
+    assert set(ECOSYSTEMS) > {"slim", "torchvision"}
