@@ -18,7 +18,7 @@ def get_config(preset: str = "fashion_mnist_small") -> ConfigDict:
     c = base()
     c.name, c.title = "distill", "Distillation"
     set_scale(c, preset)
-    c.name = f"distill-{preset}"
+    c.name, c.needs = f"distill-{preset}", ("teacher.model",)
     c.sweep.variants = ConfigDict(
         {"distilled": {"teacher": {"weight": 0.7}}, "alone": {"teacher": {"weight": 0.0}}}
     )

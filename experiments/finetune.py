@@ -16,7 +16,7 @@ from mnv2_jax.errors import unknown
 
 def get_config(preset: str = "whole") -> ConfigDict:
     c = base()
-    c.name, c.title = "finetune", "Fine-tuning"
+    c.name, c.title, c.needs = "finetune", "Fine-tuning", ("init.model",)
     c.data.name = "folder"
     c.batch_size, c.eval_batch_size, c.epochs = 64, 256, 20.0
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"

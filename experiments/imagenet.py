@@ -19,6 +19,7 @@ from mnv2_jax.errors import unknown
 def get_config(preset: str = "paper") -> ConfigDict:
     config = base()
     if preset == "slim":
+        config.name = "imagenet-slim"
         config.batch_size = 96 * 8
         config.epochs = 420.0  # about 700,000 steps
         config.optimizer.learning_rate = 0.045 * 8
@@ -35,7 +36,8 @@ def base() -> ConfigDict:
     c = ConfigDict()
     c.name = "imagenet"  # of the experiment: title of its report, and of its folder under runs/
     c.title = ""  # of the report and its plot; the name, if empty
-    c.task = "classify"
+    c.needs = ()  # keys without a default that are of use, which have to be given
+    c.task = "classify"  # or detect, segment
 
     c.model = ConfigDict()  # see mnv2_jax.models.mobilenet.MobileNetV2
     c.model.width = 1.0
@@ -60,21 +62,32 @@ def base() -> ConfigDict:
     c.data.threads = config_dict.placeholder(int)  # that read and decode; None: one a core
     c.data.bad_record_budget = 0.01  # share of undecodable images that stops a run
     c.data.train = ConfigDict()  # see mnv2_jax.data.transforms.train_transform
-    c.data.train.crop = "inception"  # or pad, none
+    c.data.train.crop = "inception"  # or pad, none; detect: ssd, none; segment: scale, none
     c.data.train.pad = 4  # pixels, for crop = pad
-    c.data.train.area = (0.08, 1.0)  # for crop = inception
+    c.data.train.area = (0.08, 1.0)  # for crop = inception or ssd
     c.data.train.flip = 0.5  # probability
     c.data.train.color = 0.0  # strength of brightness, contrast and saturation changes
     c.data.train.policy = "none"  # or rand_augment, trivial_augment
     c.data.train.erasing = 0.0  # probability
     c.data.eval = ConfigDict()  # see mnv2_jax.data.transforms.eval_transform
-    c.data.eval.crop = "stretch"  # slim's central 87.5 %, stretched; or center, none
+    # slim's central 87.5 %, stretched; or center, none; detect: none; segment: pad, none
+    c.data.eval.crop = "stretch"
     c.data.eval.fraction = 0.875
 
     c.batch_size = 96 * 16  # global, over all devices and hosts
     c.eval_batch_size = 1024
     c.epochs = 300.0
     c.steps = 0  # instead of epochs, where above 0
+
+    c.detect = ConfigDict()  # for the task detect; see mnv2_jax.models.ssdlite
+    c.detect.heads = "ssdlite"  # or ssd, with full convolutions (Table 5)
+    c.detect.max_objects = 100  # in an image; of more, the largest
+
+    c.segment = ConfigDict()  # for the task segment; see mnv2_jax.models.deeplab
+    c.segment.aspp = False  # the atrous pyramid (Table 7)
+    c.segment.decoder = False  # with features of the fourth block's expansion, as in DeepLabv3+
+    c.segment.atrous = "full"  # or separable: the 3×3 convolutions of pyramid and decoder
+    c.segment.scale = (0.5, 2.0)  # for crop = scale
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "rmsprop"  # TensorFlow's; or sgd, adamw

@@ -32,7 +32,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
         {
             f"width_{round(100 * w)}-size_{r}": {"model": {"width": w}, "data": {"resolution": r}}
             for w, r in grid
-        }
+        },
+        sort_keys=False,
     )
     c.sweep.reference = f"width_100-size_{largest}"
     return c

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 from mnv2_jax.errors import UsageError, unknown
 
 MAX_REASON = 300  # characters of anyone else's text in one of our messages
+OVERRIDE = "--config."  # how a command line sets a key
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
@@ -51,6 +52,26 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
             raise UsageError(f"override {override!r} has no value: write {key}=VALUE.")
         set_key(config, key, value)
     return config
+
+
+def check_keys(config: Any, keys: Iterable[str]) -> None:
+    """Refuses a configuration without some keys, or without a value of one that it needs.
+
+    Raises:
+      UsageError: a key is absent, or one of those in `needs` is None.
+    """
+    given = flatten(config)
+    for key in keys:
+        if key not in given:
+            raise UsageError(
+                f"the configuration has no key {key!r}: let its get_config begin with base() of "
+                "experiments/imagenet.py, which defines them all."
+            )
+    for key in given.get("needs", ()):
+        if given.get(key) is None:
+            raise UsageError(
+                f"this experiment needs {key}: give {OVERRIDE}{key}=VALUE; its head says what."
+            )
 
 
 def _get_config_of(file: Path) -> Any:

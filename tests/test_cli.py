@@ -98,6 +98,16 @@ def test_configurations_that_cannot_be_used(refused, tmp_path):
         "--config", "experiments/ablate_lineer.py"
     )
     assert "unknown preset 'x'" in refused("--config", f"{ABLATION}:x")
+    (tmp_path / "own.py").write_text(
+        "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'name': 'own'})"
+    )
+    assert "has no key 'title': let its get_config begin with base()" in refused(
+        "--config", tmp_path / "own.py"
+    )
+    for name, key in (("finetune.py:head", "init.model"), ("distill.py", "teacher.model")):
+        assert f"needs {key}: give --config.{key}=VALUE" in refused(
+            "--config", f"experiments/{name}"
+        )
 
 
 @pytest.mark.usefixtures("no_training")

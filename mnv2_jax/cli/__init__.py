@@ -13,9 +13,9 @@ from mnv2_jax.cli.account import ACCOUNT
 from mnv2_jax.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.cli.train import PREPARE, TRAIN
 from mnv2_jax.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
+from mnv2_jax.config import OVERRIDE
 from mnv2_jax.errors import UsageError
 
-OVERRIDE = "--config."
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
