@@ -48,7 +48,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from mnv2_jax.data import prepare
 
     place = prepare(arguments.name, arguments.root, arguments.idx)
-    print(f"prepared in {place}: train on it with --config.data.name=tfds:{arguments.name}")
+    root = f" --config.data.root={arguments.root}" if arguments.root else ""
+    print(f"prepared in {place}: train on it with --config.data.name=tfds:{arguments.name}{root}")
 
 
 TRAIN = Verb(
