@@ -54,8 +54,13 @@ def shapes(config):
     model = make_model(config, classes, channels)
     size = config.data.resolution
     images = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
-    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-    assert logits.shape == (1, classes)
+    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    if config.task == "classify":
+        assert outputs.shape == (1, classes)
+    elif config.task == "segment":
+        assert outputs.shape == (1, size, size, classes)
+    else:
+        assert outputs[0].shape[2] == 4 and outputs[1].shape[2] == classes + 1
     return variables["params"]
 
 

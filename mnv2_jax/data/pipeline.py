@@ -42,9 +42,9 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's rows of every global training batch, from `start_step` on.
 
-    Each batch has `image` (b, h, w, c), `label` (b,) int32, `mask` (b,) float32, `id` (b,) int64
-    (which example) and whatever else the transform returns, where b is batch_size / hosts. A record
-    that cannot be decoded is a row of zeros with mask 0, named once in the log.
+    Each batch has `image` (b, h, w, c), `mask` (b,) float32, `id` (b,) int64 (which example) and
+    whatever else the transform returns, where b is batch_size / hosts. A record that cannot be
+    decoded is a row of zeros with mask 0, named once in the log.
 
     Args:
         source: random-access records.
@@ -284,5 +284,6 @@ def _stack(batch: list, ids: np.ndarray, blank: _Blank) -> dict[str, np.ndarray]
                 f"records of one batch have different shapes of {key!r}: {shapes[:3]}. Give a "
                 "transform that brings them to one size."
             ) from None
-    arrays["label"] = arrays["label"].astype(np.int32)
+    if "label" in arrays and arrays["label"].ndim == 1:  # maps of labels stay bytes
+        arrays["label"] = arrays["label"].astype(np.int32)
     return arrays | {"mask": mask, "id": ids.astype(np.int64)}

@@ -101,6 +101,7 @@ class Scenes:
         if not 0 < scales[0] <= scales[1] <= 2:
             raise UsageError(f"scales are {scales}: 0 < smallest <= largest <= 2 is needed.")
         self.classes = items.classes
+        self.pixel_classes = ("background", *items.classes)
         self.size, self.max_objects, self.scales, self.seed = size, max_objects, scales, seed
         self._length, self._items = length, arrays
 

@@ -7,7 +7,7 @@ whole set as arrays where it fits in memory. The name → opener table is `OPENE
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,8 +36,13 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record:
-        """Reads one record. Raises `BadRecord` if it cannot be decoded."""
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Reads one record. Raises `BadRecord` if it cannot be decoded.
+
+        For classification it is a `Record`. Sets for detection have `image`, `boxes` (n, 4) and
+        `classes` (n,), those for segmentation `image` and `label` (h, w), and `pixel_classes`
+        where the labels count a background that boxes have not.
+        """
         ...
 
     def arrays(self) -> dict[str, np.ndarray] | None:
@@ -134,6 +139,20 @@ def _open_cifar(name: str, split: str, root: str | None) -> Source:
     return ArraySource(*archives.read_cifar(name, split, where))
 
 
+def _open_scenes(split: str, root: str | None) -> Source:
+    """Scenes of 96×96 with up to three embedded items: 20,000 to train on, 1,000 held out.
+
+    Those held out show items that no training scene has.
+    """
+    from mnv2_jax.data.scenes import Scenes
+
+    if root is not None:
+        raise UsageError(f"scenes are part of the package and take no root, given {root!r}.")
+    items = _open_fashion_small(split, None)
+    length, seed = (20_000, 0) if split == "train" else (1_000, 1)
+    return Scenes(items, length, (96, 96), max_objects=3, scales=(0.35, 0.65), seed=seed)
+
+
 def _needed_root(name: str, root: str | None, content: str) -> Path:
     if root is None:
         raise UsageError(f"{name} needs a root: the folder with {content}.")
@@ -149,6 +168,7 @@ OPENERS: Mapping[str, Callable[[str, str | None], Source]] = {
     "cifar100": functools.partial(_open_cifar, "cifar100"),
     "imagenet2012": imagenet.open_imagenet,
     "folder": folder.open_folder,
+    "scenes": _open_scenes,
 }
 PREPARED = "tfds:"
 TWO_SPLITS = {"train": "train", "test": "test", "validation": "test", "val": "test"}

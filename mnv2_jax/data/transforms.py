@@ -161,7 +161,7 @@ def _apply(
     pixels = record["image"]
     for step in steps:
         pixels = step(pixels, rng)
-    return record | {"image": _with_channels(pixels, channels)}
+    return record | {"image": with_channels(pixels, channels)}
 
 
 def _cut(cut: Callable[..., np.ndarray], pixels: np.ndarray, rng: np.random.Generator):
@@ -177,7 +177,8 @@ def _resized(
     return image.resize(pixels, size, size, method, antialias)
 
 
-def _with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+    """Converts between gray and color, if it has to."""
     if channels is None or channels == pixels.shape[2]:
         return pixels
     return augment.luma(pixels) if channels == 1 else np.repeat(pixels, channels, axis=2)

@@ -101,6 +101,15 @@ TINY_8 = Spec(
 """Eight thin blocks with total stride 4, for 8×8 digits: bottlenecks so thin that what they lose
 shows within a minute of training."""
 
+SMALL_96 = Spec(
+    stem=16,
+    stem_stride=2,
+    rows=(Row(1, 16, 1, 1), Row(4, 24, 2, 2), Row(4, 48, 3, 2), Row(4, 96, 2, 2)),
+    last=256,
+)
+"""Eight blocks with total stride 16, for pictures of about 96×96 with a few small objects: early
+layers as wide as the paper's, so that there is something to tell small objects by."""
+
 TIMM_110D = IMAGENET._replace(
     rows=(
         Row(1, 16, 1, 1),
@@ -133,6 +142,7 @@ SPECS = {
     "imagenet": IMAGENET,
     "small_32": SMALL_32,
     "tiny_8": TINY_8,
+    "small_96": SMALL_96,
     "timm_110d": TIMM_110D,
     "timm_120d": TIMM_120D,
 }

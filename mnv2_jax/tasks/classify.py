@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.tasks import augment
-from mnv2_jax.tasks.task import Batch, Sums, Task, Variables
+from mnv2_jax.tasks.task import Batch, Sums, Task, Variables, means
 
 
 class Teacher(NamedTuple):
@@ -108,7 +108,7 @@ def classify(
             top["top5"] = _top(logits, batch["label"], 5)
         return _sums(batch["mask"], loss=losses, **top)
 
-    return Task(init, loss, metrics, monitor="accuracy")
+    return Task(init, loss, metrics, means, monitor="accuracy")
 
 
 def _top(logits: Array, labels: Array, k: int) -> Array:

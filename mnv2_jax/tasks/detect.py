@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from mnv2_jax.boxes import Detections, area, clip, detections, encode, iou, match
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.ssdlite import SSDLite
-from mnv2_jax.tasks.task import Batch, Sums, Task, Variables
+from mnv2_jax.tasks.task import Batch, Sums, Task, Variables, means
 
 NEGATIVES_PER_POSITIVE = 3
 MIN_NEGATIVES = 3
@@ -87,7 +87,7 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
             found, boxes, classes, batch["mask"], model.num_classes
         )
 
-    return Task(init, loss, metrics, monitor="map")
+    return Task(init, loss, metrics, summarize, monitor="map")
 
 
 def predict(model: SSDLite, variables: Variables, images: UInt8[Array, "b h w c"]) -> Detections:
@@ -199,11 +199,8 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 
     Classes without objects take no part; without any object both are NaN.
     """
-    found = {
-        name: float(value) / max(float(count), 1.0)
-        for name, (value, count) in sums.items()
-        if name not in ("precision", "recall")
-    }
+    single = sums.keys() - {"precision", "recall"}
+    found = means({name: pair for name, pair in sums.items() if name in single})
     if "precision" not in sums:
         return found
     hit, valid = (np.asarray(v, np.int64) for v in sums["precision"])

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mnv2_jax.models.deeplab import DeepLabV3, resize_aligned
 from mnv2_jax.models.dialect import normalize
-from mnv2_jax.tasks.task import Batch, Sums, Task, Variables
+from mnv2_jax.tasks.task import Batch, Sums, Task, Variables, means
 
 IGNORED = 255
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -75,7 +75,7 @@ def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
         pair = intersection_and_union(logits.argmax(axis=-1), labels, counted, model.num_classes)
         return sums(logits, batch) | {"iou": pair}
 
-    return Task(init, loss, metrics, monitor="miou")
+    return Task(init, loss, metrics, summarize, monitor="miou")
 
 
 def _labels(batch: Batch, num_classes: int) -> tuple[Array, Array]:
@@ -117,11 +117,7 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     >>> summarize({"iou": (np.array([1, 2, 0]), np.array([2, 4, 0]))})
     {'miou': 0.5}
     """
-    found = {
-        name: float(value) / max(float(count), 1.0)
-        for name, (value, count) in sums.items()
-        if name != "iou"
-    }
+    found = means({name: pair for name, pair in sums.items() if name != "iou"})
     if "iou" not in sums:
         return found
     both, either = (np.asarray(v, np.float64) for v in sums["iou"])

@@ -1,6 +1,6 @@
 """The contract between the training loop and a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxtyping import Array
@@ -19,6 +19,8 @@ class Task(NamedTuple):
       loss: (variables, batch, key) -> (sums, batch_stats), in training mode. `sums["loss"]` is
         minimised as sum / count; the other pairs are reported.
       metrics: (variables, batch) -> sums, in evaluation mode.
+      summarize: the sums of a whole set -> {metric: number}. Not every metric is a mean: average
+        precision and mean IoU are computed from sums that are arrays.
       monitor: the metric, higher is better, that names the best checkpoint and the verdict.
 
     Rows of a batch whose `mask` is 0 count nowhere.
@@ -27,4 +29,14 @@ class Task(NamedTuple):
     init: Callable[[Array], Variables]
     loss: Callable[[Variables, Batch, Array], tuple[Sums, Any]]
     metrics: Callable[[Variables, Batch], Sums]
+    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]]
     monitor: str
+
+
+def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Divides every sum by its count; a count of 0 gives 0.
+
+    >>> means({"loss": (3.0, 2), "accuracy": (0.0, 0)})
+    {'loss': 1.5, 'accuracy': 0.0}
+    """
+    return {name: float(value) / max(float(count), 1.0) for name, (value, count) in sums.items()}

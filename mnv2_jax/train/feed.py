@@ -14,16 +14,15 @@ from mnv2_jax.data import (
     Source,
     batch_ids,
     eval_batches,
-    eval_transform,
     train_batches,
     train_transform,
 )
 from mnv2_jax.errors import UsageError
 from mnv2_jax.tasks.augment import Augmentation, random_flip, random_shift
 from mnv2_jax.tasks.task import Batch
+from mnv2_jax.train.problem import PROBLEMS, Transform, check_fields
 
 Rows = dict[str, np.ndarray]
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 # Settings of the training transform that are also made on the device.
 DEVICE_CROPS = ("pad", "none")
 HOST_ONLY = {"color": 0.0, "policy": "none", "erasing": 0.0}
@@ -52,26 +51,30 @@ def lives_on_device(config: Any, source: Source) -> bool:
     possible = transform.crop in DEVICE_CROPS and all(
         transform[key] == off for key, off in HOST_ONLY.items()
     )
+    # Boxes and label maps move with their images, which is done on the host.
+    possible = possible and config.task == "classify"
     return config.data.on_device and possible and source.arrays() is not None
 
 
-def image_channels(source: Source, name: str) -> int:
+def image_channels(source: Source, name: str, task: str) -> int:
     """The channels of a set's images, from the first record that can be read.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is none, or it lacks what the task learns from.
     """
     for index in range(len(source)):
         with contextlib.suppress(BadRecord):
-            return np.shape(source[index]["image"])[-1]
+            record = source[index]
+            check_fields(dict(record), task, name)
+            return np.shape(record["image"])[-1]
     raise UsageError(f"no record of {name} can be read, of {len(source)}: check its files.")
 
 
 def train_feed(config: Any, source: Source, channels: int) -> Feed:
     """Opens a training set."""
     shard = jax.process_index(), jax.process_count()
-    size, options = config.data.resolution, config.data.train.to_dict()
-    transform = train_transform(size, channels=channels, **options)  # checks them in any case
+    size = config.data.resolution
+    transform = PROBLEMS[config.task].train(config, channels)  # checks its options in any case
     if not lives_on_device(config, source):
         stream = _stream_train(config, source, transform, shard)
         return Feed({}, stream, lambda _, rows: rows)
@@ -109,17 +112,15 @@ def eval_feed(config: Any, source: Source, on_device: bool, channels: int, devic
     """
     index, hosts = jax.process_index(), jax.process_count()
     size = -(-config.eval_batch_size // devices) * devices
-    transform = eval_transform(
-        config.data.resolution, channels=channels, **config.data.eval.to_dict()
-    )
+    transform = PROBLEMS[config.task].evaluate(config, channels)
     if not on_device or source.arrays() is None:
-        shard = index, hosts
+        shard, fields = (index, hosts), ("image", *PROBLEMS[config.task].fields, "mask")
 
         def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
             del seeds, start
             options = {"shard": shard, "threads": config.data.threads}
             for rows in eval_batches(source, batch_size=size, transform=transform, **options):
-                yield {key: rows[key] for key in ("image", "label", "mask")}
+                yield {key: rows[key] for key in fields}
 
         return Feed({}, stream, lambda _, rows: rows)
     n, local = len(source), size // hosts
@@ -138,6 +139,7 @@ def _stream_train(
 ) -> Callable[[tuple[int, ...], int], Iterator[Rows]]:
     local = config.batch_size // shard[1]
     row = (shard[0] * local + np.arange(local)).astype(np.int32)
+    fields = ("image", *PROBLEMS[config.task].fields, "mask")
 
     def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
         (seed,) = seeds
@@ -151,7 +153,7 @@ def _stream_train(
             threads=config.data.threads,
             bad_record_budget=config.data.bad_record_budget,
         ):
-            yield {key: rows[key] for key in ("image", "label", "mask")} | {"row": row}
+            yield {key: rows[key] for key in fields} | {"row": row}
 
     return batches
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -21,7 +21,21 @@ IN_FLIGHT = 2  # steps
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal, with everything saved."""
+    """Training stopped on a signal, with everything saved; `number` is the signal's."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT):
+        super().__init__(message)
+        self.number = number
+
+
+class Stop:
+    """The signal that asked the training to stop, once one has."""
+
+    number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether there was one."""
+        return self.number is not None
 
 
 def fit(
@@ -69,10 +83,10 @@ def fit(
     )
     try:
         with stop_requested() as stop:
-            state = _train(session, state, stop)
-        checkpoints.wait()
-        if first_process:
-            _finish(session, seeds, state, folder)
+            state = _train(session, state, stop, due=extra.get("due", start == 0))
+            checkpoints.wait()
+            if first_process:
+                _finish(session, seeds, state, folder)
     finally:
         session.bar.close()
         for log in session.logs:
@@ -119,15 +133,19 @@ class Window:
         self._sums: dict[str, Any] = saved or {}
         self._waiting: list[Any] = []  # on the device still
 
-    def add(self, metrics: dict[str, Any]) -> None:
+    def add(self, metrics: dict[str, Any]) -> int:
         """Adds a step's metrics; waits only for those of `IN_FLIGHT` steps before.
 
         Two steps under way keep a device busy. With more, the progress bar would run ahead, and a
         run that is told to stop would first have to work them off.
+
+        Returns:
+          How many steps in a row were not finite, up to the one that was waited for.
         """
         self._waiting.append(metrics)
-        if len(self._waiting) > IN_FLIGHT:
-            jax.block_until_ready(self._waiting[-1 - IN_FLIGHT])
+        if len(self._waiting) <= IN_FLIGHT:
+            return 0
+        return int(np.max(jax.device_get(self._waiting[-1 - IN_FLIGHT]["skipped_in_a_row"])))
 
     def sums(self) -> dict[str, Any]:
         """Waits for all steps; returns name -> (sum, count) and the last of the other metrics."""
@@ -145,35 +163,59 @@ class Window:
         self._sums = {}
 
 
-def _train(session: Session, state: Any, stop: threading.Event) -> Any:
+def _train(session: Session, state: Any, stop: Stop, due: bool) -> Any:
+    """Trains to the end; `due` says that the state to start from has not been evaluated yet."""
     run, config, window = session.run, session.config, session.window
     eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
     resident = jax.device_put(run.train.resident, run.plan.everywhere)
     start, saved = step_of(state), session.clock()
-    if start == 0:
-        _evaluate(session, state, 0)
+    if due and _evaluate(session, state, start, stop) is None:
+        _save_and_leave(session, state, stop, due=True)
     for step in range(start + 1, run.steps + 1):
         state, metrics = run.step(state, resident, next(session.rows), session.keys)
-        window.add(metrics)
+        _check_finite(config, window.add(metrics), step)
         session.bar.update(1)
         last = step == run.steps
         if step % config.log_every == 0 or last:
             _log_window(session, step)
-        monitor = None
-        if (config.eval_every_epochs and step % eval_every == 0) or last:
-            monitor = _evaluate(session, state, step)
+        due = bool(config.eval_every_epochs and step % eval_every == 0) or last
+        monitor = _evaluate(session, state, step, stop) if due else None
+        due = due and monitor is None
         now = session.clock()
-        if monitor is not None or stop.is_set() or now - saved > 60 * config.checkpoint_minutes:
-            session.checkpoints.save(state, {"seconds": now, "window": window.sums()}, monitor)
+        if stop() and (due or not last):
+            _save_and_leave(session, state, stop, due, monitor)
+        if monitor is not None or now - saved > 60 * config.checkpoint_minutes:
+            _save(session, state, due, monitor)
             saved = now
-        if stop.is_set() and not last:
-            session.checkpoints.wait()
-            raise Interrupted(f"stopped and saved at step {step}: the same command goes on there")
     return state
 
 
+def _save(session: Session, state: Any, due: bool, monitor: float | None) -> None:
+    extra = {"seconds": session.clock(), "window": session.window.sums(), "due": due}
+    session.checkpoints.save(state, extra, monitor)
+
+
+def _save_and_leave(
+    session: Session, state: Any, stop: Stop, due: bool, monitor: float | None = None
+) -> NoReturn:
+    _save(session, state, due, monitor)
+    session.checkpoints.wait()
+    assert stop.number is not None
+    message = f"stopped and saved at step {step_of(state)}: the same command goes on there"
+    raise Interrupted(message, stop.number)
+
+
+def _check_finite(config: Any, astray: int, step: int) -> None:
+    """Stops a run that has gone astray."""
+    if astray >= config.stop_after_skipped:
+        raise UsageError(
+            f"loss or gradient was not finite {astray} steps in a row up to step {step}: lower "
+            "optimizer.learning_rate, set optimizer.clip_norm, or use model.dtype float32."
+        )
+
+
 def _log_window(session: Session, step: int) -> None:
-    """Writes the training metrics since the last time, and stops a run that has gone astray."""
+    """Writes the training metrics since the last time."""
     run, config, window = session.run, session.config, session.window
     found = window.sums()
     window.clear()
@@ -189,19 +231,22 @@ def _log_window(session: Session, step: int) -> None:
     means |= last | {"learning_rate": by_seed(run.schedule(step - 1))}
     for i, log in enumerate(session.logs):
         log.write(step, "train", {name: values[i] for name, values in means.items()})
-    if astray >= config.stop_after_skipped:
-        raise UsageError(
-            f"loss or gradient was not finite {astray} steps in a row up to step {step}: lower "
-            "optimizer.learning_rate, set optimizer.clip_norm, or use model.dtype float32."
-        )
+    _check_finite(config, astray, step)
 
 
-def _evaluate(session: Session, state: Any, step: int) -> float:
-    """Evaluates the raw weights, and the averaged ones beside them; returns what ranks them."""
+def _evaluate(session: Session, state: Any, step: int, stop: Stop) -> float | None:
+    """Evaluates the raw weights, and the averaged ones beside them.
+
+    Returns:
+      What ranks them; None if a signal came first. Several hosts would not leave at one place.
+    """
     run = session.run
-    results = {"eval": run.evaluate(state.variables)}
+    stopped = stop if jax.process_count() == 1 else bool
+    results = {"eval": run.evaluate(state.variables, stopped)}
     if state.ema:
-        results["eval_ema"] = run.evaluate(state.ema)
+        results["eval_ema"] = run.evaluate(state.ema, stopped)
+    if None in results.values():
+        return None
     for split, means in results.items():
         for i, log in enumerate(session.logs):
             log.write(step, split, {name: float(values[i]) for name, values in means.items()})
@@ -236,12 +281,9 @@ def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) 
 
 def describe(run: Run, config: Any) -> dict[str, Any]:
     """Returns what `load_model` needs to build the network again, and to feed it images."""
-    model = config.model.to_dict() | {
-        "num_classes": run.model.num_classes,
-        "in_channels": run.model.in_channels,
-    }
     return {
-        "model": {name: value for name, value in model.items() if value is not None},
+        "task": config.task,
+        "model": run.description,
         "classes": list(run.classes),
         "resolution": config.data.resolution,
         "eval": config.data.eval.to_dict(),
@@ -249,22 +291,22 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Turns the first SIGTERM or Ctrl-C into an event; a second Ctrl-C leaves at once."""
-    event = threading.Event()
+def stop_requested() -> Iterator[Stop]:
+    """Makes the first SIGTERM or Ctrl-C a request; a second Ctrl-C leaves at once."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield stop
         return
 
     def request(number: int, frame: Any) -> None:
         del frame
-        if event.is_set() and number == signal.SIGINT:
+        if stop() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        event.set()
+        stop.number = stop.number or number
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

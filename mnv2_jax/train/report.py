@@ -61,7 +61,7 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
         ]
         for name in config.sweep.variants
     }
-    name = METRIC_NAMES[config.task][0]
+    name = next(iter(METRIC_NAMES[config.task]))
     every = [run["metrics"] for found in runs.values() for run in found]
     # Averaged weights are compared only where every variant has them.
     split = "eval_ema" if all(f"eval_ema/{name}" in metrics for metrics in every) else "eval"
@@ -80,7 +80,12 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     return report
 
 
-METRIC_NAMES = {"classify": ("accuracy", "top-1 accuracy")}
+# The metrics of each task that a report names, the one that it compares by first.
+METRIC_NAMES = {
+    "classify": {"accuracy": "top-1 accuracy"},
+    "detect": {"map": "mAP over IoU 0.5 to 0.95", "map50": "mAP at IoU 0.5"},
+    "segment": {"miou": "mean IoU", "accuracy": "accuracy of pixels"},
+}
 
 
 def report_text(
@@ -91,7 +96,7 @@ def report_text(
     command: Sequence[str],
 ) -> str:
     """Composes the Markdown report."""
-    title = config.title or config.name
+    title, main = config.title or config.name, next(iter(METRIC_NAMES[config.task].values()))
     rows = []
     reference = config.sweep.reference
     for name, values in scores.items():
@@ -111,13 +116,14 @@ def report_text(
     steps = next(iter(runs.values()))[0]["steps"]
     parts = [
         f"# {title}",
-        f"{METRIC_NAMES[config.task][1].capitalize()} on the {config.data.eval_split} split of "
+        f"{main[0].upper()}{main[1:]} on the {config.data.eval_split} split of "
         f"{config.data.name} after {steps} steps of {config.batch_size} images"
         + (", with averaged weights" if metric.startswith("eval_ema") else "")
         + ". Differences are paired by seed; a confidence interval that holds 0 is within noise.",
         markdown_table(header, rows),
+        *_others(config, runs, metric.partition("/")[0]),
         *verdicts(config, scores),
-        f"![accuracy over training]({CURVES})",
+        f"![{main} over training]({CURVES})",
         f"- command: `{shlex.join(command)}`",
         f"- seeds: {', '.join(map(str, config.sweep.seeds))}",
         f"- device: {facts['device']}; {facts['platform']}",
@@ -127,6 +133,17 @@ def report_text(
         parts.append(f"- {skipped} steps were not finite and were skipped.")
     text = "\n\n".join(parts[: -4 - bool(skipped)])
     return text + "\n\n" + "\n".join(parts[-4 - bool(skipped) :]) + "\n"
+
+
+def _others(config: Any, runs: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
+    """Lists the means of a task's further metrics."""
+    lines = []
+    for key, label in list(METRIC_NAMES[config.task].items())[1:]:
+        for name, found in runs.items():
+            values = [100 * run["metrics"][f"{split}/{key}"] for run in found]
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            lines.append(f"- {label}, {name}: {np.mean(values):.1f}{spread} %")
+    return ["\n".join(lines)] if lines else []
 
 
 def verdicts(config: Any, scores: dict[str, list[float]]) -> list[str]:
@@ -164,11 +181,11 @@ def environment() -> dict[str, Any]:
 
 
 def plot_curves(workdir: Path, config: Any, split: str) -> None:
-    """Draws accuracy over training, as Fig. 6 does: mean over seeds, one standard deviation."""
+    """Draws the metric over training, as Fig. 6 does: mean over seeds, one standard deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    name, label = METRIC_NAMES[config.task]
+    name, label = next(iter(METRIC_NAMES[config.task].items()))
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -11,17 +11,16 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from mnv2_jax.config import flatten
+from mnv2_jax.config import check_keys, flatten
 from mnv2_jax.data import open_source
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.models.build import build, look_up
-from mnv2_jax.models.mobilenet import MobileNetV2
+from mnv2_jax.models.build import look_up
 from mnv2_jax.parallel import Plan, global_batch, launch, make_plan
-from mnv2_jax.tasks.classify import Teacher, classify
 from mnv2_jax.tasks.task import Task
 from mnv2_jax.train.feed import Feed, eval_feed, image_channels, lives_on_device, train_feed
 from mnv2_jax.train.optimizer import make_optimizer, make_schedule
-from mnv2_jax.train.saved import load_model
+from mnv2_jax.train.problem import PROBLEMS, check_augmentation, make_model, model_options
+from mnv2_jax.train.saved import Saved, load_model
 from mnv2_jax.train.state import TrainState, new_state
 from mnv2_jax.train.step import make_step
 
@@ -39,10 +38,12 @@ class Run(NamedTuple):
       epoch_steps: steps in an epoch, not always whole.
       fresh: (keys) -> the state before the first step.
       step: (state, resident, rows, keys) -> (state, metrics), compiled.
-      evaluate: (variables) -> {metric: mean over the evaluation set, for each seed}.
+      evaluate: (variables[, stopped]) -> {metric: value on the evaluation set, for each seed}; None
+        once `stopped()` is true.
       train: the training data.
       schedule: step -> learning rate.
-      model, classes, plan, monitor: what was built for it.
+      description: what builds the network again, from plain values.
+      classes, plan, monitor: what was built for it.
     """
 
     replicas: int
@@ -50,10 +51,11 @@ class Run(NamedTuple):
     epoch_steps: float
     fresh: Callable[[Array], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, Any]]]
-    evaluate: Callable[[Any], dict[str, np.ndarray]]
+    evaluate: Callable[..., Any]
     train: Feed
     schedule: optax.Schedule
-    model: MobileNetV2
+    model: Any
+    description: dict[str, Any]
     classes: tuple[str, ...]
     plan: Plan
     monitor: str
@@ -75,7 +77,8 @@ def make_run(config: Any, replicas: int) -> Run:
       UsageError: whatever part of the configuration cannot be used, before anything is trained.
     """
     check_numbers(config)
-    make_task = look_up("task", config.task, TASKS)
+    problem = look_up("task", config.task, PROBLEMS)
+    check_augmentation(config)
     data, parallel = config.data, config.parallel
     source = open_source(data.name, data.train_split, data.root)
     held_out = open_source(data.name, data.eval_split, data.root)
@@ -93,17 +96,19 @@ def make_run(config: Any, replicas: int) -> Run:
         config.batch_size,
         parallel.accumulate,
     )
-    channels = image_channels(source, data.name)
-    image_channels(held_out, f"the {data.eval_split} split of {data.name}")
+    channels = image_channels(source, data.name, config.task)
+    image_channels(held_out, f"the {data.eval_split} split of {data.name}", config.task)
     epoch_steps = len(source) / config.batch_size
     steps = config.steps or max(1, round(config.epochs * epoch_steps))
     if steps > MAX_STEPS:
         raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
     optimizer = make_optimizer(config.optimizer, schedule, tuple(config.init.frozen))
-    model = make_model(config, len(source.classes), channels, plan.norm_axis)
+    classes = problem.classes(source)
+    model = make_model(config, len(classes), channels, plan.norm_axis)
     feed = train_feed(config, source, channels)
-    task = make_task(config, model, feed, channels)
+    size = (data.resolution, data.resolution, channels)
+    task = problem.task(config, model, size, feed.augmentations)
     spread = plan.mesh.size if replicas == 1 else 1
     held_out_feed = eval_feed(config, held_out, on_device, channels, spread)
     averaged = config.ema_decay > 0
@@ -118,7 +123,7 @@ def make_run(config: Any, replicas: int) -> Run:
     def first(key: Array) -> TrainState:
         variables = task.init(key)
         if start is not None:
-            variables = start_from(start.variables, variables)
+            variables = start_from(variables_to_start_from(start, variables), variables)
         return new_state(variables, optimizer, averaged)
 
     check_frozen(config.init.frozen, jax.eval_shape(task.init, jax.random.key(0))["params"])
@@ -133,62 +138,14 @@ def make_run(config: Any, replicas: int) -> Run:
         train=feed,
         schedule=schedule,
         model=model,
-        classes=source.classes,
+        description=model_options(config, len(classes), channels),
+        classes=classes,
         plan=plan,
         monitor=task.monitor,
     )
 
 
-def make_model(
-    config: Any, classes: int, channels: int, norm_axis: str | None = None
-) -> MobileNetV2:
-    """Builds the configured network for a data set."""
-    return build(
-        num_classes=classes,
-        in_channels=channels,
-        norm_axis=norm_axis,
-        frozen_norm=config.init.frozen_norm,
-        **config.model.to_dict(),
-    )
-
-
-def _make_classify(config: Any, model: MobileNetV2, feed: Feed, channels: int) -> Task:
-    size = config.data.resolution
-    teacher = None
-    if config.teacher.model:
-        saved = load_model(config.teacher.model)
-        if saved.model.num_classes != model.num_classes:
-            raise UsageError(
-                f"teacher {config.teacher.model} knows {saved.model.num_classes} classes and the "
-                f"data has {model.num_classes}: train a teacher on the same classes."
-            )
-        theirs, ours = saved.model.dialect, model.dialect
-        if (theirs.mean, theirs.std) != (ours.mean, ours.std):
-            raise UsageError(
-                f"teacher {config.teacher.model} takes images in the range of the dialect "
-                f"{theirs.name}, and the student in that of {ours.name}: set "
-                "model.dialect to the teacher's."
-            )
-        teacher = Teacher(
-            lambda images: jnp.asarray(saved.model.apply(saved.variables, images)),
-            config.teacher.weight,
-            config.teacher.temperature,
-        )
-    return classify(
-        model,
-        (size, size, channels),
-        feed.augmentations,
-        config.loss.label_smoothing,
-        config.loss.mixup,
-        config.loss.cutmix,
-        teacher,
-    )
-
-
-TASKS: dict[str, Callable[[Any, MobileNetV2, Feed, int], Task]] = {"classify": _make_classify}
-
-
-def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[[Any], dict[str, np.ndarray]]:
+def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
     """Compiles the evaluation over a whole set, as exact sums."""
 
     def metrics(variables: Any, resident: Any, rows: Any) -> Any:
@@ -198,22 +155,46 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[[Any], dict[st
     compiled = jax.jit(jax.vmap(metrics, in_axes=(0, None, None)) if many else metrics)
     resident = jax.device_put(feed.resident, plan.everywhere)
 
-    def evaluate(variables: Any) -> dict[str, np.ndarray]:
+    def evaluate(
+        variables: Any, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, np.ndarray] | None:
         total: Any = None
         for rows in feed.batches((), 0):
+            if stopped():
+                return None
             placed = rows if many else global_batch(rows, plan._replace(launcher="jit"))
             sums = compiled(variables, resident, placed)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        return {
-            name: np.atleast_1d(np.asarray(value) / np.asarray(count))
-            for name, (value, count) in total.items()
-        }
+        total = jax.device_get(total)
+        seeds = [total]
+        if many:
+            seeds = [jax.tree.map(lambda v, i=i: v[i], total) for i in range(plan.replicas)]
+        found = [task.summarize(sums) for sums in seeds]
+        return {name: np.array([metrics[name] for metrics in found]) for name in found[0]}
 
     return evaluate
 
 
+def variables_to_start_from(saved: Saved, fresh: Any) -> Any:
+    """Returns a saved model's variables; a classifier's as the backbone of a detector or segmenter.
+
+    Its classification layer is left out, and so is what the segmenter's backbone leaves out.
+    """
+    if saved.task != "classify" or "backbone" not in fresh["params"]:
+        return saved.variables
+    found = {}
+    for kind, own in fresh.items():
+        backbone = {k: v for k, v in saved.variables[kind].items() if k in own["backbone"]}
+        found[kind] = {**own, "backbone": backbone}
+    return found
+
+
+# Layers whose shape depends on the number of classes.
+OF_CLASSES = ("classifier/", "/classes_")
+
+
 def start_from(saved: Any, fresh: Any) -> Any:
-    """Replaces fresh variables by a saved model's, all but a classifier of other classes.
+    """Replaces fresh variables by a saved model's, all but layers of other classes.
 
     Raises:
       UsageError: anything else differs in name or shape; the message lists what.
@@ -226,7 +207,7 @@ def start_from(saved: Any, fresh: Any) -> Any:
         for sign, side in (("-", old), ("+", new))
         if name in side and not _fits(name, old, new)
     ]
-    if any("classifier/" not in line for line in lines):
+    if any(not any(part in line for part in OF_CLASSES) for line in lines):
         shown = ", ".join(lines[:6]) + (", …" if len(lines) > 6 else "")
         raise UsageError(
             f"the saved model does not fit this configuration (- saved, + configured): {shown}. "
@@ -265,12 +246,14 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "optimizer.clip_norm": (0, None),
     "loss.label_smoothing": (0, 1), "loss.mixup": (0, None), "loss.cutmix": (0, None),
     "teacher.weight": (0, 1), "teacher.temperature": (0.01, None),
+    "detect.max_objects": (1, 1024),
     "parallel.accumulate": (1, 2**20), "sweep.at_once": (0, None),
 }  # fmt: skip
 
 
 def check_numbers(config: Any) -> None:
     """Refuses numbers that no training can use."""
+    check_keys(config, RANGES)
     given = flatten(config)
     for key, (low, high) in RANGES.items():
         value: Any = given[key]

@@ -11,6 +11,7 @@ from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import (
     IMAGENET,
     SMALL_32,
+    SMALL_96,
     SPECS,
     TIMM_110D,
     TIMM_120D,
@@ -66,7 +67,7 @@ def test_later_strides_become_dilation_of_the_blocks_after(output_stride, dilati
 
 @pytest.mark.parametrize(
     ("spec", "total"),
-    [(IMAGENET, 32), (SMALL_32, 8), (TINY_8, 4), (TIMM_110D, 32), (TIMM_120D, 32)],
+    [(IMAGENET, 32), (SMALL_32, 8), (TINY_8, 4), (SMALL_96, 16), (TIMM_110D, 32), (TIMM_120D, 32)],
 )
 def test_total_stride_of_each_spec(spec, total):
     stride = spec.stem_stride
@@ -76,7 +77,7 @@ def test_total_stride_of_each_spec(spec, total):
 
 
 def test_every_spec_is_tested_above():
-    assert set(SPECS.values()) == {IMAGENET, SMALL_32, TINY_8, TIMM_110D, TIMM_120D}
+    assert set(SPECS.values()) == {IMAGENET, SMALL_32, SMALL_96, TINY_8, TIMM_110D, TIMM_120D}
 
 
 @pytest.mark.parametrize(
