@@ -115,7 +115,7 @@ def test_interrupted_and_killed_is_bit_equal_to_undisturbed(place, undisturbed):
     wait_for(workdir, 12, process)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    finish(process, 130)
+    finish(process, 143)
     assert time.monotonic() - began < 10
     process = start(place, workdir)
     wait_for(workdir, 4, process, "linear/seed_1")

@@ -5,11 +5,13 @@ by the verb that needs them, so that `--help` answers at once.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from mnv2_jax.cli.account import ACCOUNT
+from mnv2_jax.cli.export import EXPORT
 from mnv2_jax.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.cli.train import PREPARE, TRAIN
 from mnv2_jax.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
@@ -17,7 +19,7 @@ from mnv2_jax.config import OVERRIDE
 from mnv2_jax.errors import UsageError
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+SIGNALLED = 128  # and the number of the signal, as shells count
 
 VERBS = {
     "train": TRAIN,
@@ -26,13 +28,17 @@ VERBS = {
     "prepare": PREPARE,
     "import": IMPORT,
     "export-weights": EXPORT_WEIGHTS,
+    "export": EXPORT,
     "doctor": DOCTOR,
     "account": ACCOUNT,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit status: 0, 2 for a mistake, 130 for Ctrl-C."""
+    """Runs a command line and returns its exit status.
+
+    It is 0, 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         rest, overrides = split_overrides(argv)
@@ -48,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt as interrupt:
         print(f"mnv2: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()
         return 0

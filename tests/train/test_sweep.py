@@ -141,15 +141,19 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM, times=1):
     monkeypatch.setattr(loop.RunLog, "write", write)
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 9), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGTERM, 9), (signal.SIGINT, 2), (signal.SIGTERM, 6)],  # at 6 before its evaluation
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     undisturbed, tmp_path, monkeypatch, number, step
 ):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         interrupt_at(patch, step, number)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(loop.Interrupted) as raised:
             train(one(), tmp_path)
+    assert raised.value.number == number
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert not (tmp_path / "linear/seed_0/result.json").exists()
     (saved,) = (tmp_path / "linear").glob("checkpoints_*")
