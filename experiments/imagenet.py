@@ -87,6 +87,7 @@ def base() -> ConfigDict:
     c.segment.aspp = False  # the atrous pyramid (Table 7)
     c.segment.decoder = False  # with features of the fourth block's expansion, as in DeepLabv3+
     c.segment.atrous = "full"  # or separable: the 3×3 convolutions of pyramid and decoder
+    c.segment.channels = 256  # of every layer of the head
     c.segment.scale = (0.5, 2.0)  # for crop = scale
 
     c.optimizer = ConfigDict()

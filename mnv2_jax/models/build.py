@@ -100,6 +100,7 @@ def build_deeplab(
     aspp: bool = False,
     decoder: bool = False,
     atrous: str = "full",
+    channels: int = 256,
     dropout: float = 0.1,
     bn_decay: float | None = None,
     **backbone: Any,
@@ -112,6 +113,7 @@ def build_deeplab(
       aspp: adds the pyramid, at the authors' rates for this output stride.
       decoder: refines the result with features of stride 4 (DeepLabv3+).
       atrous: `full` or `separable`, the 3×3 convolutions of pyramid and decoder.
+      channels: of every layer of the head.
       dropout: before the logits.
       bn_decay: of all moving averages; None keeps those of backbone and head.
       **backbone: options of `build`. The last 1×1 convolution is always left out.
@@ -134,6 +136,7 @@ def build_deeplab(
         RATES[output_stride] if aspp else (),
         look_up("atrous", atrous, ATROUS),
         DECODER_TAP if decoder else None,
+        channels,
         dropout=dropout,
         dialect=HEAD if bn_decay is None else HEAD._replace(bn_decay=bn_decay),
     )

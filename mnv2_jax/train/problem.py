@@ -184,6 +184,9 @@ def _pixel_classes(source: Source) -> tuple[str, ...]:
     return getattr(source, "pixel_classes", source.classes)
 
 
+# Options of `build_deeplab` that the configuration has in a group of their own.
+SEGMENTER = ("aspp", "decoder", "atrous", "channels")
+
 PROBLEMS: dict[str, Problem] = {
     "classify": Problem(
         fields={"label": 0},
@@ -204,7 +207,7 @@ PROBLEMS: dict[str, Problem] = {
     "segment": Problem(
         fields={"label": 2},
         classes=_pixel_classes,
-        options=lambda config: {key: config.segment[key] for key in ("aspp", "decoder", "atrous")},
+        options=lambda config: {key: config.segment[key] for key in SEGMENTER},
         train=_segment_train,
         evaluate=_segment_eval,
         task=lambda config, model, size, augmentations: segment(model, size),
