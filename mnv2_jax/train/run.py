@@ -113,6 +113,8 @@ def make_run(config: Any, replicas: int) -> Run:
     held_out_feed = eval_feed(config, held_out, on_device, channels, spread)
     averaged = config.ema_decay > 0
     start = load_model(config.init.model) if config.init.model else None
+    if start is not None:
+        check_dialect(start.model, model)
     train_step = make_step(
         task, optimizer, config.ema_decay, parallel.accumulate, plan.step_axis, plan.groups
     )
@@ -221,6 +223,22 @@ def _fits(name: str, old: Any, new: Any) -> bool:
     return name in old and name in new and old[name].shape == new[name].shape
 
 
+# What a network computes with other values of these is not what its weights were trained for.
+TRAVELS = ("padding", "bn_epsilon", "mean", "std")
+
+
+def check_dialect(saved: Any, configured: Any) -> None:
+    """Refuses a saved model whose padding, epsilon or input range is not the configured one's."""
+    theirs, ours = (getattr(model, "backbone", model).dialect for model in (saved, configured))
+    for field in TRAVELS:
+        was, now = getattr(theirs, field), getattr(ours, field)
+        if was != now:
+            raise UsageError(
+                f"the saved model has {field} {was} and this configuration {now}: set "
+                f"model.dialect to {theirs.name!r}, which it was trained with."
+            )
+
+
 def check_frozen(frozen: Any, modules: Any) -> None:
     """Refuses names of frozen modules that the network does not have."""
     for name in frozen:
@@ -246,7 +264,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "optimizer.clip_norm": (0, None),
     "loss.label_smoothing": (0, 1), "loss.mixup": (0, None), "loss.cutmix": (0, None),
     "teacher.weight": (0, 1), "teacher.temperature": (0.01, None),
-    "detect.max_objects": (1, 1024),
+    "detect.max_objects": (1, 1024), "segment.channels": (1, 2**13),
     "parallel.accumulate": (1, 2**20), "sweep.at_once": (0, None),
 }  # fmt: skip
 

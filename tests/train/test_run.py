@@ -293,6 +293,13 @@ def test_a_saved_model_of_another_width_is_refused_with_what_differs(trained):
     assert "\n" not in str(error.value) and "model.width" in str(error.value)
 
 
+def test_a_saved_model_of_another_dialect_is_refused(trained):
+    """With TensorFlow's padding and range it would be worse than it is, without a word."""
+    with pytest.raises(UsageError, match=r"has padding same .* symmetric: set model.dialect to 's"):
+        make_run(one(init={"model": trained}, model={"dialect": "torchvision"}), 1)
+    make_run(one(init={"model": trained}, model={"dialect": "keras", "bn_decay": 0.5}), 1)
+
+
 def test_frozen_modules_stay_and_the_others_learn(trained, tmp_path):
     config = one(
         init={"model": trained, "frozen": ("stem", "block_"), "frozen_norm": True},
