@@ -36,7 +36,7 @@ def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[
     """
     saved = without_background(saved)
     channels = saved.model.in_channels
-    transform = _transform(saved)
+    transform = transform_of(saved)
 
     @jax.jit
     def probabilities(variables: Any, images: Any) -> jax.Array:
@@ -71,7 +71,7 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
     shape = (saved.resolution, saved.resolution, saved.model.in_channels)
     metrics = jax.jit(classify(saved.model, shape).metrics)
     total: dict[str, Any] = {}
-    for rows in eval_batches(source, batch_size=batch_size, transform=_transform(saved)):
+    for rows in eval_batches(source, batch_size=batch_size, transform=transform_of(saved)):
         batch = {name: rows[name] for name in ("image", "label", "mask")}
         sums = jax.device_get(metrics(saved.variables, batch))
         total = {
@@ -109,9 +109,10 @@ def without_background(saved: Saved) -> Saved:
     )
 
 
-def _transform(saved: Saved) -> Any:
+def transform_of(saved: Saved, size: int | None = None) -> Any:
+    """Returns how images are prepared for a model, at its own resolution or at `size`."""
     options = saved.description.get("eval", {})
-    return eval_transform(saved.resolution, channels=saved.model.in_channels, **options)
+    return eval_transform(size or saved.resolution, channels=saved.backbone.in_channels, **options)
 
 
 def _read(path: str) -> bytes:

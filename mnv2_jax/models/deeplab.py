@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -201,6 +202,7 @@ class DeepLabV3(nn.Module):
         return x
 
 
+@partial(jax.jit, static_argnums=1)  # under its own name in what exporters trace
 def resize_aligned(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Float[Array, "b h2 w2 c"]:
     """Interpolates bilinearly so that corner pixels keep their place, as the authors' release does.
 

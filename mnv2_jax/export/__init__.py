@@ -1,0 +1,187 @@
+"""Models out to where they run: StableHLO, ONNX and LiteRT, in float or in int8.
+
+Every format is written from the same `Graph` (batch norm folded, plain convolutions), and every
+written file is run in its own runtime and compared with the network before the report says so.
+"""
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.export.litert import write_litert
+from mnv2_jax.export.onnx import write_onnx
+from mnv2_jax.export.runtimes import Opened, open_litert, open_onnx, open_stablehlo
+from mnv2_jax.export.stablehlo import write_stablehlo
+from mnv2_jax.models.build import look_up
+from mnv2_jax.models.dialect import normalize
+from mnv2_jax.models.graph import Graph, trace
+from mnv2_jax.quantize import Quantized, equalize, quantize, simulate
+
+__all__ = ["FORMATS", "Report", "export"]
+
+
+class Format(NamedTuple):
+    """A file format: how it is opened, and whether it can hold int8."""
+
+    open: Callable[[Path, int], Opened]
+    int8: bool
+
+
+FORMATS = {
+    "stablehlo": Format(open_stablehlo, int8=False),
+    "onnx": Format(open_onnx, int8=True),
+    "litert": Format(open_litert, int8=True),
+}
+OUTPUTS = {1: ("logits",), 2: ("codes", "logits")}
+CHECKED = 2  # images that a file is compared on
+
+
+class Report(NamedTuple):
+    """What was written, and how it did in its own runtime.
+
+    Attributes:
+      file: its path.
+      bytes: its size.
+      runtime: that it was run in.
+      operations: how often it has each operation.
+      difference: of every output from the float network, relative to the largest value there.
+      simulated: of an int8 file's outputs from our simulation, in steps of the output's scale:
+        (largest, mean) of each; empty for float.
+      latency_ms: median of one image on one thread.
+    """
+
+    file: str
+    bytes: int
+    runtime: str
+    operations: dict[str, int]
+    difference: dict[str, float]
+    simulated: dict[str, tuple[float, float]]
+    latency_ms: float
+
+
+def export(
+    model: Any,
+    variables: Any,
+    size: tuple[int, int],
+    to: str,
+    path: str | Path,
+    classes: Sequence[str] = (),
+    preprocessing: bool = False,
+    calibration: Sequence[np.ndarray] = (),
+    equalized: bool = False,
+) -> Report:
+    """Writes a network in a format, runs the file and compares.
+
+    Args:
+      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`; the file has its raw outputs.
+      variables: its `params` and `batch_stats`.
+      size: height and width of the images.
+      to: one of `FORMATS`.
+      path: of the file; an older one is replaced once the new one is complete.
+      classes: their names, kept in the file where the format has a place for them.
+      preprocessing: take uint8 pixels, and bring them to the dialect's input range inside.
+      calibration: batches of uint8 pixels, to write the network in int8.
+      equalized: with `calibration`, applies cross-layer equalisation first.
+
+    Raises:
+      UsageError: the format is unknown, cannot hold int8, or its packages are not installed.
+    """
+    format_ = look_up("export format", to, FORMATS)
+    if len(calibration) and not format_.int8:
+        able = ", ".join(name for name, found in FORMATS.items() if found.int8)
+        raise UsageError(f"{to} is written in float: for int8 export to {able}.")
+    dialect = getattr(model, "backbone", model).dialect
+    graph = trace(model, variables, size, dialect if preprocessing else None)
+
+    def entering(pixels: Any) -> np.ndarray:
+        return np.asarray(pixels if preprocessing else normalize(pixels, dialect))
+
+    quantized = None
+    if len(calibration):
+        quantized = quantize(
+            equalize(graph) if equalized else graph, [entering(batch) for batch in calibration]
+        )
+        graph = quantized.graph
+    path = Path(path)
+    _write(to, path, graph, classes, quantized)
+    if len(calibration):
+        pixels = calibration[0][:CHECKED]  # int8 holds for images like those it was calibrated on
+    else:
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (CHECKED, *graph.input_shape[1:])).astype(np.uint8)
+    expected = jax.jit(model.apply)(variables, normalize(jnp.asarray(pixels), dialect))
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    opened, given, outputs = format_.open(path, 1), entering(pixels), OUTPUTS[len(expected)]
+    found = opened.call(given)
+    return Report(
+        file=str(path),
+        bytes=path.stat().st_size,
+        runtime=opened.runtime,
+        operations=dict(opened.operations.most_common()),
+        difference={
+            output: largest_difference(np.asarray(ours), theirs)
+            for output, ours, theirs in zip(outputs, expected, found, strict=True)
+        },
+        simulated={} if quantized is None else _steps_apart(quantized, outputs, given, found),
+        latency_ms=latency(functools.partial(opened.call, given[:1])),
+    )
+
+
+def _write(
+    to: str, path: Path, graph: Graph, classes: Sequence[str], quantized: Quantized | None
+) -> None:
+    """Writes the file beside its place and moves it there when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if to == "stablehlo":
+            write_stablehlo(partial, graph)
+        else:
+            write = {"onnx": write_onnx, "litert": write_litert}[to]
+            write(partial, graph, OUTPUTS[len(graph.outputs)], classes, quantized)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _steps_apart(
+    quantized: Quantized, outputs: Sequence[str], images: np.ndarray, found: list[np.ndarray]
+) -> dict[str, tuple[float, float]]:
+    """Returns how far outputs are from the simulation, as (largest, mean) steps of int8."""
+    wanted = jax.jit(lambda x: simulate(quantized, x))(images)
+    apart = {}
+    for output, name, ours, theirs in zip(
+        outputs, quantized.graph.outputs, wanted, found, strict=True
+    ):
+        steps = np.abs(np.asarray(ours) - theirs) / quantized.activations[name].scale
+        apart[output] = (float(steps.max()), float(steps.mean()))
+    return apart
+
+
+def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """Returns the largest difference, relative to the largest expected value.
+
+    >>> largest_difference(np.array([0.0, 2.0]), np.array([0.5, 2.0]))
+    0.25
+    """
+    return float(np.abs(expected - found).max() / np.abs(expected).max())
+
+
+def latency(call: Callable[[], Any], runs: int = 15) -> float:
+    """Returns the median time of a call in ms, after two calls that are not counted."""
+    times = []
+    for _ in range(runs + 2):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times[2:])

@@ -1,0 +1,284 @@
+"""A graph as a LiteRT (TFLite) flatbuffer, written without TensorFlow, in float or in int8.
+
+Every node becomes one builtin operation with its activation fused; a convolution whose padding is
+neither SAME nor VALID gets a `PAD` before it. Names of classes are kept as the metadata entry
+"classes". The layout of the file is LiteRT's published schema, whose generated classes come with
+its runtime.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.export.optional import need
+from mnv2_jax.models.graph import IMAGES, Graph, Node
+from mnv2_jax.models.layers import pad_same
+from mnv2_jax.quantize import Quantized, Scale
+
+SCHEMA_VERSION = 3
+NO_PADDING = ((0, 0), (0, 0))
+ACTIVATIONS = {None: "NONE", (0.0, 6.0): "RELU6", (0.0, np.inf): "RELU"}
+
+
+def write_litert(
+    path: Path,
+    graph: Graph,
+    outputs: Sequence[str],
+    classes: Sequence[str] = (),
+    quantized: Quantized | None = None,
+) -> None:
+    """Writes a graph; with `quantized`, integers inside and floats at both ends.
+
+    Args:
+      path: of the file.
+      graph: of the network.
+      outputs: names of the results.
+      classes: kept as JSON in the metadata.
+      quantized: of the same graph.
+    """
+    schema = need("ai_edge_litert.schema_py_generated", "export")
+    flatbuffers = need("flatbuffers", "export")
+    model = _Writer(schema, graph, quantized).model(outputs, classes)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+
+
+class _Writer:
+    """Collects tensors, buffers and operators; `index` is the tensor of each of the graph's names.
+
+    Attributes:
+      index: where every value of the graph is among the tensors.
+    """
+
+    def __init__(self, schema: Any, graph: Graph, quantized: Quantized | None):
+        self.schema, self.graph, self.quantized = schema, graph, quantized
+        self.shapes = {IMAGES: graph.input_shape} | {n.name: n.shape for n in graph.nodes}
+        self.tensors: list[Any] = []
+        self.buffers = [schema.BufferT()]  # the first one is empty by convention
+        self.operators: list[Any] = []
+        self.codes: list[int] = []
+        self.index: dict[str, int] = {}
+
+    def model(self, outputs: Sequence[str], classes: Sequence[str]) -> Any:
+        schema = self.schema
+        pixels = self.graph.nodes[0].op == "normalize"
+        given = self.tensor(IMAGES, self.graph.input_shape, np.uint8 if pixels else np.float32)
+        self.index[IMAGES] = given
+        if self.quantized is not None and not pixels:
+            self.index[IMAGES] = self.rounded(given, IMAGES)
+        for node in self.graph.nodes:
+            getattr(self, f"_{node.op}")(node, [self.index[name] for name in node.inputs])
+        results = []
+        for name, value in zip(outputs, self.graph.outputs, strict=True):
+            results.append(self.index[value])
+            if self.quantized is not None:
+                results[-1] = self.tensor(name, self.shapes[value], np.float32)
+                self.operator("DEQUANTIZE", [self.index[value]], results[-1])
+            self.tensors[results[-1]].name = name
+        graph = schema.SubGraphT(
+            tensors=self.tensors, inputs=[given], outputs=results, operators=self.operators,
+            name="main",
+        )  # fmt: skip
+        codes = [
+            schema.OperatorCodeT(deprecatedBuiltinCode=min(code, 127), builtinCode=code, version=1)
+            for code in self.codes
+        ]
+        metadata = []
+        if classes:
+            self.buffers.append(
+                schema.BufferT(data=np.frombuffer(json.dumps(list(classes)).encode(), np.uint8))
+            )
+            metadata = [schema.MetadataT(name="classes", buffer=len(self.buffers) - 1)]
+        return schema.ModelT(
+            version=SCHEMA_VERSION, operatorCodes=codes, subgraphs=[graph],
+            description="mnv2_jax", buffers=self.buffers, metadata=metadata,
+        )  # fmt: skip
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: Any,
+        scale: Any = None,
+        data: np.ndarray | None = None,
+        axis: int = 0,
+    ) -> int:
+        """Adds a tensor; `scale` is a `Scale`, or one number a channel along `axis`."""
+        schema, buffer, signature = self.schema, 0, None
+        if data is not None:
+            array = np.ascontiguousarray(data, dtype)
+            self.buffers.append(schema.BufferT(data=array.reshape(-1).view(np.uint8)))
+            buffer = len(self.buffers) - 1
+        else:
+            signature = [-1, *shape[1:]]  # any batch
+        quantization = None
+        if isinstance(scale, Scale):
+            quantization = schema.QuantizationParametersT(
+                scale=np.array([scale.scale], np.float32), zeroPoint=np.array([scale.zero])
+            )
+        elif scale is not None:
+            quantization = schema.QuantizationParametersT(
+                scale=scale, zeroPoint=np.zeros(len(scale), np.int64), quantizedDimension=axis
+            )
+        made = schema.TensorT()
+        made.shape, made.shapeSignature, made.hasRank = list(shape), signature, True
+        made.type = getattr(schema.TensorType, np.dtype(dtype).name.upper())
+        made.name, made.buffer, made.quantization = name, buffer, quantization
+        self.tensors.append(made)
+        return len(self.tensors) - 1
+
+    def value(self, name: str, shape: Sequence[int], like: str) -> int:
+        """Adds the tensor of an activation, in int8 at the scale of the value `like`."""
+        if self.quantized is None:
+            return self.tensor(name, shape, np.float32)
+        return self.tensor(name, shape, np.int8, self.quantized.activations[like])
+
+    def rounded(self, given: int, name: str) -> int:
+        """Adds the step from float to the int8 of the value `name`."""
+        rounded = self.value(f"{name}/int8", self.shapes[name], name)
+        self.operator("QUANTIZE", [given], rounded)
+        return rounded
+
+    def integers(self, name: str, values: Any) -> int:
+        array = np.asarray(values, np.int32)
+        return self.tensor(name, array.shape, np.int32, data=array)
+
+    def operator(
+        self, name: str, inputs: Sequence[int], output: int, kind: str = "", **options: Any
+    ) -> None:
+        schema = self.schema
+        code = getattr(schema.BuiltinOperator, name)
+        if code not in self.codes:
+            self.codes.append(code)
+        operator = schema.OperatorT(
+            opcodeIndex=self.codes.index(code), inputs=list(inputs), outputs=[output]
+        )
+        if kind:
+            made = getattr(schema, f"{kind}T")()
+            for key, value in options.items():
+                assert hasattr(made, key), (kind, key)
+                setattr(made, key, value)
+            operator.builtinOptions = made
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        self.operators.append(operator)
+
+    def result(self, node: Node) -> int:
+        self.index[node.name] = self.value(node.name, node.shape, node.name)
+        return self.index[node.name]
+
+    def activation(self, node: Node) -> int:
+        if node.clip not in ACTIVATIONS:
+            raise UsageError(f"{node.name} is clipped to {node.clip}: LiteRT fuses ReLU and ReLU6.")
+        return getattr(self.schema.ActivationFunctionType, ACTIVATIONS[node.clip])
+
+    def weights(self, node: Node, order: Sequence[int], axis: int) -> list[int]:
+        """Adds kernel and bias; `axis` is that of the output channels, once in `order`."""
+        if self.quantized is None:
+            kernel, bias = np.transpose(node.kernel, order), np.asarray(node.bias)
+            scales: tuple[Any, Any] = (None, None)
+        else:
+            weights = self.quantized.weights[node.name]
+            kernel, bias = np.transpose(weights.kernel, order), weights.bias
+            scales = (weights.scale, weights.bias_scale)
+        return [
+            self.tensor(f"{node.name}/kernel", kernel.shape, kernel.dtype, scales[0], kernel, axis),
+            self.tensor(f"{node.name}/bias", bias.shape, bias.dtype, scales[1], bias),
+        ]
+
+    def _normalize(self, node: Node, inputs: list[int]) -> None:
+        cast = self.tensor(f"{node.name}/cast", node.shape, np.float32)
+        self.operator("CAST", inputs, cast, "CastOptions")
+        value = cast
+        for op, array in (("MUL", node.kernel), ("ADD", node.bias)):
+            given = self.tensor(f"{node.name}/{op}", array.shape, np.float32, data=array)
+            result = self.tensor(f"{node.name}/{op}/result", node.shape, np.float32)
+            self.operator(op, [value, given], result, f"{op.capitalize()}Options")
+            value = result
+        self.index[node.name] = value if self.quantized is None else self.rounded(value, node.name)
+
+    def _conv(self, node: Node, inputs: list[int]) -> None:
+        x = inputs[0]
+        shape = list(self.shapes[node.inputs[0]])
+        kernel = node.kernel.shape
+        same = tuple(
+            pad_same(n, k, node.stride, node.dilation)
+            for n, k in zip(shape[1:3], kernel[:2], strict=True)
+        )
+        if node.padding not in (same, NO_PADDING):
+            pads = [(0, 0), *node.padding, (0, 0)]
+            shape = [n + low + high for n, (low, high) in zip(shape, pads, strict=True)]
+            padded = self.value(f"{node.name}/padded", shape, node.inputs[0])
+            amounts = self.integers(f"{node.name}/pads", pads)
+            self.operator("PAD", [x, amounts], padded, "PadOptions")
+            x = padded
+        padding = self.schema.Padding.SAME if node.padding == same else self.schema.Padding.VALID
+        options = {
+            "padding": padding,
+            "strideW": node.stride,
+            "strideH": node.stride,
+            "dilationWFactor": node.dilation,
+            "dilationHFactor": node.dilation,
+            "fusedActivationFunction": self.activation(node),
+        }
+        if node.groups == 1:
+            weights = self.weights(node, (3, 0, 1, 2), 0)
+            self.operator("CONV_2D", [x, *weights], self.result(node), "Conv2DOptions", **options)
+            return
+        if node.groups != kernel[3] or kernel[2] != 1:
+            raise UsageError(f"{node.name} has {node.groups} groups: LiteRT knows 1, or depthwise.")
+        self.operator(
+            "DEPTHWISE_CONV_2D",
+            [x, *self.weights(node, (2, 0, 1, 3), 3)],
+            self.result(node),
+            "DepthwiseConv2DOptions",
+            depthMultiplier=1,
+            **options,
+        )
+
+    def _dense(self, node: Node, inputs: list[int]) -> None:
+        self.operator(
+            "FULLY_CONNECTED",
+            [*inputs, *self.weights(node, (1, 0), 0)],
+            self.result(node),
+            "FullyConnectedOptions",
+            fusedActivationFunction=self.activation(node),
+        )
+
+    def _add(self, node: Node, inputs: list[int]) -> None:
+        activation = self.activation(node)
+        self.operator(
+            "ADD", inputs, self.result(node), "AddOptions", fusedActivationFunction=activation
+        )
+
+    def _clip(self, node: Node, inputs: list[int]) -> None:
+        self.activation(node)
+        self.operator(ACTIVATIONS[node.clip], inputs, self.result(node))
+
+    def _mean(self, node: Node, inputs: list[int]) -> None:
+        axes = self.integers(f"{node.name}/axes", [1, 2])
+        self.operator("MEAN", [*inputs, axes], self.result(node), "ReducerOptions")
+
+    def _reshape(self, node: Node, inputs: list[int]) -> None:
+        shape = [-1, *node.shape[1:]]
+        to = self.integers(f"{node.name}/shape", shape)
+        self.operator("RESHAPE", [*inputs, to], self.result(node), "ReshapeOptions", newShape=shape)
+
+    def _expand(self, node: Node, inputs: list[int]) -> None:
+        """One pixel interpolated is that pixel repeated, for any batch."""
+        self._resize(node, inputs)
+
+    def _concat(self, node: Node, inputs: list[int]) -> None:
+        axis = node.axis % len(node.shape)
+        self.operator("CONCATENATION", inputs, self.result(node), "ConcatenationOptions", axis=axis)
+
+    def _resize(self, node: Node, inputs: list[int]) -> None:
+        size = self.integers(f"{node.name}/size", node.shape[1:3])
+        self.operator(
+            "RESIZE_BILINEAR", [*inputs, size], self.result(node), "ResizeBilinearOptions",
+            alignCorners=True,
+        )  # fmt: skip

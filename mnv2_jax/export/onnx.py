@@ -1,0 +1,207 @@
+"""A graph as an ONNX file: grouped convolutions, `Clip`, any batch, int8 as QDQ.
+
+Images enter as (b, h, w, c) and one `Transpose` makes them ONNX's (b, c, h, w); nothing else is
+transposed inside a classifier. The file stores what each class is called in its metadata.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.export.optional import need
+from mnv2_jax.models.graph import IMAGES, Graph, Node
+from mnv2_jax.quantize import Quantized
+
+OPSET = 17  # the oldest with all that is used here
+IR_VERSION = 8  # what runtimes of that opset's time read
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+
+
+def write_onnx(
+    path: Path,
+    graph: Graph,
+    outputs: Sequence[str],
+    classes: Sequence[str] = (),
+    quantized: Quantized | None = None,
+) -> None:
+    """Writes a graph, in int8 with `QuantizeLinear` and `DequantizeLinear` where `quantized`.
+
+    Args:
+      path: of the file.
+      graph: of the network.
+      outputs: names of the results.
+      classes: kept as JSON in the metadata entry "classes".
+      quantized: of the same graph.
+    """
+    onnx = need("onnx", "export")
+    writer = _Writer(onnx, graph, quantized)
+    model = writer.model(outputs)
+    if classes:
+        onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+class _Writer:
+    """Collects the file's nodes and constants; values keep the names of the graph's nodes."""
+
+    def __init__(self, onnx: Any, graph: Graph, quantized: Quantized | None):
+        self.onnx, self.graph, self.quantized = onnx, graph, quantized
+        self.shapes = {IMAGES: graph.input_shape} | {n.name: n.shape for n in graph.nodes}
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+
+    def model(self, outputs: Sequence[str]) -> Any:
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        first = self.graph.nodes[0]
+        pixels = first.op == "normalize"
+        self.values = {IMAGES: self.rounded(IMAGES, self.emit("Transpose", [IMAGES], perm=TO_NCHW))}
+        for node in self.graph.nodes:
+            inputs = [self.values[name] for name in node.inputs]
+            value = getattr(self, f"_{node.op}")(node, inputs)
+            self.values[node.name] = self.rounded(node.name, value)
+        for name, value in zip(outputs, self.graph.outputs, strict=True):
+            kept = self.values[value]
+            if len(self.shapes[value]) == 4:
+                self.emit("Transpose", [kept], name, perm=TO_NHWC)
+            else:
+                self.emit("Identity", [kept], name)
+
+        def info(name: str, kind: int, shape: Sequence[int]) -> Any:
+            return helper.make_tensor_value_info(name, kind, ["batch", *shape[1:]])
+
+        shapes = [self.shapes[name] for name in self.graph.outputs]
+        graph = helper.make_graph(
+            self.nodes,
+            "mnv2_jax",
+            [info(IMAGES, types.UINT8 if pixels else types.FLOAT, self.graph.input_shape)],
+            [info(n, types.FLOAT, s) for n, s in zip(outputs, shapes, strict=True)],
+            list(self.constants.values()),
+        )
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, producer_name="mnv2_jax")
+        model.ir_version = IR_VERSION
+        return model
+
+    def emit(self, op: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
+        output = output or f"{op}_{len(self.nodes)}"
+        node = self.onnx.helper.make_node(op, list(inputs), [output], output, **attributes)
+        self.nodes.append(node)
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        if name not in self.constants:
+            array = np.ascontiguousarray(value)
+            self.constants[name] = self.onnx.numpy_helper.from_array(array, name)
+        return name
+
+    def rounded(self, name: str, value: str) -> str:
+        """Passes a value through int8."""
+        if self.quantized is None or name not in self.quantized.activations:
+            return value
+        scale, zero = self.quantized.activations[name]
+        ends = [
+            self.constant(f"{name}/scale", np.float32(scale)),
+            self.constant(f"{name}/zero", np.int8(zero)),
+        ]
+        integers = self.emit("QuantizeLinear", [value, *ends], f"{name}/int8")
+        return self.emit("DequantizeLinear", [integers, *ends], f"{name}/float")
+
+    def weights(self, node: Node, order: Sequence[int]) -> list[str]:
+        """Adds kernel and bias, the output channels first."""
+        if self.quantized is None:
+            kernel = self.constant(f"{node.name}/kernel", np.transpose(node.kernel, order))
+            return [kernel, self.constant(f"{node.name}/bias", node.bias)]
+        weights, found = self.quantized.weights[node.name], []
+        for part, array, scale in (
+            ("kernel", np.transpose(weights.kernel, order), weights.scale),
+            ("bias", weights.bias, weights.bias_scale),
+        ):
+            name = f"{node.name}/{part}"
+            inputs = [
+                self.constant(f"{name}/int", array),
+                self.constant(f"{name}/scale", scale),
+                self.constant(f"{name}/zero", np.zeros(len(scale), array.dtype)),
+            ]
+            found.append(self.emit("DequantizeLinear", inputs, name, axis=0))
+        return found
+
+    def clipped(self, node: Node, value: str) -> str:
+        if node.clip is None:
+            return value
+        low, high = node.clip
+        if (low, high) == (0, np.inf):
+            return self.emit("Relu", [value], f"{node.name}/relu")
+        ends = [self.constant(f"clip/{end:g}", np.float32(end)) for end in (low, high)]
+        return self.emit("Clip", [value, *ends], f"{node.name}/clip")
+
+    def _normalize(self, node: Node, inputs: list[str]) -> str:
+        image = self.emit("Cast", inputs, to=self.onnx.TensorProto.FLOAT)
+        for op, array in (("Mul", node.kernel), ("Add", node.bias)):
+            name = self.constant(f"{node.name}/{op}", array.reshape(1, -1, 1, 1))
+            image = self.emit(op, [image, name])
+        return image
+
+    def _conv(self, node: Node, inputs: list[str]) -> str:
+        (top, bottom), (left, right) = node.padding
+        value = self.emit(
+            "Conv",
+            [*inputs, *self.weights(node, (3, 2, 0, 1))],
+            node.name,
+            kernel_shape=node.kernel.shape[:2],
+            strides=[node.stride] * 2,
+            pads=[top, left, bottom, right],
+            dilations=[node.dilation] * 2,
+            group=node.groups,
+        )
+        return self.clipped(node, value)
+
+    def _dense(self, node: Node, inputs: list[str]) -> str:
+        value = self.emit("Gemm", [*inputs, *self.weights(node, (1, 0))], node.name, transB=1)
+        return self.clipped(node, value)
+
+    def _add(self, node: Node, inputs: list[str]) -> str:
+        return self.clipped(node, self.emit("Add", inputs, node.name))
+
+    def _clip(self, node: Node, inputs: list[str]) -> str:
+        return self.clipped(node, inputs[0])
+
+    def _mean(self, node: Node, inputs: list[str]) -> str:
+        return self.emit("Flatten", [self.emit("GlobalAveragePool", inputs)], node.name)
+
+    def _reshape(self, node: Node, inputs: list[str]) -> str:
+        value, old, new = inputs[0], self.shapes[node.inputs[0]], list(node.shape)
+        if len(old) == 4 and old[1] * old[2] > 1:
+            value = self.emit("Transpose", [value], perm=TO_NHWC)
+        if len(new) == 4:
+            if new[1] * new[2] > 1:
+                raise UsageError(f"{node.name} reshapes to an image: ONNX export knows no such.")
+            new = [new[i] for i in TO_NCHW]
+        shape = self.constant(f"{node.name}/shape", np.array([-1, *new[1:]], np.int64))
+        return self.emit("Reshape", [value, shape], node.name)
+
+    def _expand(self, node: Node, inputs: list[str]) -> str:
+        shape = np.array([node.shape[i] for i in TO_NCHW], np.int64)
+        return self.emit("Expand", [*inputs, self.constant(f"{node.name}/shape", shape)], node.name)
+
+    def _concat(self, node: Node, inputs: list[str]) -> str:
+        axis = node.axis % len(node.shape)
+        axis = TO_NCHW.index(axis) if len(node.shape) == 4 else axis
+        return self.emit("Concat", inputs, node.name, axis=axis)
+
+    def _resize(self, node: Node, inputs: list[str]) -> str:
+        # Sizes of the last axes alone would do by the standard; ONNX Runtime fails on them in int8.
+        batch = self.emit("Shape", inputs, f"{node.name}/batch", start=0, end=1)
+        rest = np.array([node.shape[i] for i in TO_NCHW[1:]], np.int64)
+        sizes = [batch, self.constant(f"{node.name}/size", rest)]
+        return self.emit(
+            "Resize",
+            [*inputs, "", "", self.emit("Concat", sizes, f"{node.name}/sizes", axis=0)],
+            node.name,
+            mode="linear",
+            coordinate_transformation_mode="align_corners",
+        )

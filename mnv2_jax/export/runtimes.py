@@ -1,0 +1,83 @@
+"""Exported files at work in their own runtimes, to compare them with the network they came from."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mnv2_jax.export.optional import need
+from mnv2_jax.export.stablehlo import count_operations
+
+
+class Opened(NamedTuple):
+    """An exported file, ready to run.
+
+    Attributes:
+      call: images -> outputs, in the file's order.
+      operations: how often it has each operation.
+      runtime: what runs it.
+    """
+
+    call: Callable[[np.ndarray], list[np.ndarray]]
+    operations: Counter[str]
+    runtime: str
+
+
+def open_stablehlo(path: Path, threads: int) -> Opened:
+    """Opens a file of `write_stablehlo` in JAX, which uses the threads that it has."""
+    del threads
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    call = jax.jit(exported.call)
+    return Opened(
+        lambda images: [np.asarray(x) for x in call(images)],
+        count_operations(exported),
+        f"JAX {jax.__version__}",
+    )
+
+
+def open_onnx(path: Path, threads: int) -> Opened:
+    """Opens an ONNX file in ONNX Runtime."""
+    onnx, runtime = need("onnx", "export"), need("onnxruntime", "export")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(
+        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    operations = Counter(node.op_type for node in onnx.load(path).graph.node)
+    return Opened(
+        lambda images: session.run(None, {name: images}),
+        operations,
+        f"ONNX Runtime {runtime.__version__}",
+    )
+
+
+def open_litert(path: Path, threads: int) -> Opened:
+    """Opens a LiteRT file in its interpreter."""
+    module = need("ai_edge_litert.interpreter", "export")
+    schema = need("ai_edge_litert.schema_py_generated", "export")
+    data = path.read_bytes()
+    interpreter = module.Interpreter(model_content=data, num_threads=threads)
+    given, results = interpreter.get_input_details()[0], interpreter.get_output_details()
+    ready: Any = None
+
+    def call(images: np.ndarray) -> list[np.ndarray]:
+        nonlocal ready
+        if ready != images.shape:
+            interpreter.resize_tensor_input(given["index"], images.shape)
+            interpreter.allocate_tensors()
+            ready = images.shape
+        interpreter.set_tensor(given["index"], images)
+        interpreter.invoke()
+        return [interpreter.get_tensor(result["index"]) for result in results]
+
+    model = schema.ModelT.InitFromPackedBuf(data)
+    names = {
+        code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
+    }
+    codes = [names[code.builtinCode] for code in model.operatorCodes]
+    operations = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
+    return Opened(call, operations, "LiteRT")

@@ -1,0 +1,251 @@
+"""Exported files in their own runtimes: the same numbers, the operations stated, int8 as simulated.
+
+The reference is the network itself, run by Flax. One thin network of every kind keeps this fast;
+the slow tests have the paper's own.
+"""
+
+import json
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2_jax import UsageError, build, normalize
+from mnv2_jax.cli import main
+from mnv2_jax.data import open_source
+from mnv2_jax.export import FORMATS, export
+from mnv2_jax.export.litert import write_litert
+from mnv2_jax.export.onnx import write_onnx
+from mnv2_jax.export.runtimes import open_litert, open_onnx
+from mnv2_jax.export.stablehlo import PLATFORMS
+from mnv2_jax.models.build import build_deeplab, build_ssdlite
+from mnv2_jax.models.graph import run, trace
+from mnv2_jax.train.saved import load_model, save_model
+
+# Eight thin blocks, which compile in a fraction of the time of the paper's 17.
+THIN = {"spec": "tiny_8", "num_classes": 7}
+NETWORKS = {
+    "classifier": (build(**THIN), 16),
+    "ablated": (
+        build(**THIN, shortcut="between_expansions", bottleneck="relu6", dialect="torchvision"),
+        12,
+    ),
+    "relu": (build(**THIN, activation="relu", shortcut="none", split=2), 9),
+    "detector": (build_ssdlite(num_classes=2, spec="tiny_8"), 32),
+    "segmenter": (build_deeplab(num_classes=3, spec="tiny_8", output_stride=2), 17),
+    "pyramid": (
+        build_deeplab(num_classes=3, spec="tiny_8", output_stride=4, decoder=True).clone(
+            rates=(1, 2), decoder_tap="block_3/expansion"
+        ),
+        17,
+    ),
+}
+PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
+
+
+def pixels(size, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+FAST = ("classifier", "segmenter")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NETWORKS],
+)
+def network(request, randomize):
+    """(model, variables, pixels, outputs of the network as Flax computes it)."""
+    model, size = NETWORKS[request.param]
+    variables = randomize(model, (1, size, size, 3))
+    images = pixels(size)
+    dialect = getattr(model, "backbone", model).dialect
+    found = jax.jit(model.apply)(variables, normalize(images, dialect))
+    return model, variables, images, found if isinstance(found, tuple) else (found,)
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    assert len(found) == len(expected)
+    for theirs, ours in zip(found, expected, strict=True):
+        assert theirs.shape == ours.shape
+        assert np.abs(theirs - ours).max() <= tolerance * np.abs(ours).max()
+
+
+def test_a_graph_computes_what_its_network_does(network):
+    model, variables, images, expected = network
+    dialect = getattr(model, "backbone", model).dialect
+    graph = trace(model, variables, images.shape[1:3], dialect)
+    assert_same(jax.jit(lambda x: run(graph, x))(images), expected)
+
+
+@pytest.mark.parametrize("preprocessing", [False, True])
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_a_file_computes_what_its_network_does_for_any_batch(tmp_path, network, to, preprocessing):
+    pytest.importorskip(PACKAGES[to])
+    model, variables, images, expected = network
+    path = tmp_path / "model"
+    report = export(
+        model, variables, images.shape[1:3], to, path, ("a", "b"), preprocessing=preprocessing
+    )
+    assert max(report.difference.values()) <= 1e-5 and report.bytes == path.stat().st_size
+    dialect = getattr(model, "backbone", model).dialect
+    given = images if preprocessing else np.asarray(normalize(images, dialect))
+    assert_same(FORMATS[to].open(path, 1).call(given), expected)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_stablehlo_is_for_every_platform_and_changes_nothing(tmp_path, network):
+    model, variables, images, expected = network
+    dialect = getattr(model, "backbone", model).dialect
+    given = np.asarray(normalize(images, dialect))
+    path = tmp_path / "model.stablehlo"
+    report = export(model, variables, images.shape[1:3], "stablehlo", path)
+    assert max(report.difference.values()) <= 1e-5
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    assert exported.platforms == PLATFORMS
+    graph = trace(model, variables, images.shape[1:3])
+    found = jax.jit(exported.call)(given)
+    assert_same(found, expected)
+    for left, right in zip(found, jax.jit(lambda x: run(graph, x))(given), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_operations_of_a_classifier(tmp_path, randomize):
+    """Of the paper's depth: 17 depthwise, 16 expansions, 17 projections, stem and last."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("ai_edge_litert")
+    model = build(width=0.35, num_classes=7)
+    graph = trace(model, randomize(model, (1, 32, 32, 3)), (32, 32))
+    write_onnx(tmp_path / "a.onnx", graph, ["logits"])
+    assert open_onnx(tmp_path / "a.onnx", 1).operations == {
+        "Conv": 52, "Clip": 35, "Add": 10, "Transpose": 1, "GlobalAveragePool": 1, "Flatten": 1,
+        "Gemm": 1, "Identity": 1,
+    }  # fmt: skip
+    write_litert(tmp_path / "a.tflite", graph, ["logits"])
+    assert open_litert(tmp_path / "a.tflite", 1).operations == {
+        "CONV_2D": 35, "DEPTHWISE_CONV_2D": 17, "ADD": 10, "MEAN": 1, "FULLY_CONNECTED": 1,
+    }  # fmt: skip
+
+
+def test_files_name_their_classes(tmp_path, randomize):
+    onnx = pytest.importorskip("onnx")
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    model, size = NETWORKS["relu"]
+    variables, names = randomize(model, (1, size, size, 3)), [f"name {i}" for i in range(7)]
+    export(model, variables, (size, size), "onnx", tmp_path / "a.onnx", names)
+    stored = {p.key: p.value for p in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert json.loads(stored["classes"]) == names
+    export(model, variables, (size, size), "litert", tmp_path / "a.tflite", names)
+    read = schema.ModelT.InitFromPackedBuf((tmp_path / "a.tflite").read_bytes())
+    (entry,) = read.metadata
+    assert entry.name == b"classes"
+    assert json.loads(bytes(read.buffers[entry.buffer].data)) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preprocessing", [False, True])
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_int8_files_round_as_simulated(tmp_path, network, to, preprocessing):
+    """Rounding of a half and the width of sums differ between runtimes, hence steps."""
+    pytest.importorskip(PACKAGES[to])
+    model, variables, images, _ = network
+    report = export(
+        model, variables, images.shape[1:3], to, tmp_path / "a", calibration=[images],
+        preprocessing=preprocessing,
+    )  # fmt: skip
+    for largest, mean in report.simulated.values():
+        assert largest <= 4 and mean <= 1
+    assert max(report.difference.values()) < 0.2
+    assert Counter(report.operations)["QuantizeLinear" if to == "onnx" else "QUANTIZE"] >= 1
+
+
+def test_int8_files_have_a_scale_for_every_channel_and_signed_bottlenecks(tmp_path, randomize):
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    model, size = NETWORKS["classifier"]
+    variables = randomize(model, (1, size, size, 3))
+    images = pixels(size)
+    export(model, variables, (size, size), "litert", tmp_path / "a", calibration=[images])
+    graph = schema.ModelT.InitFromPackedBuf((tmp_path / "a").read_bytes()).subgraphs[0]
+    tensors = {tensor.name.decode(): tensor for tensor in graph.tensors}
+    kernel = tensors["block_3/filter/kernel"]
+    assert kernel.type == schema.TensorType.INT8
+    assert len(kernel.quantization.scale) == kernel.shape[3]
+    assert kernel.quantization.quantizedDimension == 3
+    assert tensors["block_3/filter/bias"].type == schema.TensorType.INT32
+    # ReLU6 uses integers from the lowest on; a linear bottleneck has its zero inside
+    assert tensors["block_3/filter"].quantization.zeroPoint[0] == -128
+    assert -100 < tensors["block_3/project"].quantization.zeroPoint[0] < 100
+
+
+@pytest.fixture
+def folder(tmp_path, randomize):
+    options = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
+    description = {
+        "model": options,
+        "classes": [f"digit {i}" for i in range(10)],
+        "resolution": 8,
+        "eval": {"crop": "none", "fraction": 1.0},
+    }
+    save_model(tmp_path / "model", randomize(build(**options), (1, 8, 8, 1)), description)
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_the_verb(folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "digits.onnx"
+    argv = ["export", "--model", str(folder), "--to", "onnx", "--preprocessing", str(path)]
+    assert main(argv) == 0
+    assert "largest difference" in capsys.readouterr().out
+    saved = load_model(folder)
+    images = open_source("digits", "test").arrays()["image"]
+    expected = jax.jit(saved.model.apply)(saved.variables, normalize(images, saved.model.dialect))
+    assert_same(open_onnx(path, 1).call(images), [np.asarray(expected)])
+    assert main([*argv, "--int8", "digits", "--images", "100", "--equalize", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["operations"]["QuantizeLinear"] > 0
+
+
+@pytest.mark.slow
+def test_a_detector_is_exported_from_its_folder(tmp_path, randomize, capsys):
+    pytest.importorskip("ai_edge_litert")
+    model, size = NETWORKS["detector"]
+    variables = randomize(model, (1, size, size, 3))
+    description = {
+        "task": "detect",
+        "model": {"num_classes": 2, "spec": "tiny_8"},
+        "classes": ["left", "right"],
+        "resolution": size,
+    }
+    save_model(tmp_path / "model", variables, description)
+    path = tmp_path / "a.tflite"
+    assert main(["export", "--model", str(tmp_path / "model"), "--to", "litert", str(path)]) == 0
+    images = np.asarray(normalize(pixels(size), model.backbone.dialect))
+    assert_same(open_litert(path, 1).call(images), jax.jit(model.apply)(variables, images))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--to", "onxx"], "unknown export format 'onxx': did you mean 'onnx'"),
+        (["--to", "stablehlo", "--int8", "digits"], "stablehlo is written in float"),
+        (["--to", "onnx", "--equalize"], "give --int8 DATA too"),
+        (["--to", "onnx", "--int8", "digitz"], "did you mean 'digits'"),
+        (["--to", "onnx", "--int8", "digits", "--images", "0"], "--images is 0"),
+        (["--to", "onnx", "--size", "big"], "resolution is 'big'"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(folder, tmp_path, capsys, argv, message):
+    path = tmp_path / "out"
+    assert main(["export", "--model", str(folder), *argv, str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not path.exists()
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path, randomize):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    model, size = NETWORKS["relu"]
+    with pytest.raises(UsageError, match=r"pip install 'mnv2_jax\[export\]'"):
+        export(model, randomize(model, (1, size, size, 3)), (size, size), "onnx", tmp_path / "a")
