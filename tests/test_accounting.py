@@ -33,6 +33,7 @@ def test_parameters_and_madds_of_the_published_widths(width):
     assert round(result.madds / 1e6, 1) == AT_224[width]
 
 
+@pytest.mark.slow
 def test_madds_of_all_22_published_pairs():
     pairs = [(w, r, m) for w, row in MADDS.items() for r, m in zip(RESOLUTIONS, row, strict=False)]
     assert len(pairs) == 22

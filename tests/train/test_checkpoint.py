@@ -133,7 +133,14 @@ def two_steps(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", sorted(DAMAGE))
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "a flipped bit",
+        pytest.param("cut short", marks=pytest.mark.slow),
+        pytest.param("deleted", marks=pytest.mark.slow),
+    ],
+)
 def test_damage_is_never_silent(two_steps, tmp_path, caplog, damage):
     """Whichever file of the newest step it hits: that step comes back whole, or the one before."""
     files = [p.relative_to(two_steps) for p in (two_steps / "2").rglob("*") if p.is_file()]
@@ -152,7 +159,7 @@ def test_damage_is_never_silent(two_steps, tmp_path, caplog, damage):
         assert len(warnings) == (step == 1), (file, warnings)
         assert all("step 2" in text and "\n" not in text for text in warnings)
         fell_back += step == 1
-        if step == 1:  # and the damaged one is out of the way of the next save
+        if step == fell_back == 1:  # and the damaged one is out of the way of the next save
             checkpoints = Checkpoints(folder, 2)
             checkpoints.save(state_at(2), {"seconds": 2 / 3}, None)
             checkpoints.close()
