@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mnv2_jax.data import archives, folder, imagenet, prepared
+from mnv2_jax.data import archives, detection, folder, imagenet, prepared, segmentation
 from mnv2_jax.data.record import Record
 from mnv2_jax.errors import UsageError, unknown
 
@@ -169,10 +169,15 @@ OPENERS: Mapping[str, Callable[[str, str | None], Source]] = {
     "imagenet2012": imagenet.open_imagenet,
     "folder": folder.open_folder,
     "scenes": _open_scenes,
+    "coco": detection.open_coco,
+    "voc": detection.open_voc,
+    "voc_segmentation": segmentation.open_voc_segmentation,
+    "cityscapes": segmentation.open_cityscapes,
 }
 PREPARED = "tfds:"
 TWO_SPLITS = {"train": "train", "test": "test", "validation": "test", "val": "test"}
-OWN_SPLITS = ("folder",)  # sets whose opener resolves the names of their splits itself
+# Sets whose opener resolves the names of their splits itself.
+OWN_SPLITS = ("folder", "coco", "voc", "voc_segmentation", "cityscapes")
 
 
 def open_source(name: str, split: str, root: str | None = None) -> Source:
