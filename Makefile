@@ -9,15 +9,19 @@ LOCK := requirements-lock.txt
 FOR_RUN := $(VENV)/.installed-requirements
 FOR_DEV := $(VENV)/.installed-lock
 UV := .venv-uv/bin/uv
+BENCHMARKS := infer_cpu train_cpu memory replicas input_pipeline startup scaling
 
 .DEFAULT_GOAL := help
-.PHONY: help ablate account test lint format lock setup-dev clean
+.PHONY: help ablate account bench test lint format lock setup-dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 ablate: $(FOR_RUN)  ## train the paper's linear-bottleneck ablation on embedded data, and plot it
 	$(BIN)/python main.py --config experiments/ablate_linear.py $(ARGS)
+
+bench: $(FOR_DEV)  ## time this project beside its peers on this CPU; peers that are missing are left out
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
 	$(BIN)/python main.py account $(ARGS)

@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 
 
+def pictures(*shape):
+    """Random images: zeros would make some processors' arithmetic faster than it is."""
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
 def jax_network(plain: bool, **options):
     """This project's network; or, `plain`, with Flax's own convolutions and batch norm."""
     import flax.linen as nn
@@ -26,25 +31,35 @@ def jax_network(plain: bool, **options):
     return build(**options, convolve=jax.lax.conv_general_dilated)
 
 
-def jax_train(threads, batch, size, width, spec, classes, plain=False):
+def sgd_step(model, params, stats, images, labels):
+    import jax
+    import jax.numpy as jnp
+
+    def loss(params):
+        out, update = model.apply(
+            {"params": params, "batch_stats": stats}, images, train=True,
+            mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})  # fmt: skip
+        rows = jnp.arange(len(labels))
+        return -jax.nn.log_softmax(out)[rows, labels].mean(), update["batch_stats"]
+
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), stats, value
+
+
+def jax_train(threads, batch, size, width, spec, classes, plain=False, dtype="float32"):
     """A step of gradient descent under jit."""
     import jax
     import jax.numpy as jnp
 
-    model = jax_network(plain, width=width, spec=spec, num_classes=classes, dialect="torchvision")
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, 3)), jnp.float32)
+    model = jax_network(
+        plain, width=width, spec=spec, num_classes=classes, dialect="torchvision", dtype=dtype
+    )
+    images = pictures(batch, size, size, 3)
     labels = jnp.arange(batch) % classes
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
 
     def step(params, stats):
-        def loss(params):
-            out, update = model.apply(
-                {"params": params, "batch_stats": stats}, images, train=True,
-                mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})  # fmt: skip
-            return -jax.nn.log_softmax(out)[jnp.arange(batch), labels].mean(), update["batch_stats"]
-
-        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), stats, value
+        return sgd_step(model, params, stats, images, labels)
 
     compiled = jax.jit(step, donate_argnums=(0, 1))
     state = [variables["params"], variables["batch_stats"]]
@@ -56,15 +71,14 @@ def jax_train(threads, batch, size, width, spec, classes, plain=False):
     return run
 
 
-def jax_infer(threads, batch, size, form, width=1.0):
+def jax_infer(threads, batch, size, form, width=1.0, dtype="float32"):
     """Logits of a batch: `folded`, `module` (the network as it is) or `plain` (Flax's own)."""
     import jax
-    import jax.numpy as jnp
 
     from mnv2_jax import fold, folded_apply
 
-    model = jax_network(form == "plain", width=width, dialect="torchvision")
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, 3)), jnp.float32)
+    model = jax_network(form == "plain", width=width, dialect="torchvision", dtype=dtype)
+    images = jax.device_put(pictures(batch, size, size, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     if form == "folded":
         apply, variables = partial(folded_apply, model), fold(model, variables)
@@ -75,43 +89,71 @@ def jax_infer(threads, batch, size, form, width=1.0):
 
 
 def torch_network(threads, **options):
+    """The network and its device; on a GPU in bfloat16, under autocast."""
     import torch
 
     from benchmarks.peers import mobilenet_v2
 
     torch.set_num_threads(threads)
-    return mobilenet_v2(**options).to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = mobilenet_v2(**options).to(device, memory_format=torch.channels_last)
+    return network, device
 
 
-def torch_train(threads, batch, size, width, spec, classes):
-    """A step of gradient descent in PyTorch, eager, channels last."""
+def torch_images(batch, size, device):
     import torch
 
-    network = torch_network(threads, width=width, spec=spec, classes=classes)
+    images = torch.from_numpy(pictures(batch, 3, size, size)).to(device)
+    return images.to(memory_format=torch.channels_last)
+
+
+def torch_settle(device):
+    """Waits for the GPU, where there is one."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def torch_train(threads, batch, size, width, spec, classes, compiled=False):
+    """A step of gradient descent in PyTorch, channels last, eager or through `torch.compile`."""
+    import torch
+
+    network, device = torch_network(threads, width=width, spec=spec, classes=classes)
+    if compiled:
+        network = torch.compile(network)
     optimizer = torch.optim.SGD(network.parameters(), 1e-3)
-    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-    labels = torch.arange(batch) % classes
+    images = torch_images(batch, size, device)
+    labels = (torch.arange(batch) % classes).to(device)
+    half = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
     def run():
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        with half:
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
         optimizer.step()
+        torch_settle(device)
 
     return run
 
 
-def torch_infer(threads, batch, size, scripted=False):
-    """Logits of a batch in PyTorch, eager or scripted and frozen (batch norm folded)."""
+def torch_infer(threads, batch, size, scripted=False, compiled=False):
+    """Logits of a batch in PyTorch: eager, scripted and frozen (batch norm folded), or compiled."""
     import torch
 
-    network = torch_network(threads).eval()
-    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    network, device = torch_network(threads)
+    network, images = network.eval(), torch_images(batch, size, device)
+    half = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     if scripted:
         network = torch.jit.optimize_for_inference(torch.jit.trace(network, images))
+    if compiled:
+        network = torch.compile(network)
 
     def run():
-        with torch.inference_mode():
+        with torch.inference_mode(), half:
             network(images)
+        torch_settle(device)
 
     return run
 
@@ -132,7 +174,7 @@ def onnxruntime_infer(threads, batch, size):
     options.intra_op_num_threads = threads
     path = str(onnx_file(batch, size))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: np.zeros((batch, 3, size, size), np.float32)}
+    feed = {session.get_inputs()[0].name: pictures(batch, 3, size, size)}
     return lambda: session.run(None, feed)
 
 
@@ -141,5 +183,63 @@ def openvino_infer(threads, batch, size):
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     network = openvino.compile_model(str(onnx_file(batch, size)), "CPU", options)
-    images = np.zeros((batch, 3, size, size), np.float32)
+    images = pictures(batch, 3, size, size)
     return lambda: network([images])
+
+
+def jax_replicas(threads, batch, size, width, spec, classes, replicas):
+    """A step of gradient descent for several seeds at once under vmap."""
+    import jax
+    import jax.numpy as jnp
+
+    model = jax_network(False, width=width, spec=spec, num_classes=classes, dialect="torchvision")
+    images = pictures(replicas, batch, size, size, 3)
+    labels = jnp.arange(batch) % classes
+
+    def init(key):
+        variables = model.init(key, images[0, :1])
+        return variables["params"], variables["batch_stats"]
+
+    def step(params, stats, images):
+        return sgd_step(model, params, stats, images, labels)
+
+    compiled = jax.jit(jax.vmap(step), donate_argnums=(0, 1))
+    state = [*jax.jit(jax.vmap(init))(jax.random.split(jax.random.key(0), replicas))]
+
+    def run():
+        *state[:], value = compiled(*state, images)
+        value.block_until_ready()
+
+    return run
+
+
+def litert_file(batch, size):
+    import jax
+
+    from mnv2_jax.export.litert import write_litert
+    from mnv2_jax.models.graph import trace
+
+    path = Path(tempfile.gettempdir()) / f"mobilenet_v2_{batch}_{size}.tflite"
+    if not path.exists():
+        model = jax_network(False, dialect="torchvision")
+        variables = jax.jit(model.init)(jax.random.key(0), pictures(1, 32, 32, 3))
+        write_litert(path, trace(model, variables, (size, size), None), ("logits",))
+    return path
+
+
+def litert_infer(threads, batch, size):
+    """The network as LiteRT runs it through XNNPACK, from the same export as `mnv2 export`."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(litert_file(batch, size)), num_threads=threads)
+    (entry,) = interpreter.get_input_details()
+    interpreter.resize_tensor_input(entry["index"], (batch, size, size, 3))
+    interpreter.allocate_tensors()
+    (entry,) = interpreter.get_input_details()
+    images = pictures(*entry["shape"])
+
+    def run():
+        interpreter.set_tensor(entry["index"], images)
+        interpreter.invoke()
+
+    return run

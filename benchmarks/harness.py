@@ -4,6 +4,7 @@ A shared machine is slower at one moment than at the next, so every round times 
 once, ratios are taken within rounds, and the median over rounds is what is reported.
 """
 
+import contextlib
 import ctypes.util
 import importlib
 import importlib.metadata
@@ -18,9 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mnv2_jax.markdown import markdown_table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime", "openvino")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime", "openvino", "ai-edge-litert",
+)  # fmt: skip
 
 
 class Contender(NamedTuple):
@@ -47,9 +52,14 @@ def compare(contenders: Sequence[Contender], rounds: int, repeats: int = 1) -> l
     try:
         for contender in contenders:
             worker = _start(contender)
-            workers.append((contender, worker, []))
-            if not _receive(worker):
+            missing = _receive(worker)
+            if missing is None:
                 raise SystemExit(f"{contender.name} cannot run here: see the error above.")
+            if missing:
+                print(f"{contender.name} is left out: {missing}", file=sys.stderr)
+                worker.communicate()
+                continue
+            workers.append((contender, worker, []))
         for i in range(rounds):
             print(f"round {i + 1} of {rounds}", file=sys.stderr)
             for _, worker, seconds in workers:
@@ -65,10 +75,15 @@ def compare(contenders: Sequence[Contender], rounds: int, repeats: int = 1) -> l
             **contender._asdict(),
             "median_ms": 1e3 * statistics.median(seconds),
             "best_ms": 1e3 * min(seconds),
-            "ratio": statistics.median(a / b for a, b in zip(first, seconds, strict=True)),
+            "ratio": paired(first, seconds),
         }
         for contender, _, seconds in workers
     ]
+
+
+def paired(values: Sequence[float], base: Sequence[float]) -> float:
+    """The median ratio of what was measured in the same round."""
+    return statistics.median(a / b for a, b in zip(values, base, strict=True))
 
 
 def _start(contender: Contender) -> subprocess.Popen:
@@ -97,9 +112,13 @@ def work(contender: Contender) -> None:
     if contender.allocator == "kept":
         importlib.import_module("mnv2_jax.host").keep_freed_memory()
     contenders = importlib.import_module("benchmarks.contenders")
-    step = getattr(contenders, contender.build)(threads=contender.threads, **contender.options)
+    try:
+        step = getattr(contenders, contender.build)(threads=contender.threads, **contender.options)
+    except ImportError as error:
+        print("#" + json.dumps(str(error)), flush=True)
+        return
     step()
-    print("#true", flush=True)
+    print('#""', flush=True)
     for line in sys.stdin:
         step()
         seconds = []
@@ -111,19 +130,39 @@ def work(contender: Contender) -> None:
 
 
 def report(name: str, title: str, tables: dict[str, list[dict]]) -> None:
-    """Writes results/NAME.json and .md, and prints the latter.
+    """Saves results of `compare`, by what was measured."""
+    timings = {
+        heading: [
+            {
+                "": r["name"],
+                "threads": r["threads"],
+                "allocator": r["allocator"],
+                "median ms": f"{r['median_ms']:.1f}",
+                "best ms": f"{r['best_ms']:.1f}",
+                "ratio": f"{r['ratio']:.2f}",
+            }
+            for r in rows
+        ]
+        for heading, rows in tables.items()
+    }
+    note = "The ratio is the first row's time over this row's, the median over rounds."
+    save(name, title, timings, note, tables)
+
+
+def save(name: str, title: str, tables: dict[str, list[dict]], note: str, raw: Any = None) -> None:
+    """Writes results/NAME.json and .md with the machine and versions, and prints the latter.
 
     Args:
-      name: of the files.
+      name: of the script and the files.
       title: the question.
-      tables: results of `compare`, by what was measured.
+      tables: rows as {column: cell}, by what was measured.
+      note: what the reader must know.
+      raw: what goes into the JSON, if not the tables.
     """
     versions = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     machine = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -135,24 +174,16 @@ def report(name: str, title: str, tables: dict[str, list[dict]]) -> None:
     lines = [f"# {title}", "", f"`{machine['command']}` on {machine['processor']}, "]
     lines[-1] += f"{machine['cores']} cores, load {machine['load'][0]} at the end; "
     lines[-1] += ", ".join(f"{k} {v}" for k, v in versions.items()) + "."
-    lines += ["", "The ratio is the first row's time over this row's, the median over rounds."]
+    lines += ["", note]
     for heading, rows in tables.items():
-        lines += [
-            "",
-            f"## {heading}",
-            "",
-            "| | threads | allocator | median ms | best ms | ratio |",
-        ]
-        lines += ["|---|---|---|---|---|---|"]
-        lines += [
-            f"| {r['name']} | {r['threads']} | {r['allocator']} | {r['median_ms']:.1f} "
-            f"| {r['best_ms']:.1f} | {r['ratio']:.2f} |"
-            for r in rows
-        ]
+        lines += ["", f"## {heading}", ""]
+        lines += [markdown_table(rows[0], [row.values() for row in rows])]
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(text)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**machine, "tables": tables}, indent=1))
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps({**machine, "tables": raw or tables}, indent=1)
+    )
     print(text)
 
 

@@ -7,7 +7,9 @@ from benchmarks.harness import Contender, compare, report
 FORMS = {
     "mnv2_jax folded": ("jax_infer", {"form": "folded"}),
     "ONNX Runtime": ("onnxruntime_infer", {}),
+    "LiteRT/XNNPACK": ("litert_infer", {}),
     "OpenVINO": ("openvino_infer", {}),
+    "PyTorch compiled": ("torch_infer", {"compiled": True}),
     "PyTorch scripted": ("torch_infer", {"scripted": True}),
     "PyTorch channels-last": ("torch_infer", {}),
     "mnv2_jax module": ("jax_infer", {"form": "module"}),

@@ -26,6 +26,9 @@ def main():
             contenders = [Contender("mnv2_jax", "jax_train", options)]
             if "torch" in arguments.peers and allocator != "kept":
                 contenders.append(Contender("PyTorch channels-last", "torch_train", options))
+            if "torch.compile" in arguments.peers and allocator == "glibc":
+                compiled = {**options, "compiled": True}
+                contenders.append(Contender("PyTorch compiled", "torch_train", compiled))
             if "flax" in arguments.peers and allocator == "glibc":
                 contenders.append(Contender("plain Flax", "jax_train", {**options, "plain": True}))
             contenders = [
