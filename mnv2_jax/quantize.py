@@ -77,7 +77,11 @@ def quantize(graph: Graph, batches: Iterable[Any], percentile: float = 100.0) ->
         below 100; at 100 the range is the widest seen.
     """
     ranges = calibrate(graph, batches, percentile)
-    activations = {name: activation_scale(low, high) for name, (low, high) in ranges.items()}
+    return with_ranges(graph, {name: activation_scale(*ends) for name, ends in ranges.items()})
+
+
+def with_ranges(graph: Graph, activations: dict[str, Scale]) -> Quantized:
+    """Rounds the weights of a graph whose activations have their scales already."""
     weights = {
         node.name: quantize_weights(node, activations[node.inputs[0]].scale)
         for node in graph.nodes
@@ -140,8 +144,8 @@ def activation_scale(low: float, high: float) -> Scale:
 
     >>> activation_scale(0.0, 6.0)
     Scale(scale=0.0235..., zero=-128)
-    >>> activation_scale(-1.0, 1.0).zero
-    0
+    >>> activation_scale(-1.0, 2.0).zero
+    -43
     """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = float(np.float32((high - low) / (HIGHEST - LOWEST) or 1.0))

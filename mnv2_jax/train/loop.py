@@ -14,6 +14,7 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.train.checkpoint import Checkpoints
 from mnv2_jax.train.log import RESULT, RunLog, progress, write_json
+from mnv2_jax.train.precision import low_precision_scores
 from mnv2_jax.train.run import Run
 from mnv2_jax.train.saved import save_model
 
@@ -269,6 +270,7 @@ def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) 
             for split, means in scores.items()
             for name, values in means.items()
         }
+        metrics |= low_precision_scores(config, run.model, chosen)
         result = {
             "seed": seed,
             "steps": run.steps,

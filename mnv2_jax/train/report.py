@@ -122,6 +122,7 @@ def report_text(
         + ". Differences are paired by seed; a confidence interval that holds 0 is within noise.",
         markdown_table(header, rows),
         *_others(config, runs, metric.partition("/")[0]),
+        *_low_precision(config, scores, runs),
         *verdicts(config, scores),
         f"![{main} over training]({CURVES})",
         f"- command: `{shlex.join(command)}`",
@@ -143,6 +144,25 @@ def _others(config: Any, runs: dict[str, list[dict[str, Any]]], split: str) -> l
             values = [100 * run["metrics"][f"{split}/{key}"] for run in found]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             lines.append(f"- {label}, {name}: {np.mean(values):.1f}{spread} %")
+    return ["\n".join(lines)] if lines else []
+
+
+def _low_precision(
+    config: Any, scores: dict[str, list[float]], runs: dict[str, list[dict[str, Any]]]
+) -> list[str]:
+    """Says what every precision costs each variant, and whether it costs the reference less."""
+    lines = []
+    for precision in config.low_precision:
+        lost = {}
+        for name, found in runs.items():
+            low = [run["metrics"][f"{precision}/accuracy"] for run in found]
+            lost[name] = np.subtract(low, scores[name])
+            change = _points(paired_difference(low, scores[name]))
+            lines.append(f"- {precision}, {name}: {100 * np.mean(low):.1f} %, {change}")
+        reference = config.sweep.reference
+        for name in (name for name in lost if name != reference):
+            apart = _points(paired_difference(lost[reference].tolist(), lost[name].tolist()))
+            lines.append(f"- {precision}, change of {reference} less that of {name}: {apart}")
     return ["\n".join(lines)] if lines else []
 
 

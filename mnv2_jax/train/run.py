@@ -20,6 +20,7 @@ from mnv2_jax.tasks.task import Task
 from mnv2_jax.train.feed import Feed, eval_feed, image_channels, lives_on_device, train_feed
 from mnv2_jax.train.optimizer import make_optimizer, make_schedule
 from mnv2_jax.train.problem import PROBLEMS, check_augmentation, make_model, model_options
+from mnv2_jax.train.precision import check_precisions
 from mnv2_jax.train.saved import Saved, load_model
 from mnv2_jax.train.state import TrainState, new_state
 from mnv2_jax.train.step import make_step
@@ -79,6 +80,7 @@ def make_run(config: Any, replicas: int) -> Run:
     check_numbers(config)
     problem = look_up("task", config.task, PROBLEMS)
     check_augmentation(config)
+    check_precisions(config)
     data, parallel = config.data, config.parallel
     source = open_source(data.name, data.train_split, data.root)
     held_out = open_source(data.name, data.eval_split, data.root)

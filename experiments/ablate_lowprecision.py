@@ -1,0 +1,27 @@
+"""ReLU6 against ReLU at low precision (Sec. 3.3: "robustness when used with low-precision").
+
+    python main.py --config experiments/ablate_lowprecision.py
+
+Both are trained in float32, then evaluated in bfloat16, in int8 after calibration (PTQ), and in
+int8 after two more epochs with rounding in the loop (QAT). Presets are the scales of `scales.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.imagenet import base
+from experiments.scales import set_scale
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    c = base()
+    c.name, c.title = "ablate_lowprecision", "ReLU6 or ReLU at low precision (Sec. 3.3)"
+    c.low_precision = ("bfloat16", "int8", "int8_trained")
+    c.sweep.variants = ConfigDict(
+        {
+            "relu6": {"model": {"activation": "relu6"}},
+            "relu": {"model": {"activation": "relu"}},
+        }
+    )
+    c.sweep.reference = "relu6"
+    set_scale(c, preset)
+    return c
