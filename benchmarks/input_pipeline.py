@@ -17,17 +17,17 @@ from mnv2_jax.data.image import decode
 
 
 def write_photos(folder, count, size=(500, 375)):
-    """JPEG files that compress like photographs: noise of every scale, each octave half as loud."""
+    """JPEG files with detail of every scale, as photographs have."""
     rng = np.random.default_rng(0)
     for i in range(count):
         pixels = np.zeros((size[1], size[0], 3))
-        for octave in range(1, 8):
+        for octave in range(1, 10):
             grain = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32)
             layers = [
                 Image.fromarray(grain[..., c]).resize(size, Image.Resampling.BICUBIC)
                 for c in range(3)
             ]
-            pixels += np.stack(layers, -1) / 1.6**octave
+            pixels += np.stack(layers, -1) / 1.1**octave
         low, high = np.quantile(pixels, (0.01, 0.99))
         shown = ((pixels - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
         place = folder / "train" / f"class_{i % 4}" / f"{i}.jpg"
