@@ -6,6 +6,7 @@ Training itself is in `test_sweep.py`.
 import itertools
 import json
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -448,3 +449,14 @@ def test_a_set_without_any_example_is_refused(monkeypatch):
         monkeypatch.setattr(run_module, "open_source", opened)
         with pytest.raises(UsageError, match="can be read, of 0"):
             make_run(one(), 1)
+
+
+def test_a_training_step_holds_no_grouped_convolution():
+    """XLA's is ten times too slow on CPUs, forward and in both gradients."""
+    run = make_run(one(), 1)
+    state = jax.eval_shape(run.fresh, run.keys((0,)))
+    resident = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), run.train.resident)
+    rows = next(run.rows((0,), 0))
+    text = run.step.lower(state, resident, rows, run.keys((0,))).as_text()
+    groups = [int(n) for n in re.findall(r"_group_count = (\d+)", text)]
+    assert "stablehlo.multiply" in text and not [n for n in groups if n > 1]
