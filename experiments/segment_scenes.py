@@ -16,14 +16,14 @@ def get_config() -> ConfigDict:
     c.name, c.title, c.task = "segment_scenes", "Mobile DeepLabv3 on scenes", "segment"
     c.data.name, c.data.resolution = "scenes", 96
     c.data.train.crop, c.data.eval.crop = "none", "none"
-    c.model.spec, c.model.bn_decay = "small_96", 0.95
+    c.model.spec, c.model.bn_decay = "small_96", 0.97
     c.model.output_stride, c.model.dropout = 8, 0.1
     c.segment.decoder, c.segment.atrous, c.segment.channels = True, "separable", 64
-    c.batch_size, c.eval_batch_size, c.steps = 32, 100, 2200
+    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 2200
     c.optimizer.name, c.optimizer.schedule = "adamw", "cosine"
-    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 3e-3, 0.15
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 2.5e-3, 0.1
     c.optimizer.epsilon, c.optimizer.weight_decay = 1e-8, 0.02
     c.optimizer.clip_norm = 10.0
-    c.ema_decay = 0.995
-    c.log_every, c.eval_every_epochs = 50, 0.6
+    c.ema_decay = 0.998
+    c.log_every, c.eval_every_epochs = 100, 0.8
     return c

@@ -44,11 +44,7 @@ def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[
         return jax.nn.softmax(jnp.asarray(logits))
 
     for path in paths:
-        try:
-            pixels = decode(_read(path), path, channels)
-        except BadRecord as bad:
-            raise UsageError(f"image {bad}: give an image that opens elsewhere.") from bad
-        image = transform({"image": pixels}, np.random.default_rng(0))["image"]
+        image = transform({"image": read_image(path, channels)}, np.random.default_rng(0))["image"]
         values = np.asarray(probabilities(saved.variables, image[None]))[0]
         order = np.argsort(-values, kind="stable")[:top]
         yield path, [Guess(_class_name(saved, int(i)), float(values[i])) for i in order]
@@ -113,6 +109,18 @@ def transform_of(saved: Saved, size: int | None = None) -> Any:
     """Returns how images are prepared for a model, at its own resolution or at `size`."""
     options = saved.description.get("eval", {})
     return eval_transform(size or saved.resolution, channels=saved.backbone.in_channels, **options)
+
+
+def read_image(path: str, channels: int) -> np.ndarray:
+    """Reads an image file as uint8 (h, w, channels).
+
+    Raises:
+      UsageError: it cannot be read or decoded.
+    """
+    try:
+        return decode(_read(path), path, channels)
+    except BadRecord as bad:
+        raise UsageError(f"image {bad}: give an image that opens elsewhere.") from bad
 
 
 def _read(path: str) -> bytes:

@@ -2,9 +2,16 @@
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mnv2_jax.cli.verb import Verb, json_argument, model_argument
 from mnv2_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from mnv2_jax.train.saved import Saved
+
+EXAMPLES = 8
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,18 +19,29 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data set, e.g. fashion_mnist or folder")
     parser.add_argument("--split", default="test", help="train or test (test)")
     parser.add_argument("--root", help="folder of the data; embedded sets take none")
+    parser.add_argument(
+        "--examples",
+        metavar="PNG",
+        help="draws eight images, what is true above what a detector or segmenter sees",
+    )
     json_argument(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mnv2_jax import host
+    from mnv2_jax import host, predict, regions
     from mnv2_jax.data import open_source
-    from mnv2_jax.predict import evaluate
+    from mnv2_jax.draw import write_picture
     from mnv2_jax.train.saved import load_model
 
     host.use_compilation_cache()
     source = open_source(arguments.data, arguments.split, arguments.root)
-    scores = evaluate(load_model(arguments.model), source)
+    saved = load_model(arguments.model)
+    classifier = saved.task == "classify"
+    if arguments.examples and classifier:
+        raise UsageError("--examples draws boxes and labels, and this model is a classifier.")
+    scores = predict.evaluate(saved, source) if classifier else regions.evaluate(saved, source)
+    if arguments.examples:
+        write_picture(regions.examples(saved, source, EXAMPLES), Path(arguments.examples))
     if arguments.json:
         print(json.dumps({"images": len(source), **scores}))
         return
@@ -36,6 +54,12 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--top", type=int, default=5, help="how many classes to show (5)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="smallest score of a box (0.3)"
+    )
+    parser.add_argument(
+        "--out", default="predictions", help="folder for boxes and labels drawn (predictions)"
+    )
     json_argument(parser)
 
 
@@ -46,8 +70,14 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     if arguments.top < 1:
         raise UsageError(f"--top is {arguments.top}: give at least 1.")
+    if not 0 <= arguments.threshold <= 1:
+        raise UsageError(f"--threshold is {arguments.threshold}: give a score from 0 to 1.")
     host.use_compilation_cache()
-    for path, guesses in predict(load_model(arguments.model), arguments.images, arguments.top):
+    saved = load_model(arguments.model)
+    if saved.task != "classify":
+        _draw(saved, arguments)
+        return
+    for path, guesses in predict(saved, arguments.images, arguments.top):
         if arguments.json:
             print(json.dumps({"image": path, "classes": [guess._asdict() for guess in guesses]}))
             continue
@@ -56,13 +86,31 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"  {guess.probability:6.1%}  {guess.name}")
 
 
+def _draw(saved: "Saved", arguments: argparse.Namespace) -> None:
+    """Writes NAME.png with the regions drawn, and NAME.json with the same as values."""
+    from mnv2_jax.draw import write_picture
+    from mnv2_jax.regions import look
+
+    folder = Path(arguments.out)
+    stems = [Path(path).stem for path in arguments.images]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise UsageError(f"several images are called {twice!r}: predict them one by one.")
+    for path, seen in look(saved, arguments.images, arguments.threshold):
+        place = folder / f"{Path(path).stem}.png"
+        write_picture(seen.picture, place)
+        content = json.dumps({"image": path, **seen.values})
+        place.with_suffix(".json").write_text(content + "\n", "utf-8")
+        print(content if arguments.json else f"{path}: {place}")
+
+
 EVALUATE = Verb(
     "Score a trained model on a data set.",
     _evaluate_arguments,
     _evaluate,
 )
 PREDICT = Verb(
-    "Name what single images show, by a trained model.",
+    "Say what single images show, by a trained model: classes, boxes or labels of pixels.",
     _predict_arguments,
     _predict,
 )

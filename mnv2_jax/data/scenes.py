@@ -76,6 +76,7 @@ class Scenes:
         max_objects: int = 8,
         scales: tuple[float, float] = (0.15, 0.7),
         seed: int = 0,
+        least_visible: float = LEAST_VISIBLE,
     ):
         """Describes a set of scenes.
 
@@ -86,6 +87,7 @@ class Scenes:
           max_objects: a scene has up to this many; fewer where they would hide one another.
           scales: smallest and largest height of an item, as a share of the image's shorter side.
           seed: sets with other seeds have other scenes.
+          least_visible: share of every item's pixels that others leave to be seen.
 
         Raises:
           UsageError: a number that no scene can have.
@@ -103,6 +105,7 @@ class Scenes:
         self.classes = items.classes
         self.pixel_classes = ("background", *items.classes)
         self.size, self.max_objects, self.scales, self.seed = size, max_objects, scales, seed
+        self.least_visible = least_visible
         self._length, self._items = length, arrays
 
     def __len__(self) -> int:
@@ -139,7 +142,7 @@ class Scenes:
                 pixels, mask = pixels[part], shape[part]
                 after = instances.copy()
                 after[window][mask] = len(areas) + 1
-                if _all_visible(after, [*areas, int(shape.sum())]):
+                if _all_visible(after, [*areas, int(shape.sum())], self.least_visible):
                     image[window][mask] = pixels[mask]
                     instances = after
                     areas.append(int(shape.sum()))
@@ -179,9 +182,9 @@ def _place(
     return (window[0], window[1]), (part[0], part[1])
 
 
-def _all_visible(instances: np.ndarray, areas: list[int]) -> bool:
+def _all_visible(instances: np.ndarray, areas: list[int], least: float) -> bool:
     seen = np.bincount(instances.ravel(), minlength=len(areas) + 1)[1:]
-    return bool((seen >= np.maximum(np.multiply(areas, LEAST_VISIBLE), LEAST_PIXELS)).all())
+    return bool((seen >= np.maximum(np.multiply(areas, least), LEAST_PIXELS)).all())
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
