@@ -13,6 +13,7 @@ from mnv2_jax.config import flatten, load_config
 from mnv2_jax.data import open_source
 from mnv2_jax.errors import UsageError
 from mnv2_jax.train.optimizer import make_optimizer, make_schedule
+from mnv2_jax.train.problem import PROBLEMS
 from mnv2_jax.train.run import check_numbers, make_model
 from mnv2_jax.train.sweep import check_names, seed_groups, variant_config
 
@@ -21,6 +22,7 @@ FILES = sorted(f for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "sca
 CLASSES = {
     "imagenet2012": (1000, 3), "cifar10": (10, 3), "tfds:imagenette/160px-v2": (10, 3),
     "fashion_mnist": (10, 1), "folder": (5, 3),
+    "coco": (80, 3), "voc_segmentation": (21, 3),
 }  # fmt: skip
 
 
@@ -50,7 +52,8 @@ def shapes(config):
         classes, channels = CLASSES[config.data.name]
     else:
         source = open_source(config.data.name, "test")
-        classes, channels = len(source.classes), source[0]["image"].shape[-1]
+        classes = len(PROBLEMS[config.task].classes(source))
+        channels = source[0]["image"].shape[-1]
     model = make_model(config, classes, channels)
     size = config.data.resolution
     images = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
