@@ -36,7 +36,7 @@ names = ["mnv2_jax"]
 names += [m.name for m in pkgutil.walk_packages(mnv2_jax.__path__, "mnv2_jax.")]
 for name in names:
     importlib.import_module(name)
-heavy = "tensorflow torch keras onnx jax2onnx litert_converter tensorflow_datasets"
+heavy = "tensorflow torch keras onnx onnxruntime ai_edge_litert tensorflow_datasets"
 print(len(names), *[name for name in heavy.split() if name in sys.modules])
 """
     count, *loaded = run(sys.executable, "-c", script, cwd=ROOT, JAX_PLATFORMS="cpu").split()
