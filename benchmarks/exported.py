@@ -90,8 +90,8 @@ def main():
         "Largest difference from the float network, of its largest output; int8: mean distance "
         "from our simulation; median time of one image, files on one thread, JAX on all.\n\n"
         f"{markdown_table(HEADER, rows)}\n\n- command: `python -m benchmarks.exported`\n"
-        f"- {os.cpu_count()} cores, load average {os.getloadavg()[0]:.0f} with this benchmark: above the "
-        "number of cores, the times are upper bounds\n"
+        f"- {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} with this benchmark: above "
+        "the number of cores, the times are upper bounds\n"
     )
     RESULTS.write_text(text)
     print(text)
