@@ -4,6 +4,10 @@
 
 Both are trained in float32, then evaluated in bfloat16, in int8 after calibration (PTQ), and in
 int8 after two more epochs with rounding in the loop (QAT). Presets are the scales of `scales.py`.
+
+Measured with `:fashion_mnist_small` and one seed, so that differences of less than about a point
+say nothing: bfloat16 costs 0.1 points with either, int8 0.3 with ReLU6 and 0.5 with ReLU, and
+nothing after QAT (results/ablate_lowprecision). Not measured with several seeds yet.
 """
 
 from ml_collections import ConfigDict
