@@ -1,6 +1,7 @@
 """Sets prepared by TensorFlow Datasets, read, and partly prepared, without TensorFlow.
 
-`open_prepared` reads the array_record files of any prepared classification set by random access.
+`open_prepared` reads the array_record files of any prepared set for classification, or with the
+boxes of `objects`, by random access.
 `prepare` makes them: Fashion-MNIST from its IDX files with this package alone, every other stock
 set through its own builder, which needs TensorFlow.
 """
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.data import image
+from mnv2_jax.data.objects import clean_objects
 from mnv2_jax.data.record import BadRecord, Record
 from mnv2_jax.errors import UsageError, unknown
 
 DEFAULT_ROOT = "~/tensorflow_datasets"
 FORMAT = "array_record"
+LEFT_OUT = ("is_crowd", "is_difficult")  # marks of objects
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in features.json
 SPLITS = {
     "test": ("test", "validation", "val"),
@@ -60,7 +63,44 @@ class PreparedSource:
         return None
 
 
-def open_prepared(name: str, split: str, root: str | None) -> PreparedSource:
+class PreparedObjects:
+    """A prepared set with an `image` and `objects`, which have a `bbox` and a `label` each.
+
+    Crowds (COCO) and difficult objects (VOC) are left out, and so are boxes that are none.
+    """
+
+    def __init__(self, name: str, records, classes: tuple[str, ...], channels: int):
+        self.classes = classes
+        self._name = name
+        self._records = records
+        self._channels = channels
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = f"{self._name} record {index}"
+        try:
+            record = self._records[int(index)]
+            encoded, objects = record["image"], record["objects"]
+            boxes = np.array(objects["bbox"], np.float64).reshape(-1, 4)
+            labels = np.array(objects["label"], int)
+            out = np.zeros(len(labels), bool)
+            for mark in LEFT_OUT:
+                if mark in objects:
+                    out |= np.array(objects[mark], bool)
+        except Exception as error:  # array_record and the parser raise anything on damage
+            raise BadRecord(name, f"cannot be read ({' '.join(str(error).split())})") from error
+        found = clean_objects(boxes[~out], labels[~out], len(self.classes), len(boxes), name)
+        kept = found.classes >= 0
+        pixels = image.decode(encoded, name, self._channels, orient=False)
+        return {"image": pixels, "boxes": found.boxes[kept], "classes": found.classes[kept]}
+
+    def arrays(self) -> None:
+        return None
+
+
+def open_prepared(name: str, split: str, root: str | None) -> PreparedSource | PreparedObjects:
     """Opens a prepared set by its TensorFlow Datasets name, such as `cifar10` or `cmaterdb/bangla`.
 
     Args:
@@ -74,11 +114,15 @@ def open_prepared(name: str, split: str, root: str | None) -> PreparedSource:
     folder = _find_prepared(name, Path(root or DEFAULT_ROOT).expanduser())
     builder = _open_builder(folder)
     features, splits = builder.info.features, builder.info.splits
-    kinds = {key: type(feature) for key, feature in features.items()}
-    if kinds.get("image") is not tfds.features.Image or kinds.get("label") is not (
-        tfds.features.ClassLabel
-    ):
-        raise UsageError(f"{name} has features {sorted(kinds)}, and needs an image and a label.")
+    features = dict(features.items())
+    label, build = _label_feature(features), PreparedSource
+    if label is None:
+        label, build = _label_feature(_object_features(features)), PreparedObjects
+    if label is None or type(features.get("image")) is not tfds.features.Image:
+        raise UsageError(
+            f"{name} has features {sorted(features)}, and needs an image and a label, or an image "
+            "and objects with bbox and label."
+        )
     base, bracket, rest = split.partition("[")
     known = next((key for key in SPLITS.get(base, (base,)) if key in splits), None)
     if known is None:
@@ -101,8 +145,27 @@ def open_prepared(name: str, split: str, root: str | None) -> PreparedSource:
             f"Write the split as in 'train[:90%]', or prepare the set again."
         ) from error
     channels = features["image"].shape[-1] or 3
-    names = tuple(str(item) for item in features["label"].names)
-    return PreparedSource(f"{folder} {split}", records, names, min(channels, 3))
+    names = tuple(str(item) for item in label.names)
+    return build(f"{folder} {split}", records, names, min(channels, 3))
+
+
+def _label_feature(features: dict[str, Any]) -> Any:
+    """Gives the feature `label` if it is one of classes."""
+    import tensorflow_datasets as tfds
+
+    label = features.get("label")
+    return label if type(label) is tfds.features.ClassLabel else None
+
+
+def _object_features(features: dict[str, Any]) -> dict[str, Any]:
+    """Gives the features of each object, if they have a box; else none."""
+    import tensorflow_datasets as tfds
+
+    inner = getattr(features.get("objects"), "feature", None)
+    if not isinstance(inner, tfds.features.FeaturesDict):
+        return {}
+    inner = dict(inner.items())
+    return inner if type(inner.get("bbox")) is tfds.features.BBoxFeature else {}
 
 
 def _open_builder(folder: Path) -> Any:
