@@ -113,6 +113,32 @@ def test_mean_iou_of_random_maps_against_numpy():
             assert found == pytest.approx(miou(confusion(predicted, label, classes)))
 
 
+@pytest.mark.oracle
+def test_mean_iou_against_scikit_learns_confusion_matrix():
+    """Over batches of several sizes, with ignored pixels, and a class that is nowhere."""
+    confusion_matrix = pytest.importorskip("sklearn.metrics").confusion_matrix
+    rng, classes = np.random.default_rng(5), 6
+    label = rng.integers(0, classes - 1, (7, 9, 11))
+    predicted = np.where(rng.random(label.shape) < 0.7, label, (label + 1) % (classes - 1))
+    label[rng.random(label.shape) < 0.1] = seg.IGNORED
+    counted = label != seg.IGNORED
+    matrix = confusion_matrix(label[counted], predicted[counted], labels=range(classes))
+    both, either = matrix.diagonal(), matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    expected = (both[either > 0] / either[either > 0]).mean()
+    for cuts in ([], [1, 6], [3, 5]):
+        total = 0
+        for part in np.split(np.arange(7), cuts):
+            kept = counted[part]
+            pair = seg.intersection_and_union(
+                jnp.asarray(predicted[part]),
+                jnp.asarray(np.where(kept, label[part], 0)),
+                jnp.asarray(kept),
+                classes,
+            )
+            total = total + np.array(pair)
+        np.testing.assert_allclose(seg.summarize({"iou": tuple(total)})["miou"], expected)
+
+
 def test_classes_in_neither_take_no_part_and_nothing_at_all_is_nan():
     assert seg.summarize({"iou": (np.array([3, 0, 0]), np.array([4, 2, 0]))})["miou"] == 0.375
     assert np.isnan(seg.summarize({"iou": (np.zeros(2), np.zeros(2))})["miou"])
