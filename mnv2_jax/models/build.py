@@ -65,7 +65,9 @@ def build(
         raise UsageError(
             f"class_offset is {class_offset!r}: it is 1 where class 0 is background, else 0."
         )
-    dialect = options.get("dialect", DIALECTS["slim"])._replace(class_offset=class_offset)
+    dialect = options.get("dialect", DIALECTS["slim"])
+    if options.get("num_classes", 1000) is not None:  # without a classifier nothing is offset
+        dialect = dialect._replace(class_offset=class_offset)
     options["dialect"] = dialect if bn_decay is None else dialect._replace(bn_decay=bn_decay)
     return MobileNetV2(**options)
 
