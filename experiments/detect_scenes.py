@@ -18,11 +18,11 @@ def get_config() -> ConfigDict:
     c.data.train.crop, c.data.eval.crop = "none", "none"
     c.detect.max_objects = 3
     c.model.spec, c.model.bn_decay = "small_96", 0.97
-    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 3000
+    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 3800
     c.optimizer.name, c.optimizer.schedule = "adamw", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 2.5e-3, 0.1
     c.optimizer.epsilon, c.optimizer.weight_decay = 1e-8, 0.02
     c.optimizer.clip_norm = 10.0
     c.ema_decay = 0.998
-    c.log_every, c.eval_every_epochs = 100, 0.8
+    c.log_every, c.eval_every_epochs = 100, 1.0
     return c

@@ -72,15 +72,16 @@ def test_an_image_file_gives_a_picture_and_values(folder, scenes, tmp_path, caps
     times = 10  # 32 to at least 320 pixels
     assert picture.shape == (32 * times, 24 * times, 3)
     saved = load_model(folder)
-    ((_, seen),) = look(saved, [str(path)], 0.2)
-    np.testing.assert_array_equal(seen.picture, picture)
     if saved.task == "segment":
+        ((_, seen),) = look(saved, [str(path)], 0.2)
+        np.testing.assert_array_equal(seen.picture, picture)
         np.testing.assert_allclose(sum(printed["shares"].values()), 1, atol=1e-2)
         assert set(printed["shares"]) <= set(saved.classes)
         return
     with Image.open(path) as file:
         stretched = np.asarray(file.resize((32, 32), Image.Resampling.BILINEAR))
-    found = jax.device_get(detect.predict(saved.model, saved.variables, stretched[None]))
+    find = jax.jit(lambda images: detect.predict(saved.model, saved.variables, images))
+    found = jax.device_get(find(stretched[None]))
     assert 0 < len(printed["objects"]) <= 100
     best = printed["objects"][0]
     assert abs(best["score"] - found.scores[0, 0]) < 0.05
