@@ -19,8 +19,8 @@ from mnv2_jax.parallel import Plan, global_batch, launch, make_plan
 from mnv2_jax.tasks.task import Task
 from mnv2_jax.train.feed import Feed, eval_feed, image_channels, lives_on_device, train_feed
 from mnv2_jax.train.optimizer import make_optimizer, make_schedule
-from mnv2_jax.train.problem import PROBLEMS, check_augmentation, make_model, model_options
 from mnv2_jax.train.precision import check_precisions
+from mnv2_jax.train.problem import PROBLEMS, check_augmentation, make_model, model_options
 from mnv2_jax.train.saved import Saved, load_model
 from mnv2_jax.train.state import TrainState, new_state
 from mnv2_jax.train.step import make_step
