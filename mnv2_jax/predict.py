@@ -1,18 +1,18 @@
 """A saved model at work: classes of single images, and scores over a data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.data import BadRecord, Source, eval_batches, eval_transform
 from mnv2_jax.data.image import decode
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import normalize
-from mnv2_jax.tasks.classify import classify
+from mnv2_jax.models.fold import fold, folded_apply
+from mnv2_jax.tasks.classify import scores
 from mnv2_jax.train.saved import Saved
 
 MAX_FILE_BYTES = 1 << 28
@@ -38,14 +38,11 @@ def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[
     channels = saved.model.in_channels
     transform = transform_of(saved)
 
-    @jax.jit
-    def probabilities(variables: Any, images: Any) -> jax.Array:
-        logits = saved.model.apply(variables, normalize(images, saved.model.dialect))
-        return jax.nn.softmax(jnp.asarray(logits))
-
+    logits, folded = folded_logits(saved)
+    probabilities = jax.jit(lambda *arguments: jax.nn.softmax(logits(*arguments)))
     for path in paths:
         image = transform({"image": read_image(path, channels)}, np.random.default_rng(0))["image"]
-        values = np.asarray(probabilities(saved.variables, image[None]))[0]
+        values = np.asarray(probabilities(folded, image[None]))[0]
         order = np.argsort(-values, kind="stable")[:top]
         yield path, [Guess(_class_name(saved, int(i)), float(values[i])) for i in order]
 
@@ -64,17 +61,27 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
             f"the data has {len(source.classes)} classes and the model knows {known}: evaluate on "
             "the data it was trained for, or fine-tune it with experiments/finetune.py."
         )
-    shape = (saved.resolution, saved.resolution, saved.model.in_channels)
-    metrics = jax.jit(classify(saved.model, shape).metrics)
+    logits, folded = folded_logits(saved)
+    metrics = jax.jit(lambda folded, batch: scores(logits(folded, batch["image"]), batch))
     total: dict[str, Any] = {}
     for rows in eval_batches(source, batch_size=batch_size, transform=transform_of(saved)):
         batch = {name: rows[name] for name in ("image", "label", "mask")}
-        sums = jax.device_get(metrics(saved.variables, batch))
+        sums = jax.device_get(metrics(folded, batch))
         total = {
             name: np.add(total.get(name, 0.0), np.asarray(pair, np.float64))
             for name, pair in sums.items()
         }
     return {name: float(value / count) for name, (value, count) in total.items()}
+
+
+def folded_logits(saved: Saved) -> tuple[Callable[[Any, Any], jax.Array], Any]:
+    """Returns (folded variables, pixels) -> logits, and the folded variables of a classifier."""
+    model = saved.model
+
+    def logits(folded: Any, pixels: Any) -> jax.Array:
+        return folded_apply(model, folded, normalize(pixels, model.dialect))
+
+    return logits, fold(model, saved.variables)
 
 
 def without_background(saved: Saved) -> Saved:

@@ -102,13 +102,18 @@ def classify(
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
         logits = jnp.asarray(model.apply(variables, normalize(batch["image"], model.dialect)))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        top = {"accuracy": _top(logits, batch["label"], 1)}
-        if classes > 5:
-            top["top5"] = _top(logits, batch["label"], 5)
-        return _sums(batch["mask"], loss=losses, **top)
+        return scores(logits, batch)
 
     return Task(init, loss, metrics, means, monitor="accuracy")
+
+
+def scores(logits: Float[Array, "b classes"], batch: Batch) -> Sums:
+    """Returns loss, top-1 and, above five classes, top-5 accuracy of a batch as sums."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    top = {"accuracy": _top(logits, batch["label"], 1)}
+    if logits.shape[1] > 5:
+        top["top5"] = _top(logits, batch["label"], 5)
+    return _sums(batch["mask"], loss=losses, **top)
 
 
 def _top(logits: Array, labels: Array, k: int) -> Array:
