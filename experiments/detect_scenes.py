@@ -16,9 +16,9 @@ def get_config() -> ConfigDict:
     c.name, c.title, c.task = "detect_scenes", "SSDLite on scenes", "detect"
     c.data.name, c.data.resolution = "scenes", 96
     c.data.train.crop, c.data.eval.crop = "none", "none"
-    c.detect.max_objects = 3
+    c.detect.max_objects = 2
     c.model.spec, c.model.bn_decay = "small_96", 0.97
-    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 3800
+    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 3600
     c.optimizer.name, c.optimizer.schedule = "adamw", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 2.5e-3, 0.1
     c.optimizer.epsilon, c.optimizer.weight_decay = 1e-8, 0.02

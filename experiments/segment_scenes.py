@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.model.spec, c.model.bn_decay = "small_96", 0.97
     c.model.output_stride, c.model.dropout = 8, 0.1
     c.segment.decoder, c.segment.atrous, c.segment.channels = True, "separable", 64
-    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 4600
+    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 4400
     c.optimizer.name, c.optimizer.schedule = "adamw", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 2.5e-3, 0.1
     c.optimizer.epsilon, c.optimizer.weight_decay = 1e-8, 0.02
