@@ -55,10 +55,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def check_keys(config: Any, keys: Iterable[str]) -> None:
-    """Refuses a configuration without some keys, or without a value of one that it needs.
+    """Refuses a configuration that lacks keys, which one that builds on the base's never does.
 
     Raises:
-      UsageError: a key is absent, or one of those in `needs` is None.
+      UsageError: one is absent.
     """
     given = flatten(config)
     for key in keys:
@@ -67,6 +67,15 @@ def check_keys(config: Any, keys: Iterable[str]) -> None:
                 f"the configuration has no key {key!r}: let its get_config begin with base() of "
                 "experiments/imagenet.py, which defines them all."
             )
+
+
+def check_needs(config: Any) -> None:
+    """Refuses an experiment whose `needs`, keys that no default can stand for, are not given.
+
+    Raises:
+      UsageError: one is None.
+    """
+    given = flatten(config)
     for key in given.get("needs", ()):
         if given.get(key) is None:
             raise UsageError(

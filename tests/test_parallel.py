@@ -121,6 +121,7 @@ def answers(text):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # starved of processor time it takes minutes
 def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
     script = tmp_path / "hosts.py"
     script.write_text(TWO_HOSTS)
@@ -143,7 +144,12 @@ def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
         )  # fmt: skip
 
     both = [start(str(script), str(i), port) for i in range(2)]
-    outputs = [process.communicate(timeout=300) for process in both]
+    try:
+        outputs = [process.communicate(timeout=540) for process in both]
+    finally:  # one that waits for a peer in vain would outlive the tests
+        for process in both:
+            process.kill()
+            process.communicate()
     assert [process.returncode for process in both] == [0, 0], outputs[0][1][-2000:]
     single = start(str(alone), "0", port)
     expected = answers(single.communicate(timeout=300)[0])

@@ -20,11 +20,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from mnv2_jax import host
-    from mnv2_jax.config import check_keys, load_config
+    from mnv2_jax.config import check_keys, check_needs, load_config
     from mnv2_jax.train.sweep import default_workdir, run_sweep
 
     config = load_config(arguments.config, arguments.overrides)
     check_keys(config, ("name", "title", "sweep.seeds", "sweep.at_once", "sweep.reference"))
+    check_needs(config)
     host.keep_freed_memory()
     host.use_compilation_cache()
     if config.sweep.at_once != 1 and len(config.sweep.seeds) > 1:

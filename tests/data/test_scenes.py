@@ -112,7 +112,7 @@ def test_scenes_go_through_the_pipeline():
         "image": (6, 16, 24, 3), "boxes": (6, 8, 4), "classes": (6, 8), "label": (6, 16, 24),
         "mask": (6,), "id": (6,),
     }  # fmt: skip
-    assert batch["label"].dtype == np.int32 and batch["mask"].all()
+    assert batch["label"].dtype == np.uint8 and batch["mask"].all()
 
 
 def test_run_lengths_decode_to_the_mask():
