@@ -168,6 +168,10 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
                 return None
             placed = rows if many else global_batch(rows, plan._replace(launcher="jit"))
             sums = compiled(variables, resident, placed)
+            if jax.process_count() > 1:
+                # CPU hosts may run two programs at once, each its own first, and then wait for one
+                # another's sums for ever; the steps of a training depend on each other anyway.
+                jax.block_until_ready(sums)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         total = jax.device_get(total)
         seeds = [total]
