@@ -1,9 +1,12 @@
-"""SSDLite on scenes: ten kinds of garment, found and named (Sec. 6.2 without a download).
+"""SSDLite on scenes: seven kinds of garment, found and named (Sec. 6.2 without a download).
 
     python main.py --config experiments/detect_scenes.py
 
 Scenes of 96×96 pixels are composed of embedded Fashion-MNIST items; those held out show items that
 no training scene has.
+
+Measured with one seed on 1,000 held-out scenes: mean AP 87.0 % at IoU 0.5 and 67.2 % over 0.5 to
+0.95, in 761 s on two CPU cores that other work shared (results/detect_scenes).
 """
 
 from ml_collections import ConfigDict

@@ -23,7 +23,7 @@ from mnv2_jax.predict import read_image
 from mnv2_jax.tasks import detect, segment
 from mnv2_jax.train.saved import Saved
 
-SHOWN_SIDE = 320  # pixels that small pictures are enlarged to, so that names can be read
+SHOWN_SIDE = 192  # pixels that small pictures are enlarged to, so that names can be read
 MOST_OBJECTS = 100  # in an image of an evaluation; of more, the largest
 
 

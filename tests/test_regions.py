@@ -69,7 +69,7 @@ def test_an_image_file_gives_a_picture_and_values(folder, scenes, tmp_path, caps
     assert printed == json.loads((tmp_path / "out/scene.json").read_text())
     with Image.open(tmp_path / "out/scene.png") as file:
         picture = np.asarray(file)
-    times = 10  # 32 to at least 320 pixels
+    times = 6  # 32 to at least 192 pixels
     assert picture.shape == (32 * times, 24 * times, 3)
     saved = load_model(folder)
     if saved.task == "segment":
@@ -101,7 +101,7 @@ def test_evaluate_draws_examples(folder, tmp_path, capsys, monkeypatch, scenes):
     assert printed["images"] == 5 and ({"map", "miou"} & printed.keys())
     # Five scenes in rows of four, what is true above what is predicted.
     with Image.open(picture) as sheet:
-        assert sheet.size == (4 * 320 + 3 * 4, 4 * 320 + 3 * 4)
+        assert sheet.size == (4 * 192 + 3 * 4, 4 * 192 + 3 * 4)
 
 
 def test_data_that_does_not_fit_is_refused(folder, scenes):

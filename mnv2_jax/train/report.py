@@ -83,7 +83,7 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
 # The metrics of each task that a report names, the one that it compares by first.
 METRIC_NAMES = {
     "classify": {"accuracy": "top-1 accuracy"},
-    "detect": {"map": "mAP over IoU 0.5 to 0.95", "map50": "mAP at IoU 0.5"},
+    "detect": {"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
     "segment": {"miou": "mean IoU", "accuracy": "accuracy of pixels"},
 }
 
