@@ -22,6 +22,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 from mnv2_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
+# A slow disk is not a fault that a user is to be warned of: the save waits, and nothing is lost.
+logging.getLogger("absl").addFilter(
+    lambda record: "Waiting for previous save" not in record.getMessage()
+)
 
 
 class Restored(NamedTuple):
