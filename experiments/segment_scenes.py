@@ -3,7 +3,11 @@
     python main.py --config experiments/segment_scenes.py
 
 Scenes of 96×96 pixels are composed of embedded Fashion-MNIST items; those held out show items that
-no training scene has.
+no training scene has. A decoder and a thin head, for edges and for two cores.
+
+Measured with one seed on 1,000 held-out scenes: mean IoU 78.0 %, 95.1 % of the pixels, in 861 s on
+two CPU cores that other work shared (results/segment_scenes). The pictures show edges that are
+right nearly everywhere, and names that are not, mostly of tops and dresses.
 """
 
 from ml_collections import ConfigDict
