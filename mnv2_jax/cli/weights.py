@@ -30,7 +30,14 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
         help='keep class 0, "background", of a classifier that has it',
     )
     parser.add_argument(
-        "--classes-file", metavar="FILE", help="names of the classes, one a line, no background"
+        "--classes-file",
+        metavar="FILE",
+        help="names of the classes, one a line; of a classifier without background",
+    )
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        help="of a segmenter: 8, 16 or 32 (what config.json beside the file says, else 16)",
     )
 
 
@@ -45,14 +52,17 @@ def _import(arguments: argparse.Namespace) -> None:
             drop_head=arguments.drop_head,
             drop_background=drop_background,
             ema=not arguments.raw,
+            output_stride=arguments.output_stride,
         )
 
     loaded = load(drop_background=False)
-    if loaded.dialect.class_offset and not arguments.keep_background:
+    classifier = loaded.task == "classify"
+    if classifier and loaded.dialect.class_offset and not arguments.keep_background:
         loaded = load(drop_background=True)
-    classes = read_classes(
-        arguments.classes_file, (loaded.classes or 0) - loaded.dialect.class_offset
-    )
+    offset = loaded.dialect.class_offset if classifier else 0
+    classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
+    if not classifier and not classes:
+        classes = list(loaded.names) or [f"class {i}" for i in range(loaded.classes or 0)]
     folder = Path(arguments.folder).expanduser()
     try:
         save_model(folder, loaded.variables, describe(loaded, classes))
@@ -68,18 +78,20 @@ def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
     """Returns the description that `save_model` keeps beside loaded weights."""
     rule = loaded.preprocessing
     ecosystem, _, file = loaded.source.partition(":")
+    transform: dict[str, Any] = {"crop": rule.crop}
+    if loaded.task == "classify":
+        transform |= {
+            "fraction": rule.fraction,
+            "method": rule.method,
+            "antialias": rule.antialias,
+        }
     return {
-        "task": "classify",
+        "task": loaded.task,
         "model": {name: value for name, value in loaded.options.items() if value is not None}
         | {"num_classes": loaded.classes},
         "classes": classes,
         "resolution": rule.size,
-        "eval": {
-            "crop": rule.crop,
-            "fraction": rule.fraction,
-            "method": rule.method,
-            "antialias": rule.antialias,
-        },
+        "eval": transform,
         "source": {
             "ecosystem": ecosystem,
             "file": Path(file).name,
@@ -104,8 +116,8 @@ def read_classes(path: str | None, count: int) -> list[str]:
     names = [name.strip() for name in names if name.strip()]
     if len(names) != count:
         raise UsageError(
-            f"{path!r} names {len(names)} classes and the classifier has {count}, background not "
-            "counted: write one name a line."
+            f"{path!r} names {len(names)} classes and the classifier has {count}, a classifier's "
+            "background not counted: write one name a line."
         )
     return names
 
@@ -126,13 +138,16 @@ def _export(arguments: argparse.Namespace) -> None:
     from mnv2_jax.weights import export_weights
 
     saved = load_model(arguments.model)
-    if saved.task != "classify":
+    if saved.task == "detect":
         raise UsageError(
             f"{arguments.model!r} is a model of the task {saved.task}: the ecosystems' files hold "
-            "classifiers."
+            "classifiers and segmenters."
         )
     export_weights(saved.model, saved.variables, arguments.to, arguments.path)
     print(f"wrote {arguments.path}")
+    if saved.task == "segment" and arguments.to == "hf":
+        stride = saved.model.backbone.output_stride
+        print(f"load it with MobileNetV2Config(output_stride={stride})", file=sys.stderr)
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mnv2_jax.models.spec import IMAGENET, Row, Spec
 from mnv2_jax.weights.names import Ecosystem
-from mnv2_jax.weights.tensors import convolutions, kernel_shapes, our_shape
+from mnv2_jax.weights.tensors import classifier_name, convolutions, kernel_shapes, our_shape
 
 PUBLISHED = (1.0, 0.35, 0.5, 0.75, 1.3, 1.4)
 # Other widths that a training may have had, once no published one fits.
@@ -18,20 +18,28 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Architecture(NamedTuple):
-    """What is built: the arguments of `MobileNetV2` that shapes determine."""
+    """What is built: the arguments of the network that shapes determine.
+
+    Attributes:
+      spec, width, in_channels: of `MobileNetV2`.
+      classes: of its classifier or of the segmenter; None for neither.
+      head: channels of a segmenter's head; None for no segmenter.
+    """
 
     spec: Spec
     width: float
     in_channels: int
     classes: int | None
+    head: int | None = None
 
     @property
     def title(self) -> str:
         """What messages call it."""
+        network = "MobileNetV2" if self.head is None else "DeepLabv3 on MobileNetV2"
+        if self.spec._replace(last=IMAGENET.last) == IMAGENET:
+            return f"{network} of width {self.width:g}"
         blocks = sum(row.n for row in self.spec.rows)
-        if self.spec == IMAGENET:
-            return f"MobileNetV2 of width {self.width:g}"
-        return f"MobileNetV2 of {blocks} blocks with channels of its own"
+        return f"{network} of {blocks} blocks with channels of its own"
 
 
 def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
@@ -45,7 +53,9 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
       ecosystem: whose names they are.
       shapes: in the file's order of axes.
     """
-    spec = _with_depth(ecosystem, shapes)
+    spec, head = _with_depth(ecosystem, shapes), _head_channels(ecosystem, shapes)
+    if head is not None:
+        spec = spec._replace(last=None)
     found = {
         ours: shapes.get(ecosystem.framework.leaves["scale"].format(norm=norm), ())
         for ours, _, norm in convolutions(ecosystem, spec)
@@ -66,7 +76,11 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
         else:
             width = max(PUBLISHED, key=lambda width: fit(spec, width))
     return Architecture(
-        spec, width, _in_channels(ecosystem, shapes), _num_classes(ecosystem, shapes)
+        spec,
+        width,
+        _in_channels(ecosystem, shapes),
+        _num_classes(ecosystem, shapes, head is not None),
+        head,
     )
 
 
@@ -102,7 +116,7 @@ def _with_channels(spec: Spec, found: Mapping[str, int]) -> Spec | None:
             return None
         rows.append(row._replace(t=expanded // entering, c=channels))
         i, entering = i + row.n, channels
-    return Spec(found["stem"], spec.stem_stride, tuple(rows), found["last"], divisor=1)
+    return Spec(found["stem"], spec.stem_stride, tuple(rows), found.get("last"), divisor=1)
 
 
 def _in_channels(ecosystem: Ecosystem, shapes: Shapes) -> int:
@@ -112,7 +126,20 @@ def _in_channels(ecosystem: Ecosystem, shapes: Shapes) -> int:
     return shape[2] if shape is not None else 3
 
 
-def _num_classes(ecosystem: Ecosystem, shapes: Shapes) -> int | None:
-    name = ecosystem.framework.leaves["head_bias"].format(head=ecosystem.head)
-    shape = shapes.get(name, ())
+def _head_channels(ecosystem: Ecosystem, shapes: Shapes) -> int | None:
+    """Returns the channels of a segmenter's head, or None where nothing of one is there."""
+    names = ecosystem.segmenter
+    if names is None:
+        return None
+    scale = ecosystem.framework.leaves["scale"]
+    for _, norm in (names.projection, names.aspp_0, names.pooling):
+        shape = shapes.get(scale.format(norm=norm), ())
+        if len(shape) == 1:
+            return shape[0]
+    return None
+
+
+def _num_classes(ecosystem: Ecosystem, shapes: Shapes, segmenter: bool) -> int | None:
+    head = classifier_name(ecosystem, segmenter)
+    shape = shapes.get(ecosystem.framework.leaves["head_bias"].format(head=head), ())
     return shape[0] if len(shape) == 1 else None

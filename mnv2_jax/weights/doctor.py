@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import Dialect
 from mnv2_jax.weights.files import Contents, read_tensors
 from mnv2_jax.weights.load import Loaded, class_offset, load_weights, parse_source
@@ -115,10 +116,14 @@ def _ecosystem(named: str | None, contents: Contents) -> Finding:
 
 
 def _architecture(loaded: Loaded) -> Finding:
-    model = loaded.model
-    blocks = sum(row.n for row in model.spec.rows)
-    channels = f", {model.in_channels} input channels" if model.in_channels != 3 else ""
-    return Finding("architecture", f"width {model.width:g}, {blocks} blocks{channels}")
+    backbone = loaded.backbone
+    blocks = sum(row.n for row in backbone.spec.rows)
+    channels = f", {backbone.in_channels} input channels" if backbone.in_channels != 3 else ""
+    head = ""
+    if isinstance(loaded.model, DeepLabV3):
+        stride = backbone.output_stride
+        head = f", DeepLabv3 head of {loaded.model.channels} channels, output stride {stride}"
+    return Finding("architecture", f"width {backbone.width:g}, {blocks} blocks{channels}{head}")
 
 
 def _averages(contents: Contents) -> Finding:
@@ -135,6 +140,8 @@ def _averages(contents: Contents) -> Finding:
 def _classes(loaded: Loaded) -> Finding:
     if loaded.classes is None:
         return Finding("classes", "no classifier", "load it with drop_head=True, for features")
+    if loaded.task == "segment":
+        return Finding("classes", f"{loaded.classes} of pixels, background included")
     if class_offset(ECOSYSTEMS[loaded.source.partition(":")[0]], loaded.classes):
         return Finding(
             "classes",
@@ -162,13 +169,15 @@ def _preprocessing(rule: Preprocessing) -> Finding:
         "center": f"shorter side to {rule.resize}, central {rule.size}",
         "stretch": f"central {rule.fraction:.1%} of each side, stretched to {rule.size}",
         "none": f"whole image, stretched to {rule.size}",
+        "pad": f"whole image, shrunk to fit {rule.size} or padded to it",
     }[rule.crop]
     return Finding("preprocessing", f"{seen}, {rule.method}")
 
 
 def _statistics(loaded: Loaded) -> Finding:
     """Looks at the stem's moving averages: a network that was never trained still has 0 and 1."""
-    stats = loaded.variables["batch_stats"]["stem"]["norm"]
+    stats = loaded.variables["batch_stats"]
+    stats = stats.get("backbone", stats)["stem"]["norm"]
     if np.all(stats["mean"] == 0) and np.all(stats["var"] == 1):
         return Finding(
             "statistics",

@@ -12,7 +12,7 @@ from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights.architecture import Architecture
 from mnv2_jax.weights.claims import shown
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
-from mnv2_jax.weights.tensors import Tensor, our_shape, tensors, their_shape, to_ours
+from mnv2_jax.weights.tensors import Tensor, our_shape, tensors, their_shape, to_ours, unused
 
 SHOWN = 4  # entries of each kind in a diff
 MAX_FLOAT = np.finfo(np.float32).max
@@ -83,6 +83,7 @@ def merge(
     """
     framework = ecosystem.framework
     expected = {tensor.theirs: tensor for tensor in tensors(ecosystem, *architecture)}
+    spare = {tensor.theirs for tensor in _spare(ecosystem, architecture)}
     missing = [
         f"- {shown(name)} {list(their_shape(framework, tensor.kind, tensor.shape))}"
         for name, tensor in expected.items()
@@ -91,7 +92,7 @@ def merge(
     unexpected = [
         f"+ {shown(name)} {list(array.shape)}"
         for name, array in found.items()
-        if name not in expected and not name.endswith(framework.ignored)
+        if name not in expected and name not in spare and not name.endswith(framework.ignored)
     ]
     shaped = [
         f"~ {shown(name)} {list(found[name].shape)} is not "
@@ -104,7 +105,8 @@ def merge(
     if differences:
         raise UsageError(
             f"{path!r} does not fit the {architecture.title} of {ecosystem.name}, and nothing was "
-            f"loaded: {differences}. Give the whole state of a plain MobileNetV2."
+            f"loaded: {differences}. Give the whole state of a plain MobileNetV2"
+            f"{', or of its DeepLabv3 without pyramid' if ecosystem.segmenter else ''}."
         )
     _check_values(path, expected, found)
     flat = {
@@ -114,6 +116,13 @@ def merge(
         for name, tensor in expected.items()
     }
     return unflatten_dict(flat, sep="/")
+
+
+def _spare(ecosystem: Ecosystem, architecture: Architecture) -> list[Tensor]:
+    """What the file may hold besides the network."""
+    if architecture.head is None:
+        return []
+    return unused(ecosystem, architecture.spec, architecture.width)
 
 
 def _listed(kind: str, entries: list[str]) -> str:

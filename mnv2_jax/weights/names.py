@@ -84,6 +84,23 @@ KERAS_LAYERS = TF_SLIM._replace(
 Pair = tuple[str, str]  # a convolution and its batch norm
 
 
+class Segmenter(NamedTuple):
+    """What a publisher calls the head of Mobile DeepLabv3 (Sec. 6.3), without pyramid or decoder.
+
+    Attributes:
+      pooling, aspp_0, projection: our layers.
+      classifier: the logits, a 1×1 convolution with a bias.
+      keeps_last: whether the file also holds the backbone's last 1×1 convolution, which the paper
+        drops and the segmenter computes nothing from.
+    """
+
+    pooling: Pair
+    aspp_0: Pair
+    projection: Pair
+    classifier: str
+    keeps_last: bool
+
+
 class Ecosystem(NamedTuple):
     """One publisher's names.
 
@@ -100,6 +117,7 @@ class Ecosystem(NamedTuple):
       thin: the first block, which does not expand.
       wide: the other blocks.
       head: the classifier.
+      segmenter: the head of its DeepLabv3; None where it publishes none.
     """
 
     name: str
@@ -112,6 +130,7 @@ class Ecosystem(NamedTuple):
     wide: Mapping[str, Pair]
     last: Pair
     head: str
+    segmenter: Segmenter | None = None
 
 
 def _slim(layer: str) -> Pair:
@@ -120,6 +139,10 @@ def _slim(layer: str) -> Pair:
 
 def _hf(layer: str) -> Pair:
     return f"mobilenet_v2.{layer}.convolution", f"mobilenet_v2.{layer}.normalization"
+
+
+def _hf_head(layer: str) -> Pair:
+    return f"segmentation_head.{layer}.convolution", f"segmentation_head.{layer}.normalization"
 
 
 FLAT_THIN = {
@@ -151,6 +174,13 @@ _ALL = (
         },
         last=_slim("Conv_1"),
         head="MobilenetV2/Logits/Conv2d_1c_1x1",
+        segmenter=Segmenter(
+            pooling=("image_pooling", "image_pooling/BatchNorm"),
+            aspp_0=("aspp0", "aspp0/BatchNorm"),
+            projection=("concat_projection", "concat_projection/BatchNorm"),
+            classifier="logits/semantic",
+            keeps_last=False,
+        ),
     ),
     Ecosystem(
         name="keras",
@@ -228,6 +258,13 @@ _ALL = (
         },
         last=_hf("conv_1x1"),
         head="classifier",
+        segmenter=Segmenter(
+            pooling=_hf_head("conv_pool"),
+            aspp_0=_hf_head("conv_aspp"),
+            projection=_hf_head("conv_projection"),
+            classifier="segmentation_head.classifier.convolution",
+            keeps_last=True,
+        ),
     ),
     Ecosystem(
         name="d-li14",

@@ -11,11 +11,13 @@ class Preprocessing(NamedTuple):
     """The evaluation transform that a set of weights was measured with.
 
     `size`, `crop`, `fraction`, `method` and `antialias` are the arguments of
-    `mnv2_jax.data.transforms.eval_transform`.
+    `mnv2_jax.data.transforms.eval_transform`; of a segmenter, `size` and `crop` are those of
+    `mnv2_jax.data.paired.segmentation_eval`.
 
     Attributes:
       size: height and width that enter the network.
-      crop: "center" keeps the aspect ratio, "stretch" takes the share of each side, "none" all.
+      crop: "center" keeps the aspect ratio, "stretch" takes the share of each side, "none" all,
+        and "pad", of segmenters, the whole image at its own resolution.
       fraction: the share of the side that is seen.
       method: of the interpolation.
       antialias: whether shrinking widens the kernel.
@@ -75,6 +77,7 @@ RELEASES = {
 }
 
 DEFAULT_SIZE = 224
+SEGMENTER_SIZE = 513  # the authors' for Pascal VOC
 
 
 def preprocessing_of(
@@ -104,8 +107,19 @@ def preprocessing_of(
     )
 
 
-def resolution_of(path: str | Path) -> int:
-    """Reads the resolution from a file's name or its folder's, else 224.
+def segmenter_preprocessing(dialect: Dialect, path: str | Path) -> Preprocessing:
+    """Returns how images are to be prepared for a segmenter: as the authors evaluate it.
+
+    An image smaller than the square keeps its resolution and is padded. Hugging Face's processor
+    stretches the shorter side and crops the middle instead, so that it labels no whole image; the
+    weights are the authors'.
+    """
+    size = resolution_of(path, SEGMENTER_SIZE)
+    return Preprocessing(size, "pad", 1.0, "bilinear", True, dialect.mean, dialect.std)
+
+
+def resolution_of(path: str | Path, default: int = DEFAULT_SIZE) -> int:
+    """Reads the resolution from a file's name or its folder's.
 
     >>> resolution_of("mobilenet_v2_1.4_192.ckpt"), resolution_of("mobilenetv2_128x128-fd66.pth")
     (192, 128)
@@ -121,4 +135,4 @@ def resolution_of(path: str | Path) -> int:
         found = square or after_width
         if found and 32 <= int(found[1]) <= 999:
             return int(found[1])
-    return DEFAULT_SIZE
+    return default

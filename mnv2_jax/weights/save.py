@@ -13,24 +13,28 @@ from flax.traverse_util import flatten_dict
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.models.block import between_bottlenecks
+from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.layers import linear, relu6
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights.hdf5 import write_hdf5
 from mnv2_jax.weights.names import ECOSYSTEMS, TORCH, Ecosystem
-from mnv2_jax.weights.tensors import convolutions, tensors, to_theirs
+from mnv2_jax.weights.tensors import Tensor, tensors, their_shape, to_theirs, unused
 
 FORMATS = (".safetensors", ".npz", ".h5")
+SEGMENTER_CHANNELS = 256  # of the head; the publishers' code has no other
 
 
 def export_weights(
-    model: MobileNetV2, variables: Mapping[str, Any], ecosystem: str, path: str | Path
+    model: MobileNetV2 | DeepLabV3, variables: Mapping[str, Any], ecosystem: str, path: str | Path
 ) -> None:
-    """Writes weights that the named ecosystem loads into its own MobileNetV2.
+    """Writes weights that the named ecosystem loads into its own MobileNetV2 or DeepLabv3.
 
     Args:
       model: the network; it has to compute what theirs does: their dialect's padding and epsilon,
-        linear bottlenecks, shortcuts between them, Table 2's strides.
+        linear bottlenecks, shortcuts between them, Table 2's strides; of a segmenter, the head
+        that the paper recommends. Its output stride is no part of the weights: Hugging Face's
+        configuration has to be given it.
       variables: its `params` and `batch_stats`.
       ecosystem: one of `ECOSYSTEMS`.
       path: `.safetensors` or `.npz`; `.h5` or `.weights.h5` for Keras. An older file is replaced
@@ -48,11 +52,15 @@ def export_weights(
             ".weights.h5 for keras."
         )
     check_expressible(model, target)
+    head = model.channels if isinstance(model, DeepLabV3) else None
+    backbone = model.backbone if isinstance(model, DeepLabV3) else model
     flat = {
         name: np.asarray(leaf)
         for name, leaf in flatten_dict(jax.device_get(variables), sep="/").items()
     }
-    expected = tensors(target, model.spec, model.width, model.in_channels, model.num_classes)
+    expected = tensors(
+        target, backbone.spec, backbone.width, backbone.in_channels, model.num_classes, head
+    )
     given = {name: leaf.shape for name, leaf in flat.items()}
     if given != {tensor.ours: tensor.shape for tensor in expected}:
         raise UsageError(
@@ -65,9 +73,14 @@ def export_weights(
         )
         for tensor in expected
     }
+    if head is not None:
+        idle = unused(target, backbone.spec, backbone.width)
+        theirs |= {tensor.theirs: _identity(target, tensor) for tensor in idle}
+        expected += idle
     if target.framework == TORCH:
-        for _, _, norm in convolutions(target, model.spec):
-            theirs[f"{norm}.num_batches_tracked"] = np.zeros((), np.int64)
+        for name in (tensor.theirs for tensor in expected if tensor.ours.endswith("/norm/var")):
+            count = f"{name.removesuffix('running_var')}num_batches_tracked"
+            theirs[count] = np.zeros((), np.int64)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(_encode(theirs, path.name))
@@ -78,13 +91,22 @@ def export_weights(
         partial.unlink(missing_ok=True)
 
 
-def check_expressible(model: MobileNetV2, ecosystem: Ecosystem) -> None:
+def _identity(ecosystem: Ecosystem, tensor: Tensor) -> np.ndarray:
+    """Fills a tensor from which nothing is computed: no weights, and statistics of no effect."""
+    value = 1.0 if tensor.ours.endswith(("/scale", "/var")) else 0.0
+    return np.full(their_shape(ecosystem.framework, tensor.kind, tensor.shape), value, np.float32)
+
+
+def check_expressible(model: MobileNetV2 | DeepLabV3, ecosystem: Ecosystem) -> None:
     """Refuses a model that would compute something else over there.
 
     Raises:
       UsageError: with all that differs.
     """
-    wrong = []
+    wrong, segmenter, last = [], None, True
+    if isinstance(model, DeepLabV3):
+        segmenter, model, last = model, model.backbone, False
+        wrong += _wrong_head(segmenter, ecosystem)
     for field in ("padding", "bn_epsilon"):
         mine, theirs = getattr(model.dialect, field), getattr(ecosystem.dialect, field)
         if mine != theirs:
@@ -99,7 +121,7 @@ def check_expressible(model: MobileNetV2, ecosystem: Ecosystem) -> None:
         (model.spec.stem_stride, [row.s for row in rows]) != (2, [row.s for row in table])
         or [row.t == 1 for row in rows] != [row.t == 1 for row in table]
         or (not staged and [row.n for row in rows] != [row.n for row in table])
-        or model.spec.last is None
+        or (model.spec.last is not None) != last
     ):
         wrong.append("its rows are not Table 2's")
     if wrong:
@@ -107,6 +129,23 @@ def check_expressible(model: MobileNetV2, ecosystem: Ecosystem) -> None:
             f"{ecosystem.name} cannot hold this model: {'; '.join(wrong)}. Export it to an "
             "ecosystem of its own dialect."
         )
+
+
+def _wrong_head(model: DeepLabV3, ecosystem: Ecosystem) -> list[str]:
+    """Says what of a segmenter's head is not as it is published."""
+    if ecosystem.segmenter is None:
+        able = ", ".join(e.name for e in ECOSYSTEMS.values() if e.segmenter is not None)
+        return [f"it has no segmenter of MobileNetV2, and only {able} have"]
+    wrong = []
+    if model.rates or model.decoder_tap is not None:
+        wrong.append("theirs has neither pyramid nor decoder")
+    if model.channels != SEGMENTER_CHANNELS:
+        wrong.append(f"its head has {model.channels} channels and theirs {SEGMENTER_CHANNELS}")
+    if model.dialect.bn_epsilon != HEAD.bn_epsilon:
+        wrong.append(
+            f"its head's bn_epsilon is {model.dialect.bn_epsilon} and theirs {HEAD.bn_epsilon}"
+        )
+    return wrong
 
 
 def _encode(theirs: dict[str, np.ndarray], name: str) -> bytes:

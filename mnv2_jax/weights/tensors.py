@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnv2_jax.models.spec import Spec, unroll
+from mnv2_jax.models.spec import IMAGENET, Spec, unroll
 from mnv2_jax.weights.names import Ecosystem, Framework
 
 
@@ -74,9 +74,20 @@ def kernel_shapes(spec: Spec, width: float, in_channels: int) -> dict[str, tuple
 
 
 def tensors(
-    ecosystem: Ecosystem, spec: Spec, width: float, in_channels: int, classes: int | None
+    ecosystem: Ecosystem,
+    spec: Spec,
+    width: float,
+    in_channels: int,
+    classes: int | None,
+    head: int | None = None,
 ) -> list[Tensor]:
     """Lists every tensor of a checkpoint, under our name and under theirs.
+
+    Args:
+      ecosystem: whose names they are.
+      spec, width, in_channels: of the backbone.
+      classes: outputs of the classifier, or of the segmenter; None for features only.
+      head: channels of a segmenter's head; None for no segmenter.
 
     >>> from mnv2_jax.models.spec import IMAGENET
     >>> from mnv2_jax.weights.names import ECOSYSTEMS
@@ -86,10 +97,16 @@ def tensors(
     """
     leaves = ecosystem.framework.leaves
     shapes = kernel_shapes(spec, width, in_channels)
+    where = "" if head is None else "backbone/"
+    layers = [
+        (where + ours, conv, norm, shapes[ours])
+        for ours, conv, norm in convolutions(ecosystem, spec)
+    ]
+    if head is not None:
+        layers += _head_layers(ecosystem, layers[-1][3][-1], head)
     found = []
-    for ours, conv, norm in convolutions(ecosystem, spec):
+    for ours, conv, norm, shape in layers:
         kind = "depthwise" if ours.endswith("/filter") else "conv"
-        shape = shapes[ours]
         found.append(
             Tensor(f"params/{ours}/conv/kernel", leaves[kind].format(conv=conv), kind, shape)
         )
@@ -102,14 +119,43 @@ def tensors(
             name = leaves[leaf].format(norm=norm)
             found.append(Tensor(f"{collection}/{ours}/norm/{leaf}", name, "vector", shape[-1:]))
     if classes is not None:
-        features = found[-1].shape[0]
-        for leaf, kind, shape in (
-            ("kernel", "head", (features, classes)),
-            ("bias", "vector", (classes,)),
-        ):
-            name = leaves[f"head_{leaf}"].format(head=ecosystem.head)
+        features, of_head = found[-1].shape[0], classifier_name(ecosystem, head is not None)
+        kernel = ("head", (features, classes))
+        if head is not None:
+            kernel = ("conv", (1, 1, features, classes))
+        for leaf, (kind, shape) in (("kernel", kernel), ("bias", ("vector", (classes,)))):
+            name = leaves[f"head_{leaf}"].format(head=of_head)
             found.append(Tensor(f"params/classifier/{leaf}", name, kind, shape))
     return found
+
+
+def classifier_name(ecosystem: Ecosystem, segmenter: bool) -> str:
+    """Returns what an ecosystem calls the layer of the logits."""
+    if not segmenter:
+        return ecosystem.head
+    assert ecosystem.segmenter is not None
+    return ecosystem.segmenter.classifier
+
+
+def _head_layers(
+    ecosystem: Ecosystem, features: int, channels: int
+) -> list[tuple[str, str, str, tuple[int, ...]]]:
+    """Lists a segmenter's layers between backbone and logits, and the shapes of their kernels."""
+    names = ecosystem.segmenter
+    assert names is not None
+    return [
+        ("pooling", *names.pooling, (1, 1, features, channels)),
+        ("aspp_0", *names.aspp_0, (1, 1, features, channels)),
+        ("projection", *names.projection, (1, 1, 2 * channels, channels)),
+    ]
+
+
+def unused(ecosystem: Ecosystem, spec: Spec, width: float) -> list[Tensor]:
+    """Lists what a segmenter's file holds besides its network: see `Segmenter.keeps_last`."""
+    if ecosystem.segmenter is None or not ecosystem.segmenter.keeps_last:
+        return []
+    whole = tensors(ecosystem, spec._replace(last=IMAGENET.last), width, 3, None)
+    return [tensor for tensor in whole if tensor.ours.split("/")[1] == "last"]
 
 
 def axes(framework: Framework, kind: str) -> tuple[int, ...]:

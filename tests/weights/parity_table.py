@@ -17,7 +17,7 @@ from mnv2_jax.markdown import markdown_table
 from mnv2_jax.weights import load_weights
 from mnv2_jax.weights.crc32c import crc32c
 from tests.weights.bundles import write_bundle
-from tests.weights.peers import VARIANTS, Peer, peer
+from tests.weights.peers import SEGMENTERS, VARIANTS, Peer, peer, segmenter
 
 SIZES = ((96, 96), (97, 97), (65, 128))
 PACKAGES = ("jax", "keras", "torch", "torchvision", "timm", "transformers")
@@ -37,9 +37,10 @@ def save(found: Peer, ecosystem: str, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def difference(found: Peer, ecosystem: str, folder: Path, sizes=SIZES) -> float:
+def difference(found: Peer, ecosystem: str, folder: Path, sizes=SIZES, stride=None) -> float:
     """The largest difference of any logit, as a share of the largest logit."""
-    loaded = load_weights(f"{ecosystem}:{save(found, ecosystem, folder)}")
+    source = f"{ecosystem}:{save(found, ecosystem, folder)}"
+    loaded = load_weights(source, output_stride=stride)
     worst = 0.0
     for size in sizes:
         images = np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
@@ -54,19 +55,27 @@ def rows():
     """Measures every ecosystem and variant whose package is there."""
     for ecosystem, variants in VARIANTS.items():
         for variant in variants:
-            try:
-                found = peer(ecosystem, variant)
-            except pytest.skip.Exception:
-                yield ecosystem, variant, "-", "not installed"
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                worst = difference(found, ecosystem, Path(folder))
-            count = sum(
-                array.size
-                for name, array in found.tensors.items()
-                if not name.endswith(("num_batches_tracked",))
-            )
-            yield ecosystem, variant, f"{count:,}", f"{worst:.1e}"
+            yield ecosystem, variant, *measured(peer, ecosystem, variant)
+    for ecosystem, variants in SEGMENTERS.items():
+        for width, stride in variants:
+            title = f"DeepLabv3, {width}, output stride {stride}"
+            yield ecosystem, title, *measured(segmenter, ecosystem, (width, stride), stride)
+
+
+def measured(build, ecosystem: str, variant, stride=None) -> tuple[str, str]:
+    """How many numbers a peer's file holds, and the difference."""
+    try:
+        found = build(ecosystem, variant)
+    except pytest.skip.Exception:
+        return "-", "not installed"
+    with tempfile.TemporaryDirectory() as folder:
+        worst = difference(found, ecosystem, Path(folder), stride=stride)
+    count = sum(
+        array.size
+        for name, array in found.tensors.items()
+        if not name.endswith(("num_batches_tracked",))
+    )
+    return f"{count:,}", f"{worst:.1e}"
 
 
 def installed():
@@ -85,7 +94,9 @@ if __name__ == "__main__":
         "and batch-norm statistics (see `random_like` for their scale), images of 96×96, 97×97 and"
     )
     print("65×128, each implementation's own file loaded by `load_weights`. slim is computed by")
-    print("Hugging Face's port of it; d-li14 and tonylins by their layers rebuilt in `torch.nn`.\n")
+    print("Hugging Face's port of it; d-li14 and tonylins by their layers rebuilt in `torch.nn`.")
+    print("Hugging Face's segmenter answers at the features' resolution: PyTorch interpolates it")
+    print("to the images', corners aligned, as the authors' release does.\n")
     print(f"Measured with {', '.join(installed())};")
     print("made by `python -m tests.weights.parity_table > tests/weights/README.md`.\n")
     print(markdown_table(("weights", "variant", "numbers in the file", "difference"), rows()))

@@ -32,6 +32,11 @@ VARIANTS: dict[str, tuple] = {
     "d-li14": WIDTHS,
     "tonylins": (0.5, 1.0, 1.4),
 }
+# Widths and output strides of the segmenters.
+SEGMENTERS: dict[str, tuple] = {
+    "slim": ((1.0, 16),),
+    "hf": ((0.5, 16), (1.0, 16), (1.4, 16), (1.0, 8), (0.35, 32)),
+}
 CLASSES = 11
 
 TABLE_2 = (
@@ -67,6 +72,26 @@ def peer(ecosystem: str, variant, classes: int = CLASSES, seed: int = 0) -> Peer
         found = torch_peer("hf", variant, classes, seed)
         return found._replace(tensors=slim_tensors(found.tensors))
     return torch_peer(ecosystem, variant, classes, seed)
+
+
+def segmenter(ecosystem: str, variant, classes: int = CLASSES, seed: int = 0) -> Peer:
+    """Builds DeepLabv3 of a width and output stride; logits at the resolution of the images.
+
+    Hugging Face's are of the features' resolution. PyTorch brings them to the images' with corners
+    aligned, as the authors' own release does; Hugging Face's processor aligns borders instead.
+    """
+    found = torch_peer("hf-segmenter", variant, classes, seed)
+
+    def logits(images):
+        import torch
+
+        coarse = torch.from_numpy(found.logits(images))
+        size = images.shape[1:3]
+        fine = torch.nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
+        return fine.numpy().transpose(0, 2, 3, 1)
+
+    tensors = found.tensors if ecosystem == "hf" else slim_segmenter_tensors(found.tensors)
+    return Peer(tensors, logits, found.native)
 
 
 def random_like(kind: str, shape: tuple[int, ...], fan_in: float, rng) -> np.ndarray:
@@ -144,6 +169,16 @@ def _hf(width, classes):
     return transformers.MobileNetV2ForImageClassification(config)
 
 
+def _hf_segmenter(variant, classes):
+    _torchvision_module()
+    transformers = pytest.importorskip("transformers")
+    width, stride = variant
+    config = transformers.MobileNetV2Config(
+        depth_multiplier=width, num_labels=classes, output_stride=stride
+    )
+    return transformers.MobileNetV2ForSemanticSegmentation(config)
+
+
 def _layer(torch, inputs, outputs, kernel=1, stride=1, groups=1):
     nn = torch.nn
     return [
@@ -218,6 +253,7 @@ TORCH_PEERS = {
     "torchvision": _torchvision,
     "timm": _timm,
     "hf": _hf,
+    "hf-segmenter": _hf_segmenter,
     "d-li14": lambda width, classes: _flat(width, classes, head_in_features=False),
     "tonylins": lambda width, classes: _flat(width, classes, head_in_features=True),
 }
@@ -226,8 +262,8 @@ TORCH_PEERS = {
 # ---- slim, by way of Hugging Face's port of it
 
 
-def slim_tensors(hf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames and reorders Hugging Face's tensors to TF-slim's, as their conversion maps them."""
+def slim_backbone() -> list[tuple[str, str]]:
+    """Pairs Hugging Face's layers with slim's, as far as the last block."""
     places = [("conv_stem.first_conv", "Conv")]
     places += [("conv_stem.conv_3x3", "expanded_conv/depthwise")]
     places += [("conv_stem.reduce_1x1", "expanded_conv/project")]
@@ -238,7 +274,11 @@ def slim_tensors(hf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             ("reduce_1x1", "project"),
         ):
             places.append((f"layer.{i}.{theirs}", f"expanded_conv_{i + 1}/{slims}"))
-    places.append(("conv_1x1", "Conv_1"))
+    return [(f"mobilenet_v2.{theirs}", f"MobilenetV2/{slims}") for theirs, slims in places]
+
+
+def slim_layers(hf: dict[str, np.ndarray], places: list[tuple[str, str]]) -> dict:
+    """Gives convolutions and their norms slim's names and axes."""
     norms = {
         "weight": "gamma",
         "bias": "beta",
@@ -247,17 +287,35 @@ def slim_tensors(hf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
     found = {}
     for theirs, slims in places:
-        kernel = hf[f"mobilenet_v2.{theirs}.convolution.weight"]
+        kernel = hf[f"{theirs}.convolution.weight"]
         if "depthwise" in slims:
-            found[f"MobilenetV2/{slims}/depthwise_weights"] = kernel.transpose(2, 3, 0, 1)
+            found[f"{slims}/depthwise_weights"] = kernel.transpose(2, 3, 0, 1)
         else:
-            found[f"MobilenetV2/{slims}/weights"] = kernel.transpose(2, 3, 1, 0)
+            found[f"{slims}/weights"] = kernel.transpose(2, 3, 1, 0)
         for leaf, name in norms.items():
-            norm = hf[f"mobilenet_v2.{theirs}.normalization.{leaf}"]
-            found[f"MobilenetV2/{slims}/BatchNorm/{name}"] = norm
+            found[f"{slims}/BatchNorm/{name}"] = hf[f"{theirs}.normalization.{leaf}"]
+    return found
+
+
+def slim_tensors(hf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames and reorders Hugging Face's tensors to TF-slim's, as their conversion maps them."""
+    last = ("mobilenet_v2.conv_1x1", "MobilenetV2/Conv_1")
+    found = slim_layers(hf, [*slim_backbone(), last])
     head = "MobilenetV2/Logits/Conv2d_1c_1x1"
     found[f"{head}/weights"] = hf["classifier.weight"].T[None, None]
     found[f"{head}/biases"] = hf["classifier.bias"]
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def slim_segmenter_tensors(hf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Does the same for a segmenter; the authors' has no last convolution."""
+    head = {"conv_pool": "image_pooling", "conv_aspp": "aspp0"}
+    head |= {"conv_projection": "concat_projection"}
+    places = [(f"segmentation_head.{theirs}", slims) for theirs, slims in head.items()]
+    found = slim_layers(hf, [*slim_backbone(), *places])
+    logits = "segmentation_head.classifier.convolution"
+    found["logits/semantic/weights"] = hf[f"{logits}.weight"].transpose(2, 3, 1, 0)
+    found["logits/semantic/biases"] = hf[f"{logits}.bias"]
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 

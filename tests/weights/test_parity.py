@@ -7,7 +7,15 @@ import pytest
 from mnv2_jax.models.dialect import DIALECTS
 from mnv2_jax.weights import ECOSYSTEMS, export_weights, load_weights
 from tests.weights.parity_table import SIZES, difference, save
-from tests.weights.peers import CLASSES, VARIANTS, keras_peer, peer, torch_peer
+from tests.weights.peers import (
+    CLASSES,
+    SEGMENTERS,
+    VARIANTS,
+    keras_peer,
+    peer,
+    segmenter,
+    torch_peer,
+)
 
 pytestmark = [
     pytest.mark.oracle,
@@ -49,6 +57,56 @@ def test_another_dialect_would_be_seen(tmp_path, ecosystem):
     ):
         ours = jax.jit(loaded.model.clone(dialect=dialect).apply)(loaded.variables, images)
         assert np.abs(ours - theirs).max() > 1e-3 * np.abs(theirs).max()
+
+
+def test_every_segmenter_has_a_peer():
+    assert SEGMENTERS.keys() == {name for name, e in ECOSYSTEMS.items() if e.segmenter is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ecosystem", "variant"),
+    [(ecosystem, variant) for ecosystem, variants in SEGMENTERS.items() for variant in variants],
+)
+def test_logits_of_every_pixel(tmp_path, ecosystem, variant):
+    found = segmenter(ecosystem, variant)
+    sizes = SIZES if variant == (1.0, 16) else SIZES[2:]
+    assert difference(found, ecosystem, tmp_path, sizes, stride=variant[1]) <= 1e-5
+
+
+@pytest.mark.slow
+def test_another_segmenter_would_be_seen(tmp_path):
+    """Of another padding, epsilon of the head, or dilation."""
+    found = segmenter("hf", (1.0, 16))
+    loaded = load_weights(f"hf:{save(found, 'hf', tmp_path)}", output_stride=16)
+    images = np.random.default_rng(1).uniform(-1, 1, (1, 96, 96, 3)).astype(np.float32)
+    theirs = found.logits(images)
+    model, backbone = loaded.model, loaded.backbone
+    padded = backbone.dialect._replace(padding="symmetric")
+    for other in (
+        model.clone(backbone=backbone.clone(dialect=padded)),
+        model.clone(backbone=backbone.clone(output_stride=8)),
+        model.clone(dialect=model.dialect._replace(bn_epsilon=1e-3)),
+    ):
+        ours = jax.jit(other.apply)(loaded.variables, images)
+        assert np.abs(ours - theirs).max() > 2e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.slow
+def test_transformers_reads_the_exported_segmenter(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    found = segmenter("hf", (0.5, 16))
+    loaded = load_weights(f"hf:{save(found, 'hf', tmp_path)}", output_stride=16)
+    path = tmp_path / "exported.safetensors"
+    export_weights(loaded.model, loaded.variables, "hf", path)
+    images = np.random.default_rng(1).uniform(-1, 1, (1, 65, 97, 3)).astype(np.float32)
+    before = found.logits(images)
+    for tensor in found.native.state_dict().values():
+        torch.Tensor.zero_(tensor)
+    found.native.load_state_dict(load_file(path), strict=True)
+    assert np.array_equal(found.logits(images), before)
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
