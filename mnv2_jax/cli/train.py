@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mnv2_jax.cli.verb import Verb
+from mnv2_jax.errors import UsageError
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +17,21 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workdir", help="folder of the results (runs/NAME)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    hosts = parser.add_argument_group(
+        "several hosts",
+        "the same command on each; processes started by Slurm or Open MPI find each other",
+    )
+    hosts.add_argument("--distributed", action="store_true", help="find the others of a TPU pod")
+    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is")
+    hosts.add_argument("--hosts", type=int, metavar="N", help="number of processes")
+    hosts.add_argument("--host", type=int, metavar="I", help="index of this one, from 0")
+    hosts.add_argument(
+        "--wait", type=int, default=300, metavar="SECONDS", help="for all to come (300)"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from mnv2_jax import host
+    from mnv2_jax import cluster, host
     from mnv2_jax.config import check_keys, check_needs, load_config
     from mnv2_jax.train.sweep import default_workdir, run_sweep
 
@@ -28,15 +40,19 @@ def _train(arguments: argparse.Namespace) -> None:
     check_needs(config)
     host.keep_freed_memory()
     host.use_compilation_cache()
+    if arguments.wait < 1:
+        raise UsageError(f"--wait is {arguments.wait}: give at least one second.")
     if config.sweep.at_once != 1 and len(config.sweep.seeds) > 1:
         host.split_cpu(host.cores())  # seeds are independent, so each core takes some
     chosen = arguments.workdir or default_workdir(config, arguments.overrides)
     workdir = Path(chosen).expanduser().absolute()
     command = ["python", "main.py", *arguments.argv]
-    report = run_sweep(config, workdir, command, arguments.quiet)
-    text = report.read_text()
-    print(text)
-    print(f"report, plot, logs and models are in {workdir}")
+    given = (arguments.coordinator, arguments.hosts, arguments.host)
+    with cluster.connected(*given, arguments.distributed, arguments.wait):
+        report = run_sweep(config, workdir, command, arguments.quiet)
+        if report is not None:
+            print(report.read_text())
+            print(f"report, plot, logs and models are in {workdir}")
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,16 +9,20 @@ import copy
 import gc
 import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mnv2_jax.cluster import agree, gather
 from mnv2_jax.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -36,7 +40,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the latest ones, and the best by the monitored metric."""
+    """The checkpoints of one run: the latest `keep`, and the best by the monitored metric.
+
+    With `keep` 0 they are only read, and a run that is under way is not disturbed.
+    """
 
     def __init__(self, folder: Path, keep: int = 2):
         best = policies.BestN(
@@ -44,13 +51,15 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),  # Orbax refuses relative paths, and only at the first save
-            options=ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=True,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            ),
-        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        with _quiet():
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            if keep:
+                options = ocp.CheckpointManagerOptions(
+                    cleanup_tmp_directories=True, preservation_policy=policy
+                )
+            # Orbax refuses relative paths, and only at the first save.
+            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def save(self, state: Any, extra: dict[str, Any], monitor: float | None = None) -> None:
         """Starts saving in the background; a step that is there already is left alone.
@@ -64,7 +73,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         # Orbax writes the record later, when the caller may have changed it.
-        record = {"sha256": fingerprints(state), **copy.deepcopy(extra)}
+        record = {"sha256": fingerprints(state), "arrays": arrays_of(state)}
+        record |= copy.deepcopy(extra)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
         )
@@ -84,15 +94,19 @@ class Checkpoints:
           UsageError: checkpoints are there, but none can be used.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        agree({f"steps in {self._manager.directory}": steps})
         reasons = []
         for step in steps:
-            found = None
+            found, reason = None, ""
             with _quiet():
                 try:
                     found = self._restore_step(step, like)
                 except Exception as error:  # Orbax raises whatever the damage leads it to
-                    reasons.append(f"step {step}: {_first_line(error)}")
-            if found is None:
+                    reason = _first_line(error)
+            # What one host cannot read, none goes on from.
+            reason = next(filter(None, gather(reason)), "")
+            if found is None or reason:
+                reasons.append(f"step {step}: {reason}")
                 log.warning("this checkpoint cannot be used: %s", reasons[-1])
                 continue
             for damaged in steps[: steps.index(step)]:
@@ -106,19 +120,48 @@ class Checkpoints:
         return None
 
     def _restore_step(self, step: int, like: Any) -> Restored:
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
-                record=ocp.args.JsonRestore(),
-            ),
-        )
-        record = dict(found["record"])
-        expected, actual = record.pop("sha256"), fingerprints(found["state"])
+        record = self.record(step)
+        expected, there = record.pop("sha256"), record.pop("arrays", None)
+        if there is not None and (changes := _changes(there, arrays_of(like))):
+            raise ValueError(f"saved (-) and configured (+) arrays differ, {changes}")
+        state = self._state(step, like)
+        actual = fingerprints(state)
         damaged = [name for name in actual if expected.get(name) != actual[name]]
         if damaged or len(expected) != len(actual):
             raise ValueError(f"{len(damaged)} arrays differ from what was saved, {damaged[:1]}")
-        return Restored(found["state"], record)
+        return Restored(state, record)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What was saved beside a step's arrays, with their hashes."""
+        found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        return dict(found["record"])
+
+    def _state(self, step: int, like: Any) -> Any:
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state = ocp.args.StandardRestore(wanted)
+        return self._manager.restore(step, args=ocp.args.Composite(state=state))["state"]
+
+    def inspect(self) -> dict[int, str]:
+        """Reads every step, compares it with its hashes, and says what is wrong with it, or ""."""
+        found = {}
+        place = SingleDeviceSharding(jax.local_devices()[0])
+        for step in sorted(self._manager.all_steps()):
+            try:
+                with _quiet():
+                    expected = self.record(step)["sha256"]
+                    saved: Any = self._manager.item_metadata(step)["state"]
+                    like = jax.tree.map(
+                        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                        getattr(saved, "tree", saved),
+                    )
+                    actual = fingerprints(self._state(step, like))
+                # Without a configuration, tuples and dataclasses are read as dictionaries.
+                ours, theirs = ({_plain(k): v for k, v in d.items()} for d in (actual, expected))
+                damaged = [name for name in theirs if ours.get(name) != theirs[name]]
+                found[step] = f"{damaged[0]} is not what was saved" if damaged else ""
+            except Exception as error:  # Orbax raises whatever the damage leads it to
+                found[step] = _first_line(error)
+        return found
 
     def wait(self) -> None:
         """Blocks until what was started is on disk.
@@ -161,6 +204,31 @@ def fingerprints(state: Any) -> dict[str, str]:
         digest.update(array.tobytes())
         prints[jax.tree_util.keystr(path)] = digest.hexdigest()
     return prints
+
+
+def arrays_of(state: Any) -> dict[str, str]:
+    """Type and shape of every array of a state, by path, such as "float32(3, 3)"."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _changes(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """What two sets of arrays do not have in common, in one line; "" if that is nothing."""
+    lines = [
+        f"{sign}{name} {side[name]}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+        for sign, side in (("-", saved), ("+", wanted))
+        if name in side
+    ]
+    return ", ".join(lines[:6]) + (f" and {len(lines) - 6} more" if len(lines) > 6 else "")
+
+
+def _plain(path: str) -> str:
+    """A path of names and numbers, however they are accessed: `.params['a'][0]` is params/a/0."""
+    return "/".join(a or b or c for a, b, c in re.findall(r"\.(\w+)|\['(.*?)'\]|\[(\d+)\]", path))
 
 
 def _unwritable(folder: Any, error: OSError) -> UsageError:

@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Reads a log; a last line cut by a crash is left out."""
     rows = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

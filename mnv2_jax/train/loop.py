@@ -1,5 +1,6 @@
 """The one training loop: batches in, logs, checkpoints and a trained model out."""
 
+import hashlib
 import signal
 import threading
 import time
@@ -11,14 +12,16 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
+from mnv2_jax.cluster import gather, leave
 from mnv2_jax.errors import UsageError
 from mnv2_jax.train.checkpoint import Checkpoints
 from mnv2_jax.train.log import RESULT, RunLog, progress, write_json
 from mnv2_jax.train.precision import low_precision_scores
-from mnv2_jax.train.run import Run
-from mnv2_jax.train.saved import save_model
+from mnv2_jax.train.run import ASKED, SAVE, STOP, Run
+from mnv2_jax.train.saved import TENSORS, save_model
 
 IN_FLIGHT = 2  # steps
+SPIKE = 2.0  # a loss so many times that of the row before is noted in the log
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,23 +74,27 @@ def fit(
     state, extra = (run.fresh(keys), {}) if restored is None else restored
     start = step_of(state)
     first_process = jax.process_index() == 0
+    clock = Clock(extra.get("seconds", 0.0))
+    asks = Asks(clock, 60 * config.checkpoint_minutes)
     session = Session(
         run=run,
         config=config,
         keys=keys,
-        rows=run.rows(seeds, start),
+        rows=run.rows(seeds, start, asks),
         checkpoints=checkpoints,
         logs=[RunLog(folder / f"seed_{seed}", start) for seed in seeds] if first_process else [],
         bar=progress(run.steps, start, title, quiet or not first_process),
-        window=Window(extra.get("window")),
-        clock=Clock(extra.get("seconds", 0.0)),
+        window=Window(extra.get("window"), extra.get("losses")),
+        clock=clock,
+        asks=asks,
     )
     try:
-        with stop_requested() as stop:
-            state = _train(session, state, stop, due=extra.get("due", start == 0))
+        with stop_requested(asks.stop):
+            state = _train(session, state, due=extra.get("due", start == 0))
             checkpoints.wait()
-            if first_process:
-                _finish(session, seeds, state, folder)
+            _finish(session, seeds, state, folder)
+    except jax.errors.JaxRuntimeError as error:
+        leave(error)  # what follows would wait for the host that is gone
     finally:
         session.bar.close()
         for log in session.logs:
@@ -107,6 +114,7 @@ class Session(NamedTuple):
     bar: Any
     window: "Window"
     clock: "Clock"
+    asks: "Asks"
 
 
 class Clock:
@@ -117,6 +125,25 @@ class Clock:
 
     def __call__(self) -> float:
         return time.monotonic() - self._start
+
+
+class Asks:
+    """What this host asks of all hosts before each step: to save by the clock, to stop on a signal.
+
+    Clocks differ and signals reach one host, but all have to save and leave at the same step.
+    """
+
+    def __init__(self, clock: Clock, seconds: float):
+        self.stop = Stop()
+        self._clock, self._seconds = clock, seconds
+        self.saved()
+
+    def saved(self) -> None:
+        """Starts to count anew."""
+        self._last = self._clock()
+
+    def __call__(self) -> int:
+        return SAVE * (self._clock() - self._last > self._seconds) | STOP * self.stop()
 
 
 def step_of(state: Any) -> int:
@@ -130,9 +157,11 @@ class Window:
     Sums run from step to step in float64, so that they do not depend on where a run was cut.
     """
 
-    def __init__(self, saved: dict[str, Any] | None = None):
+    def __init__(self, saved: dict[str, Any] | None = None, losses: list[float] | None = None):
         self._sums: dict[str, Any] = saved or {}
+        self.losses = losses  # of the last row, for each seed
         self._waiting: list[Any] = []  # on the device still
+        self.asked = 0  # by any host, at the newest step that was waited for
 
     def add(self, metrics: dict[str, Any]) -> int:
         """Adds a step's metrics; waits only for those of `IN_FLIGHT` steps before.
@@ -146,11 +175,14 @@ class Window:
         self._waiting.append(metrics)
         if len(self._waiting) <= IN_FLIGHT:
             return 0
-        return int(np.max(jax.device_get(self._waiting[-1 - IN_FLIGHT]["skipped_in_a_row"])))
+        known = self._waiting[-1 - IN_FLIGHT]
+        self.asked = int(jax.device_get(known.get(ASKED, 0)))
+        return int(np.max(jax.device_get(known["skipped_in_a_row"])))
 
     def sums(self) -> dict[str, Any]:
         """Waits for all steps; returns name -> (sum, count) and the last of the other metrics."""
         for metrics in jax.device_get(self._waiting):
+            self.asked = int(metrics.pop(ASKED, 0))
             for name, (total, count) in metrics.pop("sums").items():
                 before = self._sums.get(name, (0.0, 0.0))
                 pair = (np.float64(total) + before[0], np.float64(count) + before[1])
@@ -164,14 +196,15 @@ class Window:
         self._sums = {}
 
 
-def _train(session: Session, state: Any, stop: Stop, due: bool) -> Any:
+def _train(session: Session, state: Any, due: bool) -> Any:
     """Trains to the end; `due` says that the state to start from has not been evaluated yet."""
     run, config, window = session.run, session.config, session.window
     eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
     resident = jax.device_put(run.train.resident, run.plan.everywhere)
-    start, saved = step_of(state), session.clock()
-    if due and _evaluate(session, state, start, stop) is None:
-        _save_and_leave(session, state, stop, due=True)
+    alone = jax.process_count() == 1
+    start = saved = step_of(state)
+    if due and _evaluate(session, state, start) is None:
+        _save_and_leave(session, state, due=True)
     for step in range(start + 1, run.steps + 1):
         state, metrics = run.step(state, resident, next(session.rows), session.keys)
         _check_finite(config, window.add(metrics), step)
@@ -180,30 +213,35 @@ def _train(session: Session, state: Any, stop: Stop, due: bool) -> Any:
         if step % config.log_every == 0 or last:
             _log_window(session, step)
         due = bool(config.eval_every_epochs and step % eval_every == 0) or last
-        monitor = _evaluate(session, state, step, stop) if due else None
+        monitor = _evaluate(session, state, step) if due else None
         due = due and monitor is None
-        now = session.clock()
-        if stop() and (due or not last):
-            _save_and_leave(session, state, stop, due, monitor)
-        if monitor is not None or now - saved > 60 * config.checkpoint_minutes:
+        asked = session.asks() if alone else window.asked
+        if asked & STOP and (due or not last):
+            _save_and_leave(session, state, due, monitor)
+        # Steps under way at the last save still carry what was asked before it.
+        answered = not alone and step - saved <= IN_FLIGHT
+        if monitor is not None or (asked & SAVE and not answered):
             _save(session, state, due, monitor)
-            saved = now
+            session.asks.saved()
+            saved = step
     return state
 
 
 def _save(session: Session, state: Any, due: bool, monitor: float | None) -> None:
-    extra = {"seconds": session.clock(), "window": session.window.sums(), "due": due}
+    window = session.window
+    extra = {"seconds": session.clock(), "window": window.sums(), "losses": window.losses}
+    extra["due"] = due
     session.checkpoints.save(state, extra, monitor)
 
 
 def _save_and_leave(
-    session: Session, state: Any, stop: Stop, due: bool, monitor: float | None = None
+    session: Session, state: Any, due: bool, monitor: float | None = None
 ) -> NoReturn:
     _save(session, state, due, monitor)
     session.checkpoints.wait()
-    assert stop.number is not None
     message = f"stopped and saved at step {step_of(state)}: the same command goes on there"
-    raise Interrupted(message, stop.number)
+    # Of several hosts, the signal may have reached another one.
+    raise Interrupted(message, session.asks.stop.number or signal.SIGTERM)
 
 
 def _check_finite(config: Any, astray: int, step: int) -> None:
@@ -230,19 +268,23 @@ def _log_window(session: Session, step: int) -> None:
         means = {name: by_seed(np.divide(*pair)) for name, pair in found.items()}
     session.bar.set_postfix_str(f"loss {np.mean(means['loss']):.3f}", refresh=False)
     means |= last | {"learning_rate": by_seed(run.schedule(step - 1))}
+    before, window.losses = window.losses, means["loss"]
     for i, log in enumerate(session.logs):
-        log.write(step, "train", {name: values[i] for name, values in means.items()})
+        row: dict[str, Any] = {name: values[i] for name, values in means.items()}
+        if before is not None and 0 < SPIKE * before[i] < row["loss"]:
+            row["note"] = f"the loss is {row['loss'] / before[i]:.1f} times that of the last row"
+        log.write(step, "train", row)
     _check_finite(config, astray, step)
 
 
-def _evaluate(session: Session, state: Any, step: int, stop: Stop) -> float | None:
+def _evaluate(session: Session, state: Any, step: int) -> float | None:
     """Evaluates the raw weights, and the averaged ones beside them.
 
     Returns:
       What ranks them; None if a signal came first. Several hosts would not leave at one place.
     """
     run = session.run
-    stopped = stop if jax.process_count() == 1 else bool
+    stopped = session.asks.stop if jax.process_count() == 1 else bool
     results = {"eval": run.evaluate(state.variables, stopped)}
     if state.ema:
         results["eval_ema"] = run.evaluate(state.ema, stopped)
@@ -255,30 +297,31 @@ def _evaluate(session: Session, state: Any, step: int, stop: Stop) -> float | No
 
 
 def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) -> None:
-    """Writes each seed's model and, last of all, its result."""
+    """Writes each seed's model and, last of all, its result; hosts leave together."""
     run, config, seconds = session.run, session.config, session.clock()
     best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
     scores = {split: run.evaluate(variables) for split, variables in best.items()}
-    for i, seed in enumerate(seeds):
-        chosen = list(best.values())[-1]
-        if run.replicas > 1:
-            chosen = jax.tree.map(lambda leaf, i=i: leaf[i], chosen)
+    chosen, skipped = jax.device_get((list(best.values())[-1], state.skipped))
+    for i, seed in enumerate(seeds if jax.process_index() == 0 else ()):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.replicas > 1 else chosen
         place = folder / f"seed_{seed}"
-        save_model(place, chosen, describe(run, config))
+        save_model(place, own, describe(run, config))
         metrics = {
             f"{split}/{name}": float(values[i])
             for split, means in scores.items()
             for name, values in means.items()
         }
-        metrics |= low_precision_scores(config, run.model, chosen)
+        metrics |= low_precision_scores(config, run.model, own)
         result = {
             "seed": seed,
             "steps": run.steps,
             "seconds": round(seconds / run.replicas, 1),  # of this seed's share of the training
             "metrics": metrics,
-            "skipped": int(np.atleast_1d(jax.device_get(state.skipped))[i]),
+            "model_sha256": hashlib.sha256((place / TENSORS).read_bytes()).hexdigest(),
+            "skipped": int(np.atleast_1d(skipped)[i]),
         }
         write_json(place / RESULT, result)
+    gather("finished")
 
 
 def describe(run: Run, config: Any) -> dict[str, Any]:
@@ -293,11 +336,10 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def stop_requested() -> Iterator[Stop]:
+def stop_requested(stop: Stop) -> Iterator[None]:
     """Makes the first SIGTERM or Ctrl-C a request; a second Ctrl-C leaves at once."""
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
 
     def request(number: int, frame: Any) -> None:
@@ -308,7 +350,7 @@ def stop_requested() -> Iterator[Stop]:
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -26,6 +26,10 @@ from mnv2_jax.train.state import TrainState, new_state
 from mnv2_jax.train.step import make_step
 
 MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
+ASKED = (
+    "asked"  # beside the rows of a batch and the metrics of a step, where there are several hosts
+)
+ASKS = SAVE, STOP = 1, 2  # what a host may ask of all
 
 
 class Run(NamedTuple):
@@ -66,9 +70,21 @@ class Run(NamedTuple):
         keys = [jax.random.key(seed) for seed in seeds]
         return jnp.stack(keys) if self.replicas > 1 else keys[0]
 
-    def rows(self, seeds: tuple[int, ...], start: int) -> Iterator[Any]:
-        """Batches from step `start` on, placed on the devices."""
-        return (global_batch(rows, self.plan) for rows in self.train.batches(seeds, start))
+    def rows(
+        self, seeds: tuple[int, ...], start: int, ask: Callable[[], int] = lambda: 0
+    ) -> Iterator[Any]:
+        """Batches from step `start` on, placed on the devices.
+
+        Args:
+          seeds: that are trained.
+          start: steps done.
+          ask: what this host asks of all hosts, as bits; asked for each batch. The step's metric
+            "asked" has what any host asked, the same on all of them at the same step.
+        """
+        for rows in self.train.batches(seeds, start):
+            if jax.process_count() > 1:
+                rows = {**rows, ASKED: np.full(len(rows["row"]), ask(), np.int32)}
+            yield global_batch(rows, self.plan)
 
 
 def make_run(config: Any, replicas: int) -> Run:
@@ -122,7 +138,10 @@ def make_run(config: Any, replicas: int) -> Run:
     )
 
     def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
-        return train_step(state, feed.fetch(resident, rows), key)
+        asked = rows.get(ASKED)
+        batch = feed.fetch(resident, {name: v for name, v in rows.items() if name != ASKED})
+        state, metrics = train_step(state, batch, key)
+        return state, metrics if asked is None else metrics | {ASKED: _any_bits(asked, plan)}
 
     def first(key: Array) -> TrainState:
         variables = task.init(key)
@@ -147,6 +166,14 @@ def make_run(config: Any, replicas: int) -> Run:
         plan=plan,
         monitor=task.monitor,
     )
+
+
+def _any_bits(asked: Array, plan: Plan) -> Array:
+    """The bits that are set in any row, of any device."""
+    bits = jnp.stack([asked & bit for bit in ASKS]).max(1)
+    if plan.step_axis is not None:
+        bits = jax.lax.pmax(bits, plan.step_axis)
+    return bits.sum()
 
 
 def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:

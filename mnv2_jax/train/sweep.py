@@ -11,18 +11,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mnv2_jax.cluster import agree, together
 from mnv2_jax.config import difference, flatten, unknown_key
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.train.log import RESULT, write_json
 from mnv2_jax.train.loop import fit
-from mnv2_jax.train.report import REPORT, write_report
+from mnv2_jax.train.report import write_report
 from mnv2_jax.train.run import Run, make_run
+from mnv2_jax.version import __version__
 
 CONFIG = "config.json"
 MAX_SEED = 2**32  # jax.random.key takes no more bits, and would give larger seeds' keys twice
 
 
-def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path:
+def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
     """Trains every variant with every seed that is not finished yet, and writes the report.
 
     Args:
@@ -32,24 +34,29 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
       quiet: no progress bars.
 
     Returns:
-      The path of the Markdown report.
+      The path of the Markdown report; None on all hosts but the first.
 
     Raises:
       UsageError: the configuration cannot be used, or the folder holds another one.
     """
-    check_names(config)
-    variants = {name: variant_config(config, name) for name in config.sweep.variants}
-    groups = list(seed_groups(config))
-    check_owner(workdir, config)
+    with together():
+        check_names(config)
+        variants = {name: variant_config(config, name) for name in config.sweep.variants}
+        groups = list(seed_groups(config))
+        check_owner(workdir, config)
     waiting = {
         name: [seeds for seeds in groups if not _finished(workdir / name, seeds)]
         for name in variants
     }
+    agree(
+        _plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
+    )
     # A mistake in the last variant is found before the first is trained, or the folder made.
     ready: dict[str, Run] = {}
-    for name, left in waiting.items():
-        if left:
-            ready = {name: make_run(variants[name], len(left[0]))}
+    with together():
+        for name, left in waiting.items():
+            if left:
+                ready = {name: make_run(variants[name], len(left[0]))}
     try:
         claim(workdir, config)
         for number, (name, variant) in enumerate(variants.items(), 1):
@@ -59,15 +66,12 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
                 if run is None or run.replicas != len(seeds):
                     run = make_run(variant, len(seeds))
                 _train(run, seeds, variant, workdir / name, title, quiet)
-        report = workdir / REPORT
-        if jax.process_index() == 0:
-            report = write_report(workdir, config, command)
+        return write_report(workdir, config, command) if jax.process_index() == 0 else None
     except OSError as error:
         raise UsageError(
             f"{workdir} cannot be used: {error}. What is there stays: free some space or choose "
             "another --workdir, and give the same command again to go on."
         ) from error
-    return report
 
 
 def _finished(folder: Path, seeds: tuple[int, ...]) -> bool:
@@ -165,10 +169,27 @@ def check_owner(workdir: Path, config: Any) -> None:
 
 
 def claim(workdir: Path, config: Any) -> None:
-    """Makes the folder of a sweep, which from then on belongs to its configuration."""
-    if jax.process_index() == 0 and not (workdir / CONFIG).is_file():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, _plain(config))
+    """Makes the folder of a sweep, which from then on belongs to its configuration.
+
+    Raises:
+      UsageError: another host does not see it.
+    """
+    path = workdir / CONFIG
+    with together():
+        try:
+            if jax.process_index() == 0 and not path.is_file():
+                workdir.mkdir(parents=True, exist_ok=True)
+                write_json(path, _plain(config))
+        except OSError as error:
+            raise UsageError(
+                f"{workdir} cannot be made: {error}. Give another --workdir."
+            ) from error
+    with together():
+        if not path.is_file():
+            raise UsageError(
+                f"{workdir} is not the folder that host 0 made: give a --workdir on a file system "
+                "that all hosts share."
+            )
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Checkpoints: what comes back is what was saved, whatever happened to the files."""
 
+import gc
 import json
 import logging
+import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -256,3 +260,48 @@ def test_fingerprints_tell_values_types_and_shapes_apart():
     prints = [json.dumps(fingerprints({"x": array})) for array in arrays]
     assert len(set(prints)) == len(arrays)
     assert fingerprints({"x": np.zeros(4, np.float32)}) == json.loads(prints[0])
+
+
+def test_two_hundred_saves_leave_nothing_behind(tmp_path):
+    """Files and memory after 200 saves are those after 40."""
+    counts = {}
+    checkpoints = Checkpoints(tmp_path, 2)
+    state = state_at(0, 20_000)
+    for step in range(1, 201):
+        checkpoints.save(state.replace(step=jnp.int32(step)), {"seconds": step / 3}, None)
+        if step in (40, 200):
+            checkpoints.wait()
+            gc.collect()
+            files = sum(1 for _ in tmp_path.rglob("*"))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on macOS
+            counts[step] = files, len(os.listdir("/dev/fd")), peak
+    checkpoints.close()
+    assert counts[200][0] == counts[40][0]
+    assert counts[200][1] <= counts[40][1] + 8
+    # A leaked state at every save would be 51 MB.
+    assert counts[200][2] - counts[40][2] < (4e4 if sys.platform == "linux" else 4e7)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [199, 200]
+
+
+RELEASE = Path(__file__).parent / "checkpoint_of_0.1.0"
+
+
+def test_the_checkpoint_of_an_older_release_restores_bit_equal(tmp_path):
+    """Written by `write(folder, [0.5, None])` and `state_at` at version 0.1.0."""
+    shutil.copytree(RELEASE, tmp_path / "old")
+    found = read(tmp_path / "old")
+    assert_same(found.state, state_at(2))
+    assert found.extra == {"seconds": 2 / 3}
+
+
+def test_what_does_not_fit_is_told_as_a_difference(tmp_path):
+    write(tmp_path, [0.5])
+    wanted = state_at(1).replace(params={"a": {"kernel": jnp.zeros((50, 5)), "bias": jnp.zeros(5)}})
+    with pytest.raises(UsageError) as error:
+        read(tmp_path, wanted)
+    for part in (
+        "-.params['a']['kernel'] float32(50, 4)",
+        "+.params['a']['kernel'] float32(50, 5)",
+        "+.params['a']['bias'] float32(5,)",
+    ):
+        assert part in str(error.value)

@@ -1,0 +1,203 @@
+"""Several hosts that train as one: connecting them, and agreeing before anyone waits for anyone.
+
+A host that fails alone leaves the others in a collective operation that never ends, and hosts that
+differ in a constant compute a wrong sum without a word. So what could differ is compared before the
+first step, and what can fail on one host (`together`) fails on all.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+
+# What a launcher tells each process that it started: the number of processes.
+LAUNCHERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+DEAD_AFTER = 20  # seconds without a sign of life of a host
+STATUS = 2  # of a process that leaves with a message
+
+
+@contextmanager
+def connected(
+    coordinator: str | None = None,
+    hosts: int | None = None,
+    host: int | None = None,
+    detect: bool = False,
+    wait: int = 300,
+) -> Iterator[None]:
+    """Connects this process to the others of its training, if there are any.
+
+    Without an address, processes that Slurm or Open MPI started find each other by what the
+    launcher tells them; `detect` asks for the same on Cloud TPUs and Kubernetes.
+
+    Args:
+      coordinator: ADDRESS:PORT of process 0.
+      hosts: number of processes.
+      host: index of this one, from 0.
+      detect: ask JAX to find the others.
+      wait: seconds for all to come.
+
+    Raises:
+      UsageError: only some of the first three are given, or they cannot be right; another host left
+        during the training.
+    """
+    explicit = (coordinator, hosts, host)
+    launcher = next((k for k, name in LAUNCHERS.items() if _number(name) > 1), None)
+    if explicit == (None, None, None) and not detect and launcher is None:
+        yield
+        return
+    where = f"the address that {launcher or 'the environment'} gives"
+    if explicit != (None, None, None):
+        where = _check(coordinator, hosts, host)
+    _connect(explicit, where, wait)
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        leave(error)
+    # Whoever gets here does so together with the others, so nobody waits in vain.
+    jax.distributed.shutdown()
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _check(coordinator: str | None, hosts: int | None, host: int | None) -> str:
+    if coordinator is None or hosts is None or host is None:
+        raise UsageError("--coordinator, --hosts and --host belong together: give all three.")
+    name, colon, port = coordinator.rpartition(":")
+    if not name or not colon or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UsageError(
+            f"--coordinator is {coordinator!r}: write ADDRESS:PORT of host 0, as in 10.0.0.1:12345."
+        )
+    if not 0 <= host < hosts:
+        raise UsageError(f"--host is {host}: with --hosts {hosts} it is from 0 to {hosts - 1}.")
+    return coordinator
+
+
+def _connect(explicit: tuple[Any, Any, Any], where: str, wait: int) -> None:
+    import jax
+
+    coordinator, hosts, host = explicit
+    index = "a host" if host is None else f"host {host} of {hosts}"
+    me = f"{index} (process {os.getpid()} on {socket.gethostname()})"
+    print(f"mnv2: {me} connects to {where}", file=sys.stderr, flush=True)
+    # Its handler of SIGTERM would take the signal from the training, which hosts agree on itself.
+    jax.config.update("jax_enable_preemption_service", False)
+
+    def give_up() -> None:
+        # JAX's own limit ends in an abort of the process, with a stack of C++.
+        message = (
+            f"mnv2: {me} waited {wait} s, and not all hosts came to {where}: start the same "
+            "command on each, and see that the address can be reached from there."
+        )
+        print(message, file=sys.stderr, flush=True)
+        os._exit(STATUS)
+
+    patience = threading.Timer(wait, give_up)
+    patience.daemon = True
+    patience.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            hosts,
+            host,
+            initialization_timeout=wait + 60,
+            heartbeat_timeout_seconds=DEAD_AFTER,
+            shutdown_timeout_seconds=DEAD_AFTER,
+        )
+        jax.devices()  # hosts exchange what they have
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{me} cannot join the others at {where}: {reason}. Give --coordinator ADDRESS:PORT, "
+            "--hosts and --host."
+        ) from error
+    finally:
+        patience.cancel()
+
+
+def leave(error: Exception) -> None:
+    """Ends this process at once if it is one of several: to clean up is to wait for the others."""
+    import jax
+
+    if jax.process_count() == 1:
+        raise error
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    message = (
+        f"mnv2: host {jax.process_index()} stops, since another one did or cannot be reached "
+        f"({reason}). Checkpoints are as they were: the same command on all hosts goes on there."
+    )
+    print(message, file=sys.stderr, flush=True)
+    os._exit(STATUS)
+
+
+def gather(text: str) -> list[str]:
+    """Every host's text, in the order of hosts; a collective operation."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(mine))))
+    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+    padded[: len(mine)] = mine
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+def agree(values: Mapping[str, Any]) -> None:
+    """Checks that all hosts have the same values; a collective operation.
+
+    Args:
+      values: what has to be the same, as JSON values by name.
+
+    Raises:
+      UsageError: on every host, with what differs and where.
+    """
+    texts = gather(json.dumps(values, sort_keys=True, default=str))
+    first = json.loads(texts[0])
+    for i, text in enumerate(texts):
+        if text == texts[0]:
+            continue
+        other = json.loads(text)
+        lines = [
+            f"{key}: {first.get(key)!r} on host 0, {other.get(key)!r} on host {i}"
+            for key in sorted(first.keys() | other.keys())
+            if first.get(key) != other.get(key)
+        ]
+        raise UsageError(
+            f"the hosts do not agree ({'; '.join(lines)[:600]}): give the same command, with the "
+            "same files, on each of them."
+        )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What cannot be done on one host is raised on all; a collective operation.
+
+    Raises:
+      UsageError: this host's, or the first of another's.
+    """
+    problem = None
+    try:
+        yield
+    except UsageError as error:
+        problem = error
+    problems = gather("" if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    for i, text in enumerate(problems):
+        if text:
+            raise UsageError(f"host {i} cannot go on: {text}")

@@ -1,0 +1,39 @@
+"""The short form of `make chaos`: 24 SIGKILLs, half of them inside a save, and 6 SIGTERMs."""
+
+import pytest
+
+from tests.chaos import PEER_LEAVES, TERM_LEAVES, cases, corrupt, torment
+
+CONFIG = '''"""A sweep of one thin block on the digits, with averaged weights."""
+
+from tests.train.setting import tiny
+
+
+def get_config():
+    config = tiny(steps=40, seeds=(0,))
+    config.checkpoint_minutes = 0.0  # after every step, or every third of several hosts
+    config.keep_checkpoints = 3
+    return config
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(1800)  # starved of processor time it takes minutes
+@pytest.mark.parametrize(
+    ("name", "kills", "terms"), [("jit", 12, 3), ("pmap", 8, 2), ("two_hosts", 4, 1)]
+)
+def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, terms):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    case = next(case for case, _ in cases(str(tmp_path / "tiny.py"), ()) if case.name == name)
+    tally = torment(case, kills, terms, tmp_path)
+    assert tally.kills == kills and tally.terms == terms
+    assert tally.equal == tally.trainings > 0
+    assert tally.inside_saves >= kills // 3
+    assert tally.slowest_term < TERM_LEAVES and tally.slowest_peer < PEER_LEAVES
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_never_come_back_wrong(tmp_path):
+    found = corrupt(60, tmp_path)
+    assert found.checkpoints == 60 and found.silent == 0 and found.fell_back > 20
