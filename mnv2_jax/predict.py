@@ -1,6 +1,7 @@
 """A saved model at work: classes of single images, and scores over a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import jax
 import numpy as np
 
 from mnv2_jax.data import BadRecord, Source, eval_batches, eval_transform
-from mnv2_jax.data.image import decode
+from mnv2_jax.data.image import decode, resize
+from mnv2_jax.data.paired import MEAN_PIXEL, fitted, padded
+from mnv2_jax.data.transforms import with_channels
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.fold import fold, folded_apply
+from mnv2_jax.parallel import over_rows
 from mnv2_jax.tasks.classify import scores
 from mnv2_jax.train.saved import Saved
 
@@ -62,7 +66,9 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
             "the data it was trained for, or fine-tune it with experiments/finetune.py."
         )
     logits, folded = folded_logits(saved)
-    metrics = jax.jit(lambda folded, batch: scores(logits(folded, batch["image"]), batch))
+    shared = over_rows(logits)
+    metrics = jax.jit(lambda folded, batch: scores(shared(folded, batch["image"]), batch))
+    batch_size += -batch_size % jax.local_device_count()
     total: dict[str, Any] = {}
     for rows in eval_batches(source, batch_size=batch_size, transform=transform_of(saved)):
         batch = {name: rows[name] for name in ("image", "label", "mask")}
@@ -113,9 +119,24 @@ def without_background(saved: Saved) -> Saved:
 
 
 def transform_of(saved: Saved, size: int | None = None) -> Any:
-    """Returns how images are prepared for a model, at its own resolution or at `size`."""
-    options = saved.description.get("eval", {})
-    return eval_transform(size or saved.resolution, channels=saved.backbone.in_channels, **options)
+    """Returns how images are prepared for a model, at its own resolution or at `size`.
+
+    A classifier's keeps the rest of a record; a detector's or segmenter's takes the image alone.
+    """
+    options, size = saved.description.get("eval", {}), size or saved.resolution
+    channels = saved.backbone.in_channels
+    if saved.task == "classify":
+        return eval_transform(size, channels=channels, **options)
+    return partial(_image_alone, size, channels, options.get("crop") == "pad")
+
+
+def _image_alone(size: int, channels: int, whole: bool, record: Any, rng: Any) -> dict[str, Any]:
+    """Pads an image that is kept whole, as segmenters may have it, or stretches it."""
+    del rng
+    pixels = record["image"]
+    height, width = fitted(pixels.shape, size) if whole else (size, size)
+    pixels = padded(resize(pixels, height, width, antialias=whole), size, MEAN_PIXEL)
+    return {"image": with_channels(pixels, channels)}
 
 
 def read_image(path: str, channels: int) -> np.ndarray:
