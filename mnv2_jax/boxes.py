@@ -69,11 +69,25 @@ def iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
     >>> iou(jnp.array([[0.0, 0.0, 1.0, 1.0]]), jnp.array([[0.0, 0.0, 0.5, 0.5]]))
     Array([[0.25]], dtype=float32)
     """
-    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = jnp.prod(jnp.maximum(high - low, 0), axis=-1)
+    shared = _intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - shared
     return jnp.where(shared > 0, shared / jnp.where(shared > 0, union, 1), 0)
+
+
+def covered(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Returns the share of each of the first boxes that lies in each of the second.
+
+    >>> covered(jnp.array([[0.0, 0.0, 0.5, 0.5]]), jnp.array([[0.0, 0.25, 1.0, 1.0]]))
+    Array([[0.5]], dtype=float32)
+    """
+    shared = _intersection(a, b)
+    return jnp.where(shared > 0, shared / jnp.where(shared > 0, area(a)[:, None], 1), 0)
+
+
+def _intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
+    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
+    return jnp.prod(jnp.maximum(high - low, 0), axis=-1)
 
 
 def encode(boxes: Float[Array, "n 4"], anchors: Float[Array, "n 4"]) -> Float[Array, "n 4"]:

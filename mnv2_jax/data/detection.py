@@ -2,7 +2,7 @@
 
 Annotations are read once, when a set is opened: a file that is not what it should be is refused
 there, with the record named. Boxes that are none are dropped and counted, as the field's readers
-do, and so are COCO's crowds and VOC's difficult objects, which stand for no single object.
+do, and so are VOC's difficult objects. COCO's crowds stay, marked as what `objects` says.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.data import image
-from mnv2_jax.data.objects import clean_objects
+from mnv2_jax.data.objects import PADDING_CLASS, clean_objects
 from mnv2_jax.data.record import BadRecord
 from mnv2_jax.errors import UsageError
 
@@ -48,7 +48,8 @@ VOC_CLASSES = (
 class DetectionSource:
     """Images with boxes; the images are decoded when read.
 
-    Records have `image` (h, w, 3) uint8, `boxes` (n, 4) float32 and `classes` (n,) int32.
+    Records have `image` (h, w, 3) uint8, `boxes` (n, 4) float32 and `classes` (n,) int32, below -1
+    for crowds (`objects.crowd_of`).
     """
 
     def __init__(self, classes: tuple[str, ...]):
@@ -78,12 +79,16 @@ class DetectionSource:
         corners: list[Sequence[float]],
         classes: list[int],
         name: str,
+        crowd: list[bool] | None = None,
     ) -> None:
         """Adds an image of (height, width) with boxes in pixels: top, left, bottom, right."""
         boxes = np.array(corners, np.float64).reshape(-1, 4) / np.tile(size, 2)
-        found = clean_objects(boxes, np.array(classes, int), len(self.classes), len(boxes), name)
+        crowds = None if crowd is None else np.array(crowd, bool)
+        found = clean_objects(
+            boxes, np.array(classes, int), len(self.classes), len(boxes), name, crowds
+        )
         self.dropped.update(found.dropped)
-        kept = found.classes >= 0
+        kept = found.classes != PADDING_CLASS
         self._files.append((path, size, found.boxes[kept], found.classes[kept]))
 
     def finish(self, name: str) -> "DetectionSource":
@@ -108,6 +113,18 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BadRecord(str(path), error.strerror or str(error)) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads a list of names.
+
+    Raises:
+      UsageError: it cannot be read, or is not text.
+    """
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}. It has to be text in UTF-8.") from error
 
 
 def open_coco(split: str, root: str | None) -> DetectionSource:
@@ -142,12 +159,11 @@ def open_coco(split: str, root: str | None) -> DetectionSource:
     images = {_field(i, "id", int, file, "image"): i for i in content["images"]}
     corners: dict[int, list] = {number: [] for number in images}
     classes: dict[int, list] = {number: [] for number in images}
+    crowds: dict[int, list] = {number: [] for number in images}
     for annotation in content["annotations"]:
         number = _field(annotation, "image_id", int, file, _named("annotation", annotation))
         box, category = _coco_object(annotation, order, images, number, file)
-        if annotation.get("iscrowd"):
-            source.dropped["crowd"] += 1
-            continue
+        crowds[number].append(bool(annotation.get("iscrowd")))
         corners[number].append(box)
         classes[number].append(order[category])
     for number, entry in images.items():
@@ -158,7 +174,7 @@ def open_coco(split: str, root: str | None) -> DetectionSource:
         path = folder / _field(entry, "file_name", str, file, name)
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{file}: {name} lies outside of {folder}: {path}. It is refused.")
-        source.add(path, size, corners[number], classes[number], f"{file} {name}")
+        source.add(path, size, corners[number], classes[number], f"{file} {name}", crowds[number])
     return source.finish(str(file))
 
 
@@ -251,7 +267,7 @@ def voc_classes(top: Path) -> tuple[str, ...]:
     own = top / "classes.txt"
     if not own.is_file():
         return VOC_CLASSES
-    names = tuple(line.strip() for line in own.read_text("utf-8").splitlines() if line.strip())
+    names = tuple(line.strip() for line in read_lines(own) if line.strip())
     if not names or len(set(names)) < len(names):
         raise UsageError(
             f"{own} lists {len(names)} classes, {len(set(names))} different: give one a line."
@@ -272,7 +288,7 @@ def voc_split(split: str, root: str | None, kind: str, layout: str) -> tuple[Pat
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise UsageError(f"{root} has no list {files[0].relative_to(top)}. {layout}.")
-    names = [line.split()[0] for line in file.read_text("utf-8").splitlines() if line.split()]
+    names = [line.split()[0] for line in read_lines(file) if line.split()]
     wrong = next((name for name in names if Path(name).name != name), None)
     if not names or wrong:
         raise UsageError(f"{file} lists {wrong!r}: give one name of an image a line, no path.")

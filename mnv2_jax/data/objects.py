@@ -4,9 +4,13 @@ Data sets of detection contain boxes that are none: without area, with crossed c
 their image. The field's readers drop those, and so does `clean_objects`, which says how many and
 why. A class that the data set does not have is another matter: it means the wrong list of classes,
 so the record is refused.
+
+COCO's crowds are boxes around many objects of a class. Nothing is learned from them, and in an
+evaluation detections in one count neither as hits nor as mistakes. Among the classes of a record, a
+crowd of class c stands as `crowd_of(c)`, so that what looks for objects (0 or more) passes it over.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +18,7 @@ from mnv2_jax.data.record import BadRecord
 
 IGNORED = 255
 PADDING_CLASS = -1
+FIRST_CROWD = -2
 
 
 class Objects(NamedTuple):
@@ -21,7 +26,7 @@ class Objects(NamedTuple):
 
     Attributes:
       boxes: (n, 4) float32: top, left, bottom, right in fractions of the image; padded with zeros.
-      classes: (n,) int32, padded with -1.
+      classes: (n,) int32, padded with -1; of crowds `crowd_of` their class.
       dropped: how many objects were left out, by reason.
     """
 
@@ -30,13 +35,27 @@ class Objects(NamedTuple):
     dropped: dict[str, int]
 
 
+def crowd_of(classes: Any) -> Any:
+    """Returns what stands for crowds of these classes, and of that the classes: its own inverse.
+
+    >>> crowd_of(np.array([0, 5])), crowd_of(crowd_of(5))
+    (array([-2, -7]), 5)
+    """
+    return FIRST_CROWD - classes
+
+
 def clean_objects(
-    boxes: np.ndarray, classes: np.ndarray, num_classes: int, max_objects: int, name: str
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    num_classes: int,
+    max_objects: int,
+    name: str,
+    crowd: np.ndarray | None = None,
 ) -> Objects:
     """Clips boxes to the image, drops what is no box, and pads to `max_objects`.
 
     Dropped and counted are boxes that are not finite, that have no area or crossed corners, that
-    lie outside of the image, and, where there are too many, the smallest.
+    lie outside of the image, and, where there are too many, the smallest, crowds first.
 
     Args:
       boxes: (n, 4) in fractions of the image.
@@ -44,6 +63,7 @@ def clean_objects(
       num_classes: how many there are.
       max_objects: rows of the result.
       name: names the record in errors.
+      crowd: (n,) bool, which of the boxes are crowds; None where none is.
 
     Raises:
       BadRecord: the shapes do not fit, or a class is not in 0..num_classes - 1.
@@ -67,8 +87,9 @@ def clean_objects(
     boxes = np.where(finite.reshape(-1, 1), boxes, 0)
     clipped = boxes.clip(0, 1)
     area, visible = _area(boxes), _area(clipped)
+    crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool)
     kept = np.flatnonzero(visible > 0)
-    largest = np.sort(kept[np.argsort(-visible[kept], kind="stable")][:max_objects])
+    largest = np.sort(kept[np.lexsort((-visible[kept], crowd[kept]))][:max_objects])
     counts = {
         "not finite": int((~finite).sum()),
         "no area": int((finite & (area <= 0)).sum()),
@@ -78,7 +99,7 @@ def clean_objects(
     padded = np.zeros((max_objects, 4), np.float32)
     padded[: len(largest)] = clipped[largest]
     padded_classes = np.full(max_objects, PADDING_CLASS, np.int32)
-    padded_classes[: len(largest)] = classes[largest]
+    padded_classes[: len(largest)] = np.where(crowd, crowd_of(classes), classes)[largest]
     return Objects(padded, padded_classes, {why: n for why, n in counts.items() if n})
 
 

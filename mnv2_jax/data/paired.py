@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mnv2_jax.data import augment, image
-from mnv2_jax.data.objects import IGNORED, clean_objects
+from mnv2_jax.data.objects import FIRST_CROWD, IGNORED, PADDING_CLASS, clean_objects, crowd_of
 from mnv2_jax.data.transforms import with_channels
 from mnv2_jax.errors import UsageError, unknown
 
@@ -73,13 +73,18 @@ def detection_train(
 def detection_eval(
     size: int, max_objects: int, crop: str = "none", channels: int | None = None
 ) -> Transform:
-    """Composes the evaluation transform of a detector: the whole image, stretched."""
+    """Composes the evaluation transform of a detector: the whole image, stretched.
+
+    Crowds stay among the objects, for the evaluation to know where nothing counts.
+    """
     _check(crop, DETECTION_EVAL_CROPS, "evaluation crop for detection")
 
     def transform(record: dict, rng: np.random.Generator) -> dict:
         del rng
         pixels = image.resize(record["image"], size, size, antialias=False)
-        return _padded(with_channels(pixels, channels), *_objects(record), max_objects)
+        kept = record["classes"] != PADDING_CLASS
+        boxes, classes = record["boxes"][kept], record["classes"][kept]
+        return _padded(with_channels(pixels, channels), boxes, classes, max_objects)
 
     return transform
 
@@ -268,14 +273,16 @@ def _resized(label: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _objects(record: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Gives a record's boxes and classes without padding."""
+    """Gives the boxes and classes of a record's objects, without crowds and padding."""
     real = record["classes"] >= 0
     return record["boxes"][real], record["classes"][real]
 
 
 def _padded(pixels: np.ndarray, boxes: np.ndarray, classes: np.ndarray, rows: int) -> dict:
+    crowd = classes <= FIRST_CROWD
+    classes = np.where(crowd, crowd_of(classes), classes)
     count = int(classes.max(initial=-1)) + 1
-    objects = clean_objects(boxes, classes, count, rows, "record")
+    objects = clean_objects(boxes, classes, count, rows, "record", crowd)
     pixels = np.ascontiguousarray(pixels)
     return {"image": pixels, "boxes": objects.boxes, "classes": objects.classes}
 

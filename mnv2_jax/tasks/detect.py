@@ -7,7 +7,8 @@ bin, exactly whatever the batches were.
 
 Batches hold `image` (b, h, w, c) uint8, `boxes` (b, g, 4) as in `mnv2_jax.boxes`, `classes` (b, g)
 int32 and `mask` (b,) float32. An object whose class is not among the model's (padding has -1) or
-whose box has no area inside the image counts nowhere.
+whose box has no area inside the image counts nowhere. Classes below -1 are of crowds
+(`mnv2_jax.data.objects`): nothing is learned from them, and detections in them do not count.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mnv2_jax.boxes import Detections, area, clip, detections, encode, iou, match
+from mnv2_jax.boxes import Detections, area, clip, covered, detections, encode, iou, match
+from mnv2_jax.data.objects import FIRST_CROWD
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.ssdlite import SSDLite
 from mnv2_jax.tasks.task import Batch, Sums, Task, Variables, means
@@ -54,6 +56,7 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
 
     def sums(codes: Array, logits: Array, batch: Batch) -> Sums:
         boxes, classes = _usable(batch, model.num_classes)
+        boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
         box, label, matches = jax.vmap(image_losses, in_axes=(0, 0, 0, 0, None))(
             codes, logits, boxes, classes, anchors
         )
@@ -98,9 +101,9 @@ def predict(model: SSDLite, variables: Variables, images: UInt8[Array, "b h w c"
 
 
 def _usable(batch: Batch, num_classes: int) -> tuple[Array, Array]:
-    """Clips the objects' boxes; those that count nowhere get zeros and class -1."""
+    """Clips the boxes of objects and crowds; those that count nowhere get zeros and class -1."""
     boxes, classes = clip(batch["boxes"]), batch["classes"]
-    usable = (area(boxes) > 0) & (classes >= 0) & (classes < num_classes)
+    usable = (area(boxes) > 0) & (classes < num_classes)
     return jnp.where(usable[..., None], boxes, 0), jnp.where(usable, classes, -1)
 
 
@@ -147,11 +150,12 @@ def hard_negatives(losses: Float[Array, " a"], positive: Bool[Array, " a"]) -> B
 
 def hits(
     found: Detections, boxes: Float[Array, "g 4"], classes: Int[Array, " g"]
-) -> Bool[Array, "k t"]:
-    """Says which detections of one image hit an object, for each of `THRESHOLDS`.
+) -> tuple[Bool[Array, "k t"], Bool[Array, "k t"]]:
+    """Says which detections of one image hit an object, and which count, for each of `THRESHOLDS`.
 
     Best first, a detection takes the object of its class that it overlaps most among those that no
-    better one has taken, if their IoU is at least the threshold (COCO's rule).
+    better one has taken, if their IoU is at least the threshold. One that takes none does not count
+    if at least that share of it lies in a crowd of its class. (COCO's rules.)
     """
     overlap = iou(found.boxes, boxes)
     overlap = jnp.where(found.classes[:, None] == classes[None, :], overlap, 0)
@@ -164,7 +168,11 @@ def hits(
         return free & ~(chosen & hit[:, None]), hit
 
     free = jnp.ones((len(THRESHOLDS), len(boxes)), bool)
-    return jax.lax.scan(take, free, overlap)[1] & found.valid[:, None]
+    hit = jax.lax.scan(take, free, overlap)[1] & found.valid[:, None]
+    of_crowd = found.classes[:, None] == FIRST_CROWD - classes[None, :]
+    share = jnp.where(of_crowd, covered(found.boxes, boxes), 0).max(axis=1, initial=0)
+    counts = found.valid[:, None] & (hit | (share[:, None] < needed.T))
+    return hit, counts
 
 
 def score_histograms(
@@ -181,8 +189,7 @@ def score_histograms(
       each (classes, thresholds).
     """
     kept = mask[:, None] > 0
-    hit = jax.vmap(hits)(found, boxes, classes) & kept[..., None]  # (b, k, t)
-    valid = jnp.broadcast_to((found.valid & kept)[..., None], hit.shape)
+    hit, valid = (v & kept[..., None] for v in jax.vmap(hits)(found, boxes, classes))  # (b, k, t)
     logit = jnp.log(found.scores) - jnp.log1p(-found.scores)
     place = (logit / LARGEST_LOGIT + 1) / 2 * SCORE_BINS
     bins = jnp.clip(jnp.nan_to_num(place), 0, SCORE_BINS - 1).astype(jnp.int32)

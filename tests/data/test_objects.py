@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnv2_jax.data.objects import check_labels, clean_objects
+from mnv2_jax.data.objects import check_labels, clean_objects, crowd_of
 from mnv2_jax.data.record import BadRecord
 
 GOOD = [0.1, 0.2, 0.5, 0.6]
@@ -42,6 +42,17 @@ def test_of_too_many_the_largest_stay_in_their_order():
     found = clean_objects(boxes, np.arange(5), 5, 3, "a")
     np.testing.assert_array_equal(found.classes, [1, 3, 4])
     assert found.dropped == {"too many": 2}
+
+
+def test_crowds_are_marked_and_make_room_first():
+    sizes = np.array([0.9, 0.2, 0.3])
+    boxes = np.stack([0 * sizes, 0 * sizes, sizes, sizes], 1)
+    crowd = np.array([True, False, False])
+    found = clean_objects(boxes, np.array([4, 2, 3]), 5, 3, "a", crowd)
+    np.testing.assert_array_equal(found.classes, [-6, 2, 3])
+    found = clean_objects(boxes, np.array([4, 2, 3]), 5, 2, "a", crowd)
+    np.testing.assert_array_equal(found.classes, [2, 3])
+    assert crowd_of(found.classes).tolist() == [-4, -5]
 
 
 def test_an_image_without_objects():

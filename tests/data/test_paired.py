@@ -90,6 +90,17 @@ def test_of_too_many_objects_the_largest_are_kept():
     assert paired.detection_eval(32, 2, channels=1)(record, None)["image"].shape == (32, 32, 1)
 
 
+def test_crowds_are_for_evaluation_only():
+    classes = np.array([7, 8, -2 - 9])
+    record = {"image": picture(BOXES), "boxes": BOXES, "classes": classes}
+    found = paired.detection_eval(32, 4)(record, None)
+    assert found["classes"].tolist() == [7, 8, -11, -1]
+    np.testing.assert_allclose(found["boxes"][:3], BOXES, rtol=1e-6)
+    train = paired.detection_train(32, 4, crop="none", flip=0.0)
+    found = train(record, np.random.default_rng(0))
+    assert found["classes"].tolist() == [7, 8, -1, -1] and not found["boxes"][2:].any()
+
+
 def test_distortion_changes_colors_within_its_ranges():
     gray = np.full((8, 8, 3), 100, np.uint8)
     values = [

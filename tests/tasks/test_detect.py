@@ -253,6 +253,33 @@ def test_average_precision_against_loops():
     assert summary["map50"] == pytest.approx(each[:2, 0].mean())
 
 
+def test_detections_in_a_crowd_of_their_class_do_not_count():
+    """Half of the first, all of the second and of the third lie in a crowd of class 1."""
+    boxes = np.array([[[0, 0, 0.5, 0.5], [0.5, 0, 1, 1]]], np.float32)
+    classes = np.array([[0, -2 - 1]], np.int32)
+    guesses = [[0.4, 0, 0.6, 1], [0.6, 0.1, 0.7, 0.2], [0.6, 0.1, 0.7, 0.2], [0, 0, 0.5, 0.5]]
+    found = Detections(
+        np.float32([guesses]),
+        np.float32([[0.9, 0.8, 0.7, 0.6]]),
+        np.int32([[1, 1, 2, 0]]),
+        np.ones((1, 4), bool),
+    )
+    sums = histograms(found, boxes, classes, np.ones(1, np.float32), CLASSES)
+    hit, valid = (np.asarray(v).sum(axis=1) for v in sums["precision"])  # (c, t)
+    for t, threshold in enumerate(det.THRESHOLDS):
+        assert hit[:, t].tolist() == [1, 0, 0]
+        assert valid[:, t].tolist() == [1, int(threshold > 0.5), 1]
+    np.testing.assert_array_equal(sums["recall"][1][:, 0], [1, 0, 0])
+
+
+def test_nothing_is_learned_from_a_crowd(task, variables):
+    batch = rows()
+    without, _ = task.loss(variables, batch, jax.random.key(0))
+    batch["boxes"][:, 3], batch["classes"][:, 3] = [0.1, 0.1, 0.9, 0.9], -2 - 1
+    within, _ = task.loss(variables, batch, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, within, without)
+
+
 def test_perfect_detections_have_precision_one_and_none_have_zero():
     boxes = np.array([[[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]], np.float32)
     classes = np.array([[0, 2]], np.int32)
