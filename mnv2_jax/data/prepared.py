@@ -1,7 +1,7 @@
 """Sets prepared by TensorFlow Datasets, read, and partly prepared, without TensorFlow.
 
-`open_prepared` reads the array_record files of any prepared set for classification, or with the
-boxes of `objects`, by random access.
+`open_prepared` reads the array_record files of any prepared set for classification, with the boxes
+of `objects`, or with label maps, by random access.
 `prepare` makes them: Fashion-MNIST from its IDX files with this package alone, every other stock
 set through its own builder, which needs TensorFlow.
 """
@@ -10,21 +10,22 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnv2_jax.data import image
-from mnv2_jax.data.objects import clean_objects
+from mnv2_jax.data.objects import PADDING_CLASS, clean_objects
+from mnv2_jax.data.prepared_masks import PreparedMasks, find_maps
 from mnv2_jax.data.record import BadRecord, Record
 from mnv2_jax.errors import UsageError, unknown
 
 DEFAULT_ROOT = "~/tensorflow_datasets"
 FORMAT = "array_record"
-LEFT_OUT = ("is_crowd", "is_difficult")  # marks of objects
+CROWD, LEFT_OUT = "is_crowd", "is_difficult"  # marks of objects
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in features.json
 SPLITS = {
     "test": ("test", "validation", "val"),
@@ -66,7 +67,8 @@ class PreparedSource:
 class PreparedObjects:
     """A prepared set with an `image` and `objects`, which have a `bbox` and a `label` each.
 
-    Crowds (COCO) and difficult objects (VOC) are left out, and so are boxes that are none.
+    Difficult objects (VOC) are left out, and so are boxes that are none. Crowds (COCO) are marked,
+    see `objects.crowd_of`.
     """
 
     def __init__(self, name: str, records, classes: tuple[str, ...], channels: int):
@@ -85,14 +87,16 @@ class PreparedObjects:
             encoded, objects = record["image"], record["objects"]
             boxes = np.array(objects["bbox"], np.float64).reshape(-1, 4)
             labels = np.array(objects["label"], int)
-            out = np.zeros(len(labels), bool)
-            for mark in LEFT_OUT:
-                if mark in objects:
-                    out |= np.array(objects[mark], bool)
+            crowd, out = (
+                np.array(objects[mark] if mark in objects else [False] * len(labels), bool)
+                for mark in (CROWD, LEFT_OUT)
+            )
         except Exception as error:  # array_record and the parser raise anything on damage
             raise BadRecord(name, f"cannot be read ({' '.join(str(error).split())})") from error
-        found = clean_objects(boxes[~out], labels[~out], len(self.classes), len(boxes), name)
-        kept = found.classes >= 0
+        found = clean_objects(
+            boxes[~out], labels[~out], len(self.classes), len(boxes), name, crowd[~out]
+        )
+        kept = found.classes != PADDING_CLASS
         pixels = image.decode(encoded, name, self._channels, orient=False)
         return {"image": pixels, "boxes": found.boxes[kept], "classes": found.classes[kept]}
 
@@ -100,14 +104,23 @@ class PreparedObjects:
         return None
 
 
-def open_prepared(name: str, split: str, root: str | None) -> PreparedSource | PreparedObjects:
+def open_prepared(
+    name: str, split: str, root: str | None, masks: bool = False
+) -> PreparedSource | PreparedObjects | PreparedMasks:
     """Opens a prepared set by its TensorFlow Datasets name, such as `cifar10` or `cmaterdb/bangla`.
+
+    Of a set that has several, the labels of images come before objects, and these before label maps
+    (`prepared_masks` says which features are such).
 
     Args:
         name: name, optionally with `/config` and `:version`; the newest version by default.
         split: a split of the set, also sliced as in `train[:90%]`; "test" and "validation" stand
             for each other where a set has only one of them.
         root: the folder of prepared sets, `~/tensorflow_datasets` by default.
+        masks: read the label maps, whatever else there is.
+
+    Raises:
+        UsageError: there is no such set or split, it cannot be read, or holds nothing to learn.
     """
     import tensorflow_datasets as tfds
 
@@ -115,13 +128,11 @@ def open_prepared(name: str, split: str, root: str | None) -> PreparedSource | P
     builder = _open_builder(folder)
     features, splits = builder.info.features, builder.info.splits
     features = dict(features.items())
-    label, build = _label_feature(features), PreparedSource
-    if label is None:
-        label, build = _label_feature(_object_features(features)), PreparedObjects
-    if label is None or type(features.get("image")) is not tfds.features.Image:
+    content = _content(name, folder, features, masks)
+    if content is None:
         raise UsageError(
-            f"{name} has features {sorted(features)}, and needs an image and a label, or an image "
-            "and objects with bbox and label."
+            f"{name} has features {sorted(features)}, and needs an image and "
+            + ("a map of labels." if masks else "a label, objects with bbox and label, or a map.")
         )
     base, bracket, rest = split.partition("[")
     known = next((key for key in SPLITS.get(base, (base,)) if key in splits), None)
@@ -136,7 +147,7 @@ def open_prepared(name: str, split: str, root: str | None) -> PreparedSource | P
     if missing:
         raise UsageError(f"{folder} cannot be read: {missing[0]} is missing. Prepare it again.")
     try:
-        skip = {"image": tfds.decode.SkipDecoding()}
+        skip = {key: tfds.decode.SkipDecoding() for key in content.encoded}
         records = builder.as_data_source(split=known + bracket + rest, decoders=skip)
         len(records)
     except Exception as error:
@@ -144,9 +155,31 @@ def open_prepared(name: str, split: str, root: str | None) -> PreparedSource | P
             f"{folder} cannot be read: {' '.join(str(error).split())}. "
             f"Write the split as in 'train[:90%]', or prepare the set again."
         ) from error
-    channels = features["image"].shape[-1] or 3
-    names = tuple(str(item) for item in label.names)
-    return build(f"{folder} {split}", records, names, min(channels, 3))
+    channels = features[content.encoded[0]].shape[-1] or 3
+    return content.build(f"{folder} {split}", records, content.meaning, min(channels, 3))
+
+
+class _Content(NamedTuple):
+    """What a set is read as: the features that tfds leaves encoded, the image first."""
+
+    build: Callable[..., Any]
+    meaning: Any  # names of classes, or what the maps of labels are
+    encoded: tuple[str, ...]
+
+
+def _content(name: str, folder: Path, features: dict[str, Any], masks: bool) -> _Content | None:
+    import tensorflow_datasets as tfds
+
+    if not masks and type(features.get("image")) is tfds.features.Image:
+        for inner, build in (
+            (features, PreparedSource),
+            (_object_features(features), PreparedObjects),
+        ):
+            label = _label_feature(inner)
+            if label is not None:
+                return _Content(build, tuple(str(item) for item in label.names), ("image",))
+    maps = find_maps(name, folder, features)
+    return None if maps is None else _Content(PreparedMasks, maps, (maps.image, maps.mask))
 
 
 def _label_feature(features: dict[str, Any]) -> Any:

@@ -82,9 +82,17 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
       BadRecord: it is missing, damaged, too large or in color.
     """
+    return decode_labels(read_bytes(path), str(path))
+
+
+def decode_labels(data: bytes, name: str) -> np.ndarray:
+    """Decodes a label map, see `read_labels`; `name` is for errors.
+
+    Raises:
+      BadRecord: it is damaged, too large or in color.
+    """
     from PIL import Image
 
-    name, data = str(path), read_bytes(path)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "TIFF", "BMP")) as picture:
             if picture.width * picture.height > image.MAX_PIXELS:

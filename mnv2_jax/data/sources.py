@@ -42,8 +42,9 @@ class Source(Protocol):
         """Reads one record. Raises `BadRecord` if it cannot be decoded.
 
         For classification it is a `Record`. Sets for detection have `image`, `boxes` (n, 4) and
-        `classes` (n,), those for segmentation `image` and `label` (h, w), and `pixel_classes`
-        where the labels count a background that boxes have not.
+        `classes` (n,), below -1 for crowds (see `data.objects`); those for segmentation `image`
+        and `label` (h, w), and `pixel_classes` where the labels count a background that boxes
+        have not.
         """
         ...
 
@@ -181,7 +182,7 @@ OPENERS: Mapping[str, Callable[[str, str | None], Source]] = {
     "voc_segmentation": segmentation.open_voc_segmentation,
     "cityscapes": segmentation.open_cityscapes,
 }
-PREPARED = "tfds:"
+PREPARED, MASKS = "tfds:", "tfds_masks:"
 TWO_SPLITS = {"train": "train", "test": "test", "validation": "test", "val": "test"}
 # Sets whose opener resolves the names of their splits itself.
 OWN_SPLITS = ("folder", "coco", "voc", "voc_segmentation", "cityscapes")
@@ -194,7 +195,8 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     (1437, 360)
 
     Args:
-        name: one of `OPENERS`, or `tfds:NAME` for a set prepared by TensorFlow Datasets.
+        name: one of `OPENERS`, or `tfds:NAME` for a set prepared by TensorFlow Datasets;
+            `tfds_masks:NAME` takes the label maps of a set whose images have labels too.
         split: "train" or "test"; "validation" and "val" mean the test split of a set that has only
             one of them. A prepared set also takes its own split names, and slices of them.
         root: the folder of the data; the embedded sets take none, and `fashion_mnist` and `tfds:`
@@ -205,8 +207,10 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     """
     if name.startswith(PREPARED):
         return prepared.open_prepared(name.removeprefix(PREPARED), split, root)
+    if name.startswith(MASKS):
+        return prepared.open_prepared(name.removeprefix(MASKS), split, root, masks=True)
     if name not in OPENERS:
-        raise unknown("data set", name, [*OPENERS, f"{PREPARED}NAME"])
+        raise unknown("data set", name, [*OPENERS, f"{PREPARED}NAME", f"{MASKS}NAME"])
     if name in OWN_SPLITS:
         return OPENERS[name](split, root)
     if split not in TWO_SPLITS:

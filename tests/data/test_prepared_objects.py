@@ -1,47 +1,13 @@
-"""Sets with boxes that TensorFlow Datasets has prepared, made here without TensorFlow."""
-
-import io
+"""Sets with boxes that TensorFlow Datasets has prepared."""
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.core import registered
 
 from mnv2_jax.data import BadRecord, open_source
 from mnv2_jax.data.scenes import Scenes
 from mnv2_jax.errors import UsageError
-
-
-def encoded(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    file.seek(0)  # tfds takes encoded files as they are
-    return file
-
-
-def prepare(root, name, features, records):
-    with registered.skip_registration():
-
-        class Builder(tfds.core.GeneratorBasedBuilder):
-            """A set of records."""
-
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features)
-                )
-
-            def _split_generators(self, dl_manager):
-                return {"train": enumerate(records)}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-    Builder.name = name
-    Builder(data_dir=root, file_format="array_record").download_and_prepare()
-
+from tests.data.prepared_sets import encoded, prepare
 
 OBJECT = {
     "bbox": tfds.features.BBoxFeature(),
@@ -54,7 +20,7 @@ def an_object(box, label, crowd=False):
     return {"bbox": tfds.features.BBox(*box), "label": label, "is_crowd": crowd}
 
 
-def test_objects_come_back_without_crowds(tmp_path):
+def test_objects_come_back_with_crowds_marked(tmp_path):
     scenes = Scenes(open_source("fashion_mnist_small", "test"), 4, (24, 40), max_objects=3)
     objects = [
         [an_object((0.0, 0.25, 0.5, 1.0), 2), an_object((0.0, 0.0, 1.0, 1.0), 1, True)],
@@ -73,7 +39,7 @@ def test_objects_come_back_without_crowds(tmp_path):
     source = open_source("tfds:boxed", "train", str(tmp_path))
     assert source.classes == ("a", "b", "c") and len(source) == 4 and source.arrays() is None
     expected = {  # tfds shuffles what it writes, so images tell the records apart
-        scenes[0]["image"].tobytes(): ([[0, 0.25, 0.5, 1]], [2]),
+        scenes[0]["image"].tobytes(): ([[0, 0.25, 0.5, 1], [0, 0, 1, 1]], [2, -3]),
         scenes[1]["image"].tobytes(): (np.zeros((0, 4)), []),
         scenes[2]["image"].tobytes(): ([[0.125, 0.5, 0.25, 0.75]], [0]),
         scenes[3]["image"].tobytes(): ([[0, 0, 1, 0.5]], [1]),
@@ -93,6 +59,6 @@ def test_a_set_with_neither_labels_nor_boxes_is_refused(tmp_path):
     image = tfds.features.Image(shape=(None, None, 3))
     records = [{"image": encoded(np.zeros((4, 4, 3), np.uint8)), "caption": "x"}]
     prepare(tmp_path, "captioned", {"image": image, "caption": tfds.features.Text()}, records)
-    with pytest.raises(UsageError, match="an image and objects with bbox and label") as error:
+    with pytest.raises(UsageError, match="a label, objects with bbox and label, or a map") as error:
         open_source("tfds:captioned", "train", str(tmp_path))
     assert "\n" not in str(error.value)
