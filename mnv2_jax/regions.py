@@ -24,6 +24,7 @@ from mnv2_jax.tasks import detect, segment
 from mnv2_jax.train.saved import Saved
 
 SHOWN_SIDE = 192  # pixels that small pictures are enlarged to, so that names can be read
+LARGEST_SCALE = 4
 MOST_OBJECTS = 100  # in an image of an evaluation; of more, the largest
 
 
@@ -53,14 +54,31 @@ def look(saved: Saved, paths: Sequence[str], threshold: float = 0.3) -> Iterator
         yield path, see(read_image(path, saved.backbone.in_channels), threshold)
 
 
-def looking(saved: Saved) -> Look:
+def looking(saved: Saved, views: segment.Views = segment.ONCE) -> Look:
     """Compiles a model into a function of one image of any size."""
     if saved.task not in LOOKS:
         raise UsageError(f"task {saved.task} gives no regions: they need a detector or segmenter.")
-    return LOOKS[saved.task](saved)
+    _check_views(saved, views)
+    return LOOKS[saved.task](saved, views)
 
 
-def _detector(saved: Saved) -> Look:
+def _check_views(saved: Saved, views: segment.Views) -> None:
+    """Refuses several looks at an image where they cannot be averaged."""
+    if views != segment.ONCE and saved.task != "segment":
+        raise UsageError(
+            f"the model's task is {saved.task}: only a segmenter averages over scales and mirror "
+            "images; leave out --scales and --flip."
+        )
+    wrong = [scale for scale in views.scales if not 0 < scale <= LARGEST_SCALE]
+    if wrong or not views.scales:
+        raise UsageError(
+            f"--scales has {wrong[0] if wrong else 'none'}: give numbers above 0 and at most "
+            f"{LARGEST_SCALE}; the paper's are {' '.join(map(str, segment.SCALES))}."
+        )
+
+
+def _detector(saved: Saved, views: segment.Views) -> Look:
+    del views
     find = jax.jit(lambda variables, images: detect.predict(saved.model, variables, images))
     size = saved.resolution
 
@@ -87,8 +105,10 @@ def _detector(saved: Saved) -> Look:
     return see
 
 
-def _segmenter(saved: Saved) -> Look:
-    label = jax.jit(lambda variables, images: segment.predict(saved.model, variables, images))
+def _segmenter(saved: Saved, views: segment.Views) -> Look:
+    label = jax.jit(
+        lambda variables, images: segment.predict(saved.model, variables, images, views)
+    )
     size, whole = saved.resolution, saved.description.get("eval", {}).get("crop") == "pad"
 
     def see(pixels: np.ndarray, threshold: float) -> Seen:
@@ -106,7 +126,10 @@ def _segmenter(saved: Saved) -> Look:
     return see
 
 
-LOOKS: dict[str, Callable[[Saved], Look]] = {"detect": _detector, "segment": _segmenter}
+LOOKS: dict[str, Callable[[Saved, segment.Views], Look]] = {
+    "detect": _detector,
+    "segment": _segmenter,
+}
 
 
 def _background(classes: Sequence[str]) -> int | None:
@@ -114,33 +137,48 @@ def _background(classes: Sequence[str]) -> int | None:
     return 0 if classes[0] == "background" else None
 
 
-def evaluate(saved: Saved, source: Source, batch_size: int = 32) -> dict[str, float]:
+def evaluate(
+    saved: Saved, source: Source, batch_size: int = 32, views: segment.Views = segment.ONCE
+) -> dict[str, float]:
     """Returns mean average precision or mean IoU, and the losses, each image once.
 
+    Args:
+      saved: a detector or segmenter.
+      source: the data.
+      batch_size: images at a time.
+      views: of a segmenter, the scales and mirror images that are averaged (Table 7).
+
     Raises:
-      UsageError: the data has other classes than the model, or an image is damaged.
+      UsageError: the data has other classes than the model, an image is damaged, or the model
+        cannot look so.
     """
+    _check_views(saved, views)
     _check_classes(saved, source)
     size, channels = saved.resolution, saved.backbone.in_channels
     crop = saved.description.get("eval", {}).get("crop", "none")
     if saved.task == "detect":
-        task = detect.detect(saved.model, (size, size, channels))
+        metrics = detect.detect(saved.model, (size, size, channels)).metrics
         transform = detection_eval(size, MOST_OBJECTS, crop, channels)
         fields = ("image", "boxes", "classes", "mask")
     else:
-        task = segment.segment(saved.model, (size, size, channels))
+        metrics = segment.evaluation(saved.model, views)
         transform = segmentation_eval(size, crop, channels)
         fields = ("image", "label", "mask")
-    metrics, total = jax.jit(task.metrics), None
+    metrics, total = jax.jit(metrics), None
     for rows in eval_batches(source, batch_size=batch_size, transform=transform):
         sums = jax.device_get(metrics(saved.variables, {name: rows[name] for name in fields}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     assert total is not None
-    return task.summarize(total)
+    return {"detect": detect, "segment": segment}[saved.task].summarize(total)
 
 
 def examples(
-    saved: Saved, source: Source, count: int, columns: int = 4, threshold: float = 0.3
+    saved: Saved,
+    source: Source,
+    count: int,
+    columns: int = 4,
+    threshold: float = 0.3,
+    views: segment.Views = segment.ONCE,
 ) -> np.ndarray:
     """Draws the first images of a set: above each row of predictions the row of what is true.
 
@@ -148,7 +186,7 @@ def examples(
       UsageError: the data has other classes than the model.
     """
     _check_classes(saved, source)
-    see, rows = looking(saved), []
+    see, rows = looking(saved, views), []
     records = [source[i] for i in range(min(count, len(source)))]
     for start in range(0, len(records), columns):
         part = records[start : start + columns]

@@ -10,10 +10,12 @@ from PIL import Image
 from mnv2_jax import UsageError
 from mnv2_jax.cli import main
 from mnv2_jax.data import open_source
+from mnv2_jax.data.paired import detection_eval, segmentation_eval
 from mnv2_jax.data.scenes import Scenes
 from mnv2_jax.draw import draw_boxes, draw_labels, enlarge, grid
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import SPECS, Row, Spec
+from mnv2_jax.predict import transform_of
 from mnv2_jax.regions import evaluate, examples, look
 from mnv2_jax.tasks import detect, segment
 from mnv2_jax.train.saved import load_model, save_model
@@ -91,6 +93,24 @@ def test_an_image_file_gives_a_picture_and_values(folder, scenes, tmp_path, caps
     assert min(o["score"] for o in printed["objects"]) >= 0.2
 
 
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_images_alone_are_prepared_as_for_evaluation(folder, scenes, crop):
+    """What int8 files are calibrated on; an oblong image shows how it is fitted."""
+    saved = load_model(folder)
+    if saved.task == "detect" and crop == "pad":
+        return  # detectors stretch only
+    saved = saved._replace(description=saved.description | {"eval": {"crop": crop}})
+    record = dict(scenes[0]) | {"image": scenes[0]["image"][:20], "label": scenes[0]["label"][:20]}
+    for size in (24, 32):
+        found = transform_of(saved, size)(record, None)
+        assert found.keys() == {"image"}
+        if saved.task == "detect":
+            expected = detection_eval(size, 5)(record, None)
+        else:
+            expected = segmentation_eval(size, crop)(record, None)
+        np.testing.assert_array_equal(found["image"], expected["image"])
+
+
 @pytest.mark.slow
 def test_evaluate_draws_examples(folder, tmp_path, capsys, monkeypatch, scenes):
     monkeypatch.setattr("mnv2_jax.data.open_source", lambda *_: scenes)
@@ -102,6 +122,42 @@ def test_evaluate_draws_examples(folder, tmp_path, capsys, monkeypatch, scenes):
     # Five scenes in rows of four, what is true above what is predicted.
     with Image.open(picture) as sheet:
         assert sheet.size == (4 * 192 + 3 * 4, 4 * 192 + 3 * 4)
+
+
+def test_several_looks_at_an_image(folder, capsys, monkeypatch, scenes):
+    """Table 7's setting at the command line; the probabilities are averaged, not the labels."""
+    monkeypatch.setattr("mnv2_jax.data.open_source", lambda *_: scenes)
+    saved = load_model(folder)
+    command = ["evaluate", "--model", str(folder), "--data", "scenes", "--json"]
+    several = ["--scales", "0.5", "1", "--flip"]
+    if saved.task == "detect":
+        assert main([*command, *several]) == 2
+        error = capsys.readouterr().err
+        assert "only a segmenter averages" in error and error.count("\n") == 1
+        return
+    for scales in (["0"], ["1", "-2"], ["5"], ["nan"]):
+        assert main([*command, "--scales", *scales]) == 2
+        error = capsys.readouterr().err
+        assert "above 0 and at most 4" in error and error.count("\n") == 1
+    assert main(command) == 0
+    once = json.loads(capsys.readouterr().out)
+    assert main([*command, *several]) == 0
+    found = json.loads(capsys.readouterr().out)
+    records = [scenes[i] for i in range(len(scenes))]
+    images, labels = (np.stack([r[name] for r in records]) for name in ("image", "label"))
+    averaged = jax.jit(
+        lambda images: segment.probabilities(
+            saved.model, saved.variables, images, scales=(0.5, 1.0), flip=True
+        )
+    )(images)
+    guesses, counted = np.asarray(averaged).argmax(-1), labels != 255
+    right = (guesses == labels)[counted].mean()
+    assert found["accuracy"] == pytest.approx(right, abs=1e-3)
+    of_truth = np.take_along_axis(
+        np.asarray(averaged), np.where(counted, labels, 0)[..., None].astype(int), -1
+    )[..., 0]
+    assert found["loss"] == pytest.approx(-np.log(of_truth[counted]).mean(), rel=1e-3)
+    assert abs(found["loss"] - once["loss"]) > 1e-3
 
 
 def test_data_that_does_not_fit_is_refused(folder, scenes):

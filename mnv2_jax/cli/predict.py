@@ -24,6 +24,16 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="draws eight images, what is true above what a detector or segmenter sees",
     )
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="S",
+        help="sizes at which a segmenter looks at each image, averaged (1); the paper's: "
+        "0.5 0.75 1 1.25 1.5 1.75",
+    )
+    parser.add_argument("--flip", action="store_true", help="and at each one's mirror image")
     json_argument(parser)
 
 
@@ -31,17 +41,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mnv2_jax import host, predict, regions
     from mnv2_jax.data import open_source
     from mnv2_jax.draw import write_picture
+    from mnv2_jax.tasks.segment import ONCE, Views
     from mnv2_jax.train.saved import load_model
 
     host.use_compilation_cache()
+    host.split_cpu(host.cores())  # images are independent, so each core takes some
+    views = Views(tuple(arguments.scales), arguments.flip)
     source = open_source(arguments.data, arguments.split, arguments.root)
     saved = load_model(arguments.model)
     classifier = saved.task == "classify"
     if arguments.examples and classifier:
         raise UsageError("--examples draws boxes and labels, and this model is a classifier.")
-    scores = predict.evaluate(saved, source) if classifier else regions.evaluate(saved, source)
+    if classifier and views != ONCE:
+        raise UsageError("--scales and --flip are for segmenters, and this model is a classifier.")
+    if classifier:
+        scores = predict.evaluate(saved, source)
+    else:
+        scores = regions.evaluate(saved, source, views=views)
     if arguments.examples:
-        write_picture(regions.examples(saved, source, EXAMPLES), Path(arguments.examples))
+        picture = regions.examples(saved, source, EXAMPLES, views=views)
+        write_picture(picture, Path(arguments.examples))
     if arguments.json:
         print(json.dumps({"images": len(source), **scores}))
         return
@@ -108,9 +127,17 @@ EVALUATE = Verb(
     "Score a trained model on a data set.",
     _evaluate_arguments,
     _evaluate,
+    (
+        "mnv2 evaluate --model runs/ablate_linear/linear/seed_0 --data digits",
+        "mnv2 evaluate --model MODEL --data folder --root my_images --split val",
+    ),
 )
 PREDICT = Verb(
-    "Say what single images show, by a trained model: classes, boxes or labels of pixels.",
+    "Say what images show, by a trained model: classes, boxes or labels of pixels.",
     _predict_arguments,
     _predict,
+    (
+        "mnv2 predict --model runs/ablate_linear/linear/seed_0 image.png",
+        "mnv2 predict --model MODEL --top 1 --json *.jpg",
+    ),
 )

@@ -8,8 +8,8 @@ Batches hold `image` (b, h, w, c) uint8, `label` (b, h, w) integers, `mask` (b,)
 (b,). A label that is no class of the model (255 marks what nobody could tell) counts nowhere.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,21 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """What Table 7 calls multi-scale."""
 
 
+class Views(NamedTuple):
+    """How often a segmenter looks at an image; the class probabilities are averaged.
+
+    Attributes:
+      scales: of the inputs, above 0; `SCALES` are the paper's.
+      flip: adds every input's mirror image.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+ONCE = Views()
+
+
 def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
     """Builds the segmentation task.
 
@@ -39,15 +54,6 @@ def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
 
     def init(key: Array) -> Variables:
         return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
-
-    def sums(logits: Array, batch: Batch) -> Sums:
-        labels, counted = _labels(batch, model.num_classes)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        right = (logits.argmax(axis=-1) == labels) & counted
-        return {
-            "loss": (jnp.where(counted, losses, 0).sum(), counted.sum().astype(jnp.float32)),
-            "accuracy": (right.sum(), counted.sum()),
-        }
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
         # Rows of one device draw together, so devices differ by their first row.
@@ -66,16 +72,41 @@ def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
                 rngs={"dropout": key},
             ),
         )
-        return sums(logits, batch), updates["batch_stats"]
+        return _sums(logits, batch), updates["batch_stats"]
+
+    return Task(init, loss, evaluation(model), summarize, monitor="miou")
+
+
+def evaluation(model: DeepLabV3, views: Views = ONCE) -> Callable[[Variables, Batch], Sums]:
+    """Builds the metrics of an evaluation, made readable by `summarize`.
+
+    Args:
+      model: the segmenter.
+      views: looks at each image; of several, the loss is that of the averaged probabilities.
+    """
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
-        images = normalize(batch["image"], model.backbone.dialect)
-        logits = jnp.asarray(model.apply(variables, images))
+        if views == ONCE:
+            images = normalize(batch["image"], model.backbone.dialect)
+            logits = jnp.asarray(model.apply(variables, images))
+        else:
+            found = probabilities(model, variables, batch["image"], *views)
+            logits = jnp.log(jnp.maximum(found, jnp.finfo(jnp.float32).tiny))
         labels, counted = _labels(batch, model.num_classes)
         pair = intersection_and_union(logits.argmax(axis=-1), labels, counted, model.num_classes)
-        return sums(logits, batch) | {"iou": pair}
+        return _sums(logits, batch) | {"iou": pair}
 
-    return Task(init, loss, metrics, summarize, monitor="miou")
+    return metrics
+
+
+def _sums(logits: Array, batch: Batch) -> Sums:
+    labels, counted = _labels(batch, logits.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = (logits.argmax(axis=-1) == labels) & counted
+    return {
+        "loss": (jnp.where(counted, losses, 0).sum(), counted.sum().astype(jnp.float32)),
+        "accuracy": (right.sum(), counted.sum()),
+    }
 
 
 def _labels(batch: Batch, num_classes: int) -> tuple[Array, Array]:
@@ -137,9 +168,7 @@ def probabilities(
     Args:
       model, variables: a trained segmenter.
       images: pixels 0..255.
-      scales: of the inputs; `SCALES` are the paper's. A resized side is n·scale rounded, with the
-        corners kept in place.
-      flip: adds every input's mirror image.
+      scales, flip: see `Views`. A resized side is n·scale rounded, with the corners kept in place.
     """
     pixels, size = normalize(images, model.backbone.dialect), images.shape[1:3]
     found = []
@@ -152,7 +181,10 @@ def probabilities(
 
 
 def predict(
-    model: DeepLabV3, variables: Variables, images: UInt8[Array, "b h w c"]
+    model: DeepLabV3,
+    variables: Variables,
+    images: UInt8[Array, "b h w c"],
+    views: Views = ONCE,
 ) -> Int[Array, "b h w"]:
     """Returns the class of every pixel of images of pixels 0..255."""
-    return probabilities(model, variables, images).argmax(axis=-1)
+    return probabilities(model, variables, images, *views).argmax(axis=-1)
