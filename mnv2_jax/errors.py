@@ -11,6 +11,18 @@ class UsageError(ValueError):
     prints it without a traceback and exits with status 2; in Python it is an ordinary `ValueError`.
     """
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    r"""Escapes what cannot be printed on a line, such as what a damaged list gives as file names.
+
+    >>> print(one_line("no file 'a\n\x07'"))
+    no file 'a\n\x07'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
     """Builds the error for a name that is in no table, with the nearest choice as a suggestion.

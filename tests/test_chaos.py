@@ -4,6 +4,9 @@ import pytest
 
 from tests.chaos import PEER_LEAVES, TERM_LEAVES, cases, corrupt, torment
 
+# Orbax leaves the other reads of a step to themselves when one fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = '''"""A sweep of one thin block on the digits, with averaged weights."""
 
 from tests.train.setting import tiny

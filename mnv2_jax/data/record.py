@@ -4,6 +4,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from mnv2_jax.errors import one_line
+
 
 class Record(TypedDict):
     """One labelled image: `image` is uint8 (height, width, channels)."""
@@ -26,4 +28,4 @@ class BadRecord(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return one_line(f"{self.name}: {self.reason}")

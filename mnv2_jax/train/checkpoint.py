@@ -10,6 +10,7 @@ import gc
 import hashlib
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,13 +185,15 @@ class Checkpoints:
 def _quiet() -> Iterator[None]:
     """Mutes what Orbax says of damage, with tracebacks: one warning of ours stands for all that."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before = [logger.disabled for logger in loggers]
+    before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
     for logger in loggers:
         logger.disabled = True
+    sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
         gc.collect()  # reads that were given up speak when they are collected
+        sys.unraisablehook = hook
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
 

@@ -13,19 +13,21 @@ METRICS, RESULT = "metrics.jsonl", "result.json"
 class RunLog:
     """The log of one seed: `metrics.jsonl` and TensorBoard events, gapless over interruptions."""
 
-    def __init__(self, folder: Path, start: int):
+    def __init__(self, folder: Path, start: int, due: bool = False):
         """Opens the log to continue after step `start`; rows of a lost attempt are dropped.
 
         Args:
           folder: made if needed.
           start: the step that was restored, or 0 for a new run.
+          due: whether that step is still to be evaluated; an attempt that did was lost.
         """
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         # Without a checkpoint the run begins anew, its evaluation at step 0 too.
-        kept = [row for row in read_rows(path) if start and row["step"] <= start]
+        newest = (start, not due)
+        kept = [row for row in read_rows(path) if start and (row["step"], _of_eval(row)) <= newest]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, path)
@@ -48,6 +50,10 @@ class RunLog:
         """Closes both files."""
         self._file.close()
         self._board.close()
+
+
+def _of_eval(row: dict[str, Any]) -> bool:
+    return row["split"].startswith("eval")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -73,6 +73,7 @@ def fit(
     )
     state, extra = (run.fresh(keys), {}) if restored is None else restored
     start = step_of(state)
+    due = extra.get("due", start == 0)
     first_process = jax.process_index() == 0
     clock = Clock(extra.get("seconds", 0.0))
     asks = Asks(clock, 60 * config.checkpoint_minutes)
@@ -82,7 +83,7 @@ def fit(
         keys=keys,
         rows=run.rows(seeds, start, asks),
         checkpoints=checkpoints,
-        logs=[RunLog(folder / f"seed_{seed}", start) for seed in seeds] if first_process else [],
+        logs=[RunLog(folder / f"seed_{seed}", start, due) for seed in seeds * first_process],
         bar=progress(run.steps, start, title, quiet or not first_process),
         window=Window(extra.get("window"), extra.get("losses")),
         clock=clock,
@@ -90,7 +91,7 @@ def fit(
     )
     try:
         with stop_requested(asks.stop):
-            state = _train(session, state, due=extra.get("due", start == 0))
+            state = _train(session, state, due)
             checkpoints.wait()
             _finish(session, seeds, state, folder)
     except jax.errors.JaxRuntimeError as error:

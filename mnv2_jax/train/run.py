@@ -149,13 +149,15 @@ def make_run(config: Any, replicas: int) -> Run:
             variables = start_from(variables_to_start_from(start, variables), variables)
         return new_state(variables, optimizer, averaged)
 
-    check_frozen(config.init.frozen, jax.eval_shape(task.init, jax.random.key(0))["params"])
-    jax.eval_shape(first, jax.random.key(0))  # finds a start that does not fit
+    fresh = jax.jit(jax.vmap(first) if replicas > 1 else first, out_shardings=plan.state)
+    # Finds a start that does not fit; traced under jit, so that training need not trace it again.
+    keys = jax.random.split(jax.random.key(0), replicas) if replicas > 1 else jax.random.key(0)
+    check_frozen(config.init.frozen, jax.eval_shape(fresh, keys).params)
     return Run(
         replicas=replicas,
         steps=steps,
         epoch_steps=epoch_steps,
-        fresh=jax.jit(jax.vmap(first) if replicas > 1 else first, out_shardings=plan.state),
+        fresh=fresh,
         step=launch(step, plan),
         evaluate=make_evaluate(task, held_out_feed, plan),
         train=feed,

@@ -182,7 +182,7 @@ def claim(workdir: Path, config: Any) -> None:
                 write_json(path, _plain(config))
         except OSError as error:
             raise UsageError(
-                f"{workdir} cannot be made: {error}. Give another --workdir."
+                f"{workdir} cannot be used: {error}. Give another --workdir."
             ) from error
     with together():
         if not path.is_file():

@@ -137,6 +137,18 @@ def test_a_log_goes_on_after_its_checkpoint_and_drops_what_came_later(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
+@pytest.mark.parametrize("due", [False, True])
+def test_an_evaluation_that_is_done_again_is_written_once(tmp_path, due):
+    """A signal came inside an evaluation, and the next attempt was killed right after it."""
+    log = RunLog(tmp_path, 0)
+    for split in ("train", "eval", "eval_ema"):
+        log.write(3, split, {"loss": 1.0})
+    log.close()
+    RunLog(tmp_path, 3, due).close()
+    kept = [row["split"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert kept == (["train"] if due else ["train", "eval", "eval_ema"])
+
+
 def test_rows_are_json_also_where_numbers_are_not_finite(tmp_path):
     log = RunLog(tmp_path, 0)
     log.write(1, "train", {"loss": math.nan, "norm": math.inf, "skipped": 3})
