@@ -334,7 +334,7 @@ def main() -> None:
         damage = corrupt(arguments.damaged, Path(place), arguments.seed)
         for case, count in cases("experiments/ablate_linear.py", overrides):
             kills = arguments.across if count == "across" else arguments.kills // 2
-            terms = arguments.terms // 3
+            terms = -(-arguments.terms // 3)
             tallies[case.name] = torment(case, kills, terms, Path(place), arguments.seed)
     write_report(arguments.report, tallies, damage, time.monotonic() - began)
 
