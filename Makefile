@@ -12,7 +12,7 @@ UV := .venv-uv/bin/uv
 BENCHMARKS := infer_cpu train_cpu memory replicas input_pipeline startup scaling
 
 .DEFAULT_GOAL := help
-.PHONY: help ablate account bench test lint format lock setup-dev clean
+.PHONY: help ablate account bench test lint docs format lock setup-dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ lint: $(FOR_DEV)  ## style, format, import floors and types
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(FOR_DEV)  ## the site, in build/site; a broken link or docstring is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(FOR_DEV)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
