@@ -2,8 +2,8 @@
 
 `names` says as tables how each ecosystem names and orders its tensors; `files` and `formats` read
 tensors and nothing else; `architecture` infers the network from shapes; `merge` puts all of it in
-place or nothing; `preprocessing` is what the images went through; `save` is the way back; `doctor`
-says what has to agree with a file.
+place or nothing; `hub` adds what only a description beside a segmenter says; `preprocessing` is
+what the images went through; `save` is the way back; `doctor` says what has to agree with a file.
 """
 
 from mnv2_jax.weights.doctor import Finding, doctor
