@@ -25,12 +25,33 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mnv2_jax.cluster import agree, gather
 from mnv2_jax.errors import UsageError
+from mnv2_jax.train.log import say_no_more
 
 log = logging.getLogger(__name__)
-# A slow disk is not a fault that a user is to be warned of: the save waits, and nothing is lost.
-logging.getLogger("absl").addFilter(
-    lambda record: "Waiting for previous save" not in record.getMessage()
-)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a user is to read what Orbax logs.
+
+    A slow disk is no fault, for the save waits and nothing is lost; and what Orbax logs with a
+    traceback it raises as well, to be told in one line.
+    """
+    return not record.exc_info and "Waiting for previous save" not in record.getMessage()
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_worth_telling)
+
+_tell = sys.unraisablehook
+
+
+def _tell_but_of_closed_loops(unraisable: Any) -> None:
+    """Reads and writes that Orbax has given up call back into an event loop that is gone."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _tell(unraisable)
+
+
+sys.unraisablehook = _tell_but_of_closed_loops
 
 
 class Restored(NamedTuple):
@@ -82,7 +103,7 @@ class Checkpoints:
         metrics = None if monitor is None else {"monitor": monitor}
         try:
             self._manager.save(step, args=items, metrics=metrics)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unwritable(self._manager.directory, error) from error
 
     def restore(self, like: Any) -> Restored | None:
@@ -172,7 +193,7 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unwritable(self._manager.directory, error) from error
 
     def close(self) -> None:
@@ -235,6 +256,7 @@ def _plain(path: str) -> str:
 
 
 def _unwritable(folder: Any, error: OSError) -> UsageError:
+    say_no_more()
     return UsageError(
         f"the checkpoint cannot be written to {folder}: {_first_line(error)}. Earlier steps are as "
         "they were; free some space, or give another --workdir."

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,26 @@ class RunLog:
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Closes both files."""
-        self._file.close()
-        self._board.close()
+        """Closes both files.
+
+        Raises:
+          OSError: what is left cannot be written.
+        """
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError:
+            say_no_more()
+            raise
+
+
+def say_no_more() -> None:
+    """Mutes what threads and exit handlers of libraries say from now on.
+
+    For a process that leaves with a line of its own because nothing can be written: TensorBoard's
+    and Orbax's threads try again, and would say so each time.
+    """
+    threading.excepthook = sys.unraisablehook = lambda _: None
 
 
 def _of_eval(row: dict[str, Any]) -> bool:
