@@ -36,7 +36,7 @@ lint: $(FOR_DEV)  ## style, format, import floors and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(FOR_DEV)  ## the site, in build/site; a broken link or docstring is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(FOR_DEV)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
