@@ -1,5 +1,7 @@
 """The command line in this process: overrides, refusals in one line, and exit statuses."""
 
+import json
+import shlex
 import subprocess
 import sys
 
@@ -59,6 +61,10 @@ def test_a_configuration_is_trained_with_or_without_the_verb(monkeypatch, tmp_pa
     assert cli.main(argv) == cli.main(["train", *argv]) == 0
     assert calls == [(7, tmp_path, True)] * 2
     assert "the report" in capsys.readouterr().out
+    (tmp_path / "results.json").write_text('{"metric": "accuracy"}')
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_: tmp_path / "report.md")
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"metric": "accuracy"}
 
 
 @pytest.mark.usefixtures("no_training")
@@ -132,6 +138,40 @@ def test_exit_statuses(monkeypatch, capsys, raised, status, line):
     monkeypatch.setattr(sweep, "run_sweep", run)
     assert cli.main(["--config", ABLATION]) == status
     assert capsys.readouterr().err.strip() == line
+
+
+def test_help_lists_every_verb_and_its_examples_parse(capsys):
+    for argv in (["--help"], *([name, "--help"] for name in cli.VERBS)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(argv)
+        assert end.value.code == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 120
+        assert argv == ["--help"] or f"mnv2 {argv[0]}" in text.partition("examples:")[2]
+        assert argv != ["--help"] or all(f"  {name} " in text for name in cli.VERBS)
+    for name, verb in cli.VERBS.items():
+        assert verb.examples
+        for example in verb.examples:
+            program, *words = shlex.split(example)
+            rest, _ = cli.split_overrides(words)
+            arguments = cli.make_parser().parse_args(rest)
+            assert program == "mnv2" and words[0] == name and arguments.run is verb.run
+
+
+def test_version_and_completion(capsys):
+    for argv, text in (
+        (["--version"], "mnv2_jax 0."),
+        (["--print-completion", "bash"], "--output-stride"),
+        (["--print-completion", "zsh"], "#compdef mnv2"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(argv)
+        assert end.value.code == 0 and text in capsys.readouterr().out
+
+
+def test_completion_without_its_package(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert "pip install 'mnv2_jax[completion]'" in refused("--print-completion", "bash")
 
 
 def test_help_needs_no_accelerator_library():

@@ -14,24 +14,26 @@ from mnv2_jax.cli.account import ACCOUNT
 from mnv2_jax.cli.export import EXPORT
 from mnv2_jax.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.cli.train import PREPARE, TRAIN
+from mnv2_jax.cli.verify import VERIFY
 from mnv2_jax.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
 from mnv2_jax.config import OVERRIDE
 from mnv2_jax.errors import UsageError
+from mnv2_jax.version import __version__
 
 EXIT_USAGE = 2
 SIGNALLED = 128  # and the number of the signal, as shells count
 
-VERBS = {
-    "train": TRAIN,
-    "evaluate": EVALUATE,
-    "predict": PREDICT,
-    "prepare": PREPARE,
-    "import": IMPORT,
-    "export-weights": EXPORT_WEIGHTS,
-    "export": EXPORT,
-    "doctor": DOCTOR,
-    "account": ACCOUNT,
+GROUPS = {
+    "train": {"train": TRAIN, "prepare": PREPARE, "verify": VERIFY},
+    "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
+    "weights of other projects": {
+        "doctor": DOCTOR,
+        "import": IMPORT,
+        "export-weights": EXPORT_WEIGHTS,
+    },
+    "the paper": {"account": ACCOUNT},
 }
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, overrides = split_overrides(argv)
         if rest and rest[0].startswith("--config"):
             rest.insert(0, "train")
-        arguments = _parser().parse_args(rest)
+        arguments = make_parser().parse_args(rest)
         if overrides and arguments.run is not TRAIN.run:
             raise UsageError(f"override {overrides[0]!r} belongs to the verb train.")
         arguments.overrides, arguments.argv = overrides, argv
@@ -87,11 +89,51 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. See `{self.prog} --help`.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mnv2", description="MobileNetV2 (arXiv 1801.04381) in JAX and Flax.")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+class _Completion(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            import shtab
+        except ImportError as error:
+            raise UsageError(
+                f"{option_string} needs shtab: install it with pip install 'mnv2_jax[completion]'."
+            ) from error
+        print(shtab.complete(parser, shell=str(values)))
+        parser.exit()
+
+
+class _Root(_Parser):
+    def format_help(self) -> str:
+        lines = ["usage: mnv2 VERB ...", "", self.description or "", ""]
+        for title, group in GROUPS.items():
+            lines += [
+                f"{title}:",
+                *(f"  {name:<15} {verb.help}" for name, verb in group.items()),
+                "",
+            ]
+        return "\n".join([*lines, self.epilog or "", ""])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line, without the overrides of configurations."""
+    parser = _Root(
+        prog="mnv2",
+        description="MobileNetV2 (arXiv 1801.04381) in JAX and Flax.",
+        epilog="`mnv2 VERB --help` has examples. `mnv2 --config FILE` trains.\n"
+        "`mnv2 --version` and `mnv2 --print-completion bash`, or zsh, do what they say.",
+    )
+    parser.add_argument("--version", action="version", version=f"mnv2_jax {__version__}")
+    parser.add_argument("--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"))
+    verbs = parser.add_subparsers(
+        metavar="VERB", required=True, prog="mnv2", parser_class=_Parser, title="verbs"
+    )
     for name, verb in VERBS.items():
-        sub = verbs.add_parser(name, help=verb.help, description=verb.help)
+        sub = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            epilog="\n  ".join(("examples:", *verb.examples)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         verb.arguments(sub)
         sub.set_defaults(run=verb.run)
     return parser

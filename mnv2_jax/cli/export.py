@@ -97,4 +97,8 @@ EXPORT = Verb(
     "Write a model as StableHLO, ONNX or LiteRT, and check the file in its own runtime.",
     _export_arguments,
     _export,
+    (
+        "mnv2 export --model MODEL --to onnx model.onnx",
+        "mnv2 export --model MODEL --to litert --int8 folder --root my_images model.tflite",
+    ),
 )

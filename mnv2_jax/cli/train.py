@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mnv2_jax.cli.verb import Verb
+from mnv2_jax.cli.verb import Verb, json_argument
 from mnv2_jax.errors import UsageError
 
 
@@ -17,6 +17,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workdir", help="folder of the results (runs/NAME)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    json_argument(parser)
     hosts = parser.add_argument_group(
         "several hosts",
         "the same command on each; processes started by Slurm or Open MPI find each other",
@@ -33,6 +34,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from mnv2_jax import cluster, host
     from mnv2_jax.config import check_keys, check_needs, load_config
+    from mnv2_jax.train.report import RESULTS
     from mnv2_jax.train.sweep import default_workdir, run_sweep
 
     config = load_config(arguments.config, arguments.overrides)
@@ -50,7 +52,9 @@ def _train(arguments: argparse.Namespace) -> None:
     given = (arguments.coordinator, arguments.hosts, arguments.host)
     with cluster.connected(*given, arguments.distributed, arguments.wait):
         report = run_sweep(config, workdir, command, arguments.quiet)
-        if report is not None:
+        if report is not None and arguments.json:
+            print(report.with_name(RESULTS).read_text())
+        elif report is not None:
             print(report.read_text())
             print(f"report, plot, logs and models are in {workdir}")
 
@@ -70,12 +74,19 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 TRAIN = Verb(
-    "Run an experiment: train its variants with its seeds, and report.",
+    "Run an experiment: train its variants with its seeds, and report. Goes on where it stopped.",
     _train_arguments,
     _train,
+    (
+        "mnv2 train --config experiments/ablate_linear.py",
+        "mnv2 train --config experiments/tradeoff.py:fashion_mnist_small --config.epochs=3",
+        "mnv2 train --config experiments/finetune.py --config.init.model=MODEL "
+        "--config.data.root=IMAGES",
+    ),
 )
 PREPARE = Verb(
     "Make a data set readable through TensorFlow Datasets.",
     _prepare_arguments,
     _prepare,
+    ("mnv2 prepare fashion_mnist",),
 )

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """What a verb is for, its arguments, and the function that runs it."""
+    """What a verb is for, its arguments, the function that runs it, and commands as examples."""
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    examples: tuple[str, ...] = ()
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:

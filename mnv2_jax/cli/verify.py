@@ -37,4 +37,5 @@ VERIFY = Verb(
     "Read every checkpoint, log, model and result of a training, and say what is sound.",
     _verify_arguments,
     _verify,
+    ("mnv2 verify runs/ablate_linear",),
 )

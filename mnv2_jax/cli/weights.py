@@ -39,6 +39,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="of a segmenter: 8, 16 or 32 (what config.json beside the file says, else 16)",
     )
+    json_argument(parser)
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -70,6 +71,9 @@ def _import(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"{str(folder)!r} cannot be written: {error.strerror}. Give another folder."
         ) from error
+    if arguments.json:
+        print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
+        return
     print(f"sha256 {loaded.sha256}")
     print(f"wrote {folder}: python main.py predict --model {folder} IMAGE", file=sys.stderr)
 
@@ -174,14 +178,17 @@ IMPORT = Verb(
     "Turn published weights into a model of this project.",
     _import_arguments,
     _import,
+    ("mnv2 import torchvision:mobilenet_v2-b0353104.pth models/v1",),
 )
 EXPORT_WEIGHTS = Verb(
     "Write a model's weights under the names of another project.",
     _export_arguments,
     _export,
+    ("mnv2 export-weights --model models/v1 --to timm v1.safetensors",),
 )
 DOCTOR = Verb(
-    "Say what a file of weights is, and what has to agree with it for its accuracy.",
+    "Say what a file of weights is, and what has to agree with it.",
     _doctor_arguments,
     _doctor,
+    ("mnv2 doctor mobilenet_v2-b0353104.pth",),
 )
