@@ -9,7 +9,7 @@ LOCK := requirements-lock.txt
 FOR_RUN := $(VENV)/.installed-requirements
 FOR_DEV := $(VENV)/.installed-lock
 UV := .venv-uv/bin/uv
-BENCHMARKS := infer_cpu train_cpu memory replicas input_pipeline startup scaling
+BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling
 
 .DEFAULT_GOAL := help
 .PHONY: help ablate account bench test lint docs format lock setup-dev clean

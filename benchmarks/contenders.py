@@ -1,5 +1,6 @@
 """What is timed: each function builds one step, ready to be called again and again."""
 
+import importlib
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -241,5 +242,90 @@ def litert_infer(threads, batch, size):
     def run():
         interpreter.set_tensor(entry["index"], images)
         interpreter.invoke()
+
+    return run
+
+
+def jax_detect(threads, batch, size, stage):
+    """Boxes in a batch of images: the `whole` of it, its `network`, or from that on its `boxes`."""
+    import jax
+
+    from mnv2_jax.boxes import detections
+    from mnv2_jax.models.dialect import normalize
+    from mnv2_jax.models.ssdlite import SSDLite
+    from mnv2_jax.tasks.detect import predict
+
+    model = SSDLite()
+    variables = jax.jit(model.init)(jax.random.key(0), pictures(1, size, size, 3))
+
+    def network(variables, images):
+        return model.apply(variables, normalize(images, model.backbone.dialect))
+
+    def boxes(codes, logits):
+        return detections(codes, logits, model.anchors((size, size)))
+
+    inputs = (variables, jax.device_put(pixels(batch, size, size, 3)))
+    if stage == "boxes":
+        run, inputs = boxes, jax.jit(network)(*inputs)
+    else:
+        run = {"whole": partial(predict, model), "network": network}[stage]
+    compiled = jax.jit(run)
+    return lambda: jax.block_until_ready(compiled(*inputs))
+
+
+def jax_segment(threads, batch, size, output_stride):
+    """The class of every pixel of a batch of images."""
+    import jax
+
+    from mnv2_jax.models.build import build_deeplab
+    from mnv2_jax.tasks.segment import predict
+
+    model = build_deeplab(output_stride=output_stride)
+    variables = jax.jit(model.init)(jax.random.key(0), pictures(1, 65, 65, 3))
+    images = jax.device_put(pixels(batch, size, size, 3))
+    compiled = jax.jit(partial(predict, model))
+    return lambda: compiled(variables, images).block_until_ready()
+
+
+def pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def torch_published(threads, batch, size, build, scripted=False, **options):
+    """A network of `benchmarks.peers` in PyTorch, eager, or scripted and frozen."""
+    import torch
+
+    from benchmarks import peers
+
+    torch.set_num_threads(threads)
+    network = getattr(peers, build)(**options).eval()
+    network = network.to(memory_format=torch.channels_last)
+    images = torch_images(batch, size, "cpu")
+    if scripted:
+        traced = torch.jit.trace(network, images, strict=False)
+        network = torch.jit.optimize_for_inference(traced)
+
+    def run():
+        with torch.inference_mode():
+            network(images)
+
+    return run
+
+
+def torchvision_detect(threads, batch, size):
+    """torchvision's SSDLite on MobileNetV3, with what comes before and after the network."""
+    import torch
+
+    from benchmarks import peers
+
+    torch.set_num_threads(threads)
+    detector = peers.ssdlite_v3().eval().to(memory_format=torch.channels_last)
+    if not importlib.import_module("torchvision.extension")._has_ops():
+        raise ImportError("torchvision's compiled operators do not fit this PyTorch")
+    images = list(torch_images(batch, size, "cpu"))
+
+    def run():
+        with torch.inference_mode():
+            detector(images)
 
     return run

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from mnv2_jax.markdown import markdown_table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 PACKAGES = (
-    "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime", "openvino", "ai-edge-litert",
+    "jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "transformers", "onnxruntime",
+    "openvino", "ai-edge-litert",
 )  # fmt: skip
 
 
@@ -147,6 +148,42 @@ def report(name: str, title: str, tables: dict[str, list[dict]]) -> None:
     }
     note = "The ratio is the first row's time over this row's, the median over rounds."
     save(name, title, timings, note, tables)
+
+
+def madds_of(counts: dict[str, Callable[[], int]]) -> dict[str, int]:
+    """Multiply-adds of one image by contender; those whose package is missing are left out."""
+    found = {}
+    for name, count in counts.items():
+        with contextlib.suppress(ImportError):
+            found[name] = count()
+    return found
+
+
+def report_per_madd(
+    name: str, title: str, tables: dict[int, list[dict]], madds: dict[str, int], note: str
+) -> None:
+    """Saves results of `compare` of networks that differ, by batch size.
+
+    `madds` are those of one image by contender, where they can be told.
+    """
+
+    def row(timing: dict, batch: int) -> dict[str, str]:
+        cost, each = madds.get(timing["name"]), timing["median_ms"] / batch
+        return {
+            "": timing["name"],
+            "M multiply-adds": f"{cost / 1e6:,.0f}" if cost else "–",
+            "median ms": f"{timing['median_ms']:.1f}",
+            "best ms": f"{timing['best_ms']:.1f}",
+            "ms an image": f"{each:.1f}",
+            "ps a multiply-add": f"{1e9 * each / cost:.0f}" if cost else "–",
+            "share": f"{1 / timing['ratio']:.2f}",
+        }
+
+    shown = {
+        f"batch {batch}, {timings[0]['threads']} threads": [row(t, batch) for t in timings]
+        for batch, timings in tables.items()
+    }
+    save(name, title, shown, note, {"madds": madds, "timings": tables})
 
 
 def save(name: str, title: str, tables: dict[str, list[dict]], note: str, raw: Any = None) -> None:

@@ -31,6 +31,8 @@ def test_contenders_are_timed_in_rounds():
     [
         ("infer_gpu", "--batches 2 --size 32 --rounds 1 --copy 8 --forms|mnv2_jax folded"),
         ("train_gpu", "--batches 2 --size 32 --rounds 1 --copy 8 --forms|mnv2_jax"),
+        ("detect_cpu", "--batches 1 --size 64 --rounds 1 --threads 1"),
+        ("segment_cpu", "--batches 1 --size 65 --rounds 1 --threads 1"),
         ("memory", "--sizes 32 --splits 6 --rounds 1"),
         ("input_pipeline", "--images 8 --batch 4 --rounds 1"),
         ("scaling", "--axes batch --rounds 1"),
