@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mnv2_jax.verify import verify
+
 ROOT = Path(__file__).parents[1]
 CONFIG = '''"""A sweep of one thin block on the digits."""
 
@@ -173,3 +175,23 @@ def test_a_mistake_is_one_line_at_once(place, tmp_path):
     assert not out and len(err.splitlines()) == 1
     assert err.startswith("mnv2: unknown optimizer.schedule 'cosin': did you mean 'cosine'?")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [200, 600])
+def test_a_full_disk_is_one_line_and_earlier_steps_are_sound(place, kilobytes):
+    """On a file system of that size; 200 are full before, 600 after the first checkpoints."""
+    disk = place / f"disk_{kilobytes}"
+    disk.mkdir()
+    size = f"size={kilobytes}k"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk], check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        _, err = finish(start(place, disk / "run"), 2)
+        assert len(err.strip().splitlines()) == 1, err
+        assert "No space left" in err or "RESOURCE_EXHAUSTED" in err
+        saved = [f for f in verify(disk / "run") if f.what.startswith("checkpoint")]
+        assert len(saved) >= (1 if kilobytes > 300 else 0)
+        assert not any(found.problem for found in saved)
+    finally:
+        subprocess.run(["umount", disk], check=True)

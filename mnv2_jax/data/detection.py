@@ -289,7 +289,7 @@ def voc_split(split: str, root: str | None, kind: str, layout: str) -> tuple[Pat
     if file is None:
         raise UsageError(f"{root} has no list {files[0].relative_to(top)}. {layout}.")
     names = [line.split()[0] for line in read_lines(file) if line.split()]
-    wrong = next((name for name in names if Path(name).name != name), None)
+    wrong = next((n for n in names if Path(n).name != n or not n.isprintable()), None)
     if not names or wrong:
         raise UsageError(f"{file} lists {wrong!r}: give one name of an image a line, no path.")
     return top, names

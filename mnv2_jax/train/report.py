@@ -20,6 +20,7 @@ RESULTS, REPORT, CURVES = "results.json", "report.md", "curves.png"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Okabe and Ito's colours, told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")  # one after the other, once the colours are used up
 
 
 class Difference(NamedTuple):
@@ -211,7 +212,8 @@ def plot_curves(workdir: Path, config: Any, split: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ends = []
-    for variant, colour in zip(config.sweep.variants, _cycle(COLOURS), strict=False):
+    looks = [(colour, line) for line in LINES for colour in COLOURS]
+    for variant, (colour, line) in zip(config.sweep.variants, _cycle(looks), strict=False):
         curves = []
         for seed in config.sweep.seeds:
             rows = read_rows(workdir / variant / f"seed_{seed}" / METRICS)
@@ -219,7 +221,7 @@ def plot_curves(workdir: Path, config: Any, split: str) -> None:
             steps = [row["step"] for row in rows]
             curves.append([100 * row[name] for row in rows])
         mean, std = np.mean(curves, axis=0), np.std(curves, axis=0, ddof=min(1, len(curves) - 1))
-        axes.plot(steps, mean, color=colour, linewidth=1.8, label=variant.replace("_", " "))
+        axes.plot(steps, mean, line, color=colour, linewidth=1.8, label=variant.replace("_", " "))
         if len(curves) > 1:
             axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
         ends.append(mean[-1])
@@ -236,6 +238,6 @@ def plot_curves(workdir: Path, config: Any, split: str) -> None:
     figure.savefig(workdir / CURVES, dpi=150)
 
 
-def _cycle(items: Sequence[str]) -> Any:
+def _cycle(items: Sequence[Any]) -> Any:
     while True:
         yield from items
