@@ -27,7 +27,7 @@ from mnv2_jax.train.checkpoint import Checkpoints
 from tests.processes import MAIN, environment, free_port, spawn
 
 KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
-PATIENCE = 300  # seconds that anything may take before the test has failed
+PATIENCE = 1800  # seconds that anything may take before the test has failed
 PEER_LEAVES = 30  # seconds after the other process was killed
 TERM_LEAVES = 10  # seconds after SIGTERM
 
@@ -327,7 +327,7 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = (
         "--config.sweep.seeds=(0,)", "--config.sweep.at_once=1", "--config.ema_decay=0.9",
-        "--config.checkpoint_minutes=0", "--config.log_every=2",
+        "--config.checkpoint_minutes=0", "--config.log_every=2", "--config.steps=100",
     )  # fmt: skip
     tallies, began = {}, time.monotonic()
     with tempfile.TemporaryDirectory() as place:
