@@ -73,19 +73,26 @@ def jax_train(threads, batch, size, width, spec, classes, plain=False, dtype="fl
 
 
 def jax_infer(threads, batch, size, form, width=1.0, dtype="float32"):
-    """Logits of a batch: `folded`, `module` (the network as it is) or `plain` (Flax's own)."""
+    """Logits of a batch.
+
+    The form is `folded`, `shared` (the same, a device for each core, as `mnv2 evaluate` runs it),
+    `module` (the network as it is) or `plain` (Flax's own).
+    """
     import jax
 
-    from mnv2_jax import fold, folded_apply
+    from mnv2_jax import fold, folded_apply, host
+    from mnv2_jax.parallel import over_rows
 
+    if form == "shared":
+        host.split_cpu(threads)
     model = jax_network(form == "plain", width=width, dialect="torchvision", dtype=dtype)
     images = jax.device_put(pictures(batch, size, size, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
-    if form == "folded":
+    if form in ("folded", "shared"):
         apply, variables = partial(folded_apply, model), fold(model, variables)
     else:
         apply = model.apply
-    compiled = jax.jit(apply)
+    compiled = over_rows(apply) if form == "shared" else jax.jit(apply)
     return lambda: compiled(variables, images).block_until_ready()
 
 

@@ -6,6 +6,7 @@ from benchmarks.harness import Contender, compare, report
 
 FORMS = {
     "mnv2_jax folded": ("jax_infer", {"form": "folded"}),
+    "mnv2_jax folded, a device a core": ("jax_infer", {"form": "shared"}),
     "ONNX Runtime": ("onnxruntime_infer", {}),
     "LiteRT/XNNPACK": ("litert_infer", {}),
     "OpenVINO": ("openvino_infer", {}),
@@ -34,7 +35,7 @@ def main():
         contenders = [
             Contender(name, build, {**size, **options}, threads, arguments.allocator)
             for name, (build, options) in FORMS.items()
-            if name in arguments.forms
+            if name in arguments.forms and (batch >= threads > 1 or options.get("form") != "shared")
         ]
         heading = f"batch {batch}, {threads} threads"
         tables[heading] = compare(contenders, arguments.rounds, 5 if batch == 1 else 1)

@@ -36,6 +36,9 @@ def test_contenders_are_timed_in_rounds():
         ("memory", "--sizes 32 --splits 6 --rounds 1"),
         ("input_pipeline", "--images 8 --batch 4 --rounds 1"),
         ("scaling", "--axes batch --rounds 1"),
+        ("guard", "--cases tiny --rounds 1"),
+        ("profile_cpu", "--repeats 1 --what|training, tiny"),
+        ("imagenet_cost", "--images-per-second 100"),
     ],
 )
 def test_a_script_writes_its_report(monkeypatch, tmp_path, name, words):
