@@ -9,10 +9,10 @@ LOCK := requirements-lock.txt
 FOR_RUN := $(VENV)/.installed-requirements
 FOR_DEV := $(VENV)/.installed-lock
 UV := .venv-uv/bin/uv
-BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling
+BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling guard imagenet_cost
 
 .DEFAULT_GOAL := help
-.PHONY: help ablate account bench test lint docs format lock setup-dev clean
+.PHONY: help ablate account chaos paper bench test lint docs format lock setup-dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
@@ -20,11 +20,17 @@ help:  ## list the targets
 ablate: $(FOR_RUN)  ## train the paper's linear-bottleneck ablation on embedded data, and plot it
 	$(BIN)/python main.py --config experiments/ablate_linear.py $(ARGS)
 
+chaos: $(FOR_DEV)  ## kill 290 trainings, damage 500 checkpoints, compare the bits (an hour or two)
+	$(BIN)/python -m tests.chaos --report results/chaos $(ARGS)
+
 bench: $(FOR_DEV)  ## time this project beside its peers on this CPU; peers that are missing are left out
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
 	$(BIN)/python main.py account $(ARGS)
+
+paper: $(FOR_RUN)  ## the paper's tables and figures again, with the results of runs, in runs/paper
+	$(BIN)/python main.py paper $(ARGS)
 
 test: $(FOR_DEV)  ## run the tests and the doctests
 	$(BIN)/python -m pytest $(ARGS)
