@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from mnv2_jax.cli.account import ACCOUNT
 from mnv2_jax.cli.export import EXPORT
+from mnv2_jax.cli.paper import PAPER
 from mnv2_jax.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.cli.train import PREPARE, TRAIN
 from mnv2_jax.cli.verify import VERIFY
@@ -31,7 +32,7 @@ GROUPS = {
         "import": IMPORT,
         "export-weights": EXPORT_WEIGHTS,
     },
-    "the paper": {"account": ACCOUNT},
+    "the paper": {"account": ACCOUNT, "paper": PAPER},
 }
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 

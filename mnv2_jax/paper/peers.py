@@ -1,0 +1,100 @@
+"""MobileNetV1 and ShuffleNet as Table 3 compares them: which channels there are at which size.
+
+Only the shapes of their tensors, from the tables of their own papers; neither network is built.
+"""
+
+from typing import NamedTuple
+
+from mnv2_jax.models.spec import Layout
+
+BYTES = 2  # of an activation: Table 3 assumes 16-bit floats
+
+# MobileNetV1 (arXiv 1704.04861, Table 1), 224×224: size -> channels of all tensors at that size.
+MOBILENET_V1 = {
+    112: (32, 32, 64),
+    56: (64, 128, 128, 128),
+    28: (128, 256, 256, 256),
+    14: (256, *[512] * 11),
+    7: (512, 1024, 1024, 1024),
+    1: (1024,),
+}
+
+
+class ShuffleNet(NamedTuple):
+    """ShuffleNet at 2x (arXiv 1707.01083, Table 1).
+
+    Attributes:
+      groups: g of its grouped 1×1 convolutions.
+      stem: channels of the first convolution, and of the max-pooling after it.
+      stages: channels of stages 2, 3, 4.
+    """
+
+    groups: int
+    stem: int
+    stages: tuple[int, int, int]
+
+
+SHUFFLENET_G3 = ShuffleNet(3, 48, (480, 960, 1920))
+SHUFFLENET_G2 = ShuffleNet(2, 48, (400, 800, 1600))
+REPEATS = (3, 7, 3)  # units of stages 2, 3, 4 after the strided one
+
+
+def mobilenet_v1_channels() -> dict[int, int]:
+    """Returns the most channels that MobileNetV1 has at each size; it materializes every tensor."""
+    return {size: max(channels) for size, channels in MOBILENET_V1.items()}
+
+
+def mobilenet_v2_channels(layout: Layout, size: int = 224) -> dict[int, int]:
+    """Returns the most channels that a MobileNetV2 must materialize at each size.
+
+    As in the paper a block is one operation, so that only bottlenecks count; the stem's output goes
+    straight into the first block, and the last convolution's into the pooling.
+
+    >>> from mnv2_jax.models.spec import unroll
+    >>> mobilenet_v2_channels(unroll())
+    {112: 16, 56: 24, 28: 32, 14: 96, 7: 320, 1: 1280}
+    """
+    found: dict[int, int] = {}
+    size = -(-size // layout.stem_stride)
+    for block in layout.blocks:
+        size = -(-size // block.stride)
+        found[size] = max(found.get(size, 0), block.channels)
+    return found | ({1: layout.last} if layout.last else {})
+
+
+def shufflenet_channels(network: ShuffleNet) -> dict[int, int]:
+    """Returns the most channels at each size: shortcuts join the wide tensors, so those count."""
+    return {112: network.stem, 56: network.stem} | dict(
+        zip((28, 14, 7, 1), (*network.stages, network.stages[-1]), strict=True)
+    )
+
+
+def shufflenet_madds(network: ShuffleNet, classes: int = 1000) -> int:
+    """Counts ShuffleNet's multiply-adds at 224×224, which tell the groups from the channels.
+
+    A unit is a grouped 1×1 convolution to a quarter of its output, a depthwise 3×3 and a grouped
+    1×1. The strided unit's shortcut is pooled and concatenated; the network's first unit does not
+    group its first convolution.
+
+    >>> shufflenet_madds(SHUFFLENET_G3)
+    524045184
+    """
+    g, thin = network.groups, network.stem
+    total, size = 112**2 * 27 * thin, 56
+    for wide, repeats in zip(network.stages, REPEATS, strict=True):
+        inner, first = wide // 4, 1 if thin == network.stem else g
+        total += size**2 * thin * inner // first
+        size //= 2
+        total += size**2 * inner * (9 + (wide - thin) // g)
+        total += repeats * size**2 * inner * (wide // g + 9 + wide // g)
+        thin = wide
+    return total + thin * classes
+
+
+def kilobytes(channels: int, size: int) -> float:
+    """Returns the memory of a square tensor at 16 bit, in thousands of bytes as Table 3 counts.
+
+    >>> kilobytes(16, 112)
+    401.408
+    """
+    return channels * size**2 * BYTES / 1000
