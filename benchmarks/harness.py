@@ -183,6 +183,10 @@ def report_per_madd(
         f"batch {batch}, {timings[0]['threads']} threads": [row(t, batch) for t in timings]
         for batch, timings in tables.items()
     }
+    note += (
+        " Where the load is above the number of cores the medians of those that wait for each "
+        "other's threads are far off: compare the best times."
+    )
     save(name, title, shown, note, {"madds": madds, "timings": tables})
 
 
