@@ -114,7 +114,7 @@ def base() -> ConfigDict:
     c.loss.mixup = 0.0  # Beta parameter; 0 is off
     c.loss.cutmix = 0.0
     c.ema_decay = 0.0  # of averaged parameters and statistics, evaluated beside the raw ones
-    c.low_precision = ()  # bfloat16, int8, int8_trained: evaluate the finished model in them too
+    c.low_precision = ()  # bfloat16, int8, int8_trained, float32_trained: evaluate in them too
 
     c.init = ConfigDict()  # fine-tuning
     c.init.model = config_dict.placeholder(str)  # a saved model of this project

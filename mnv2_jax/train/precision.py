@@ -2,10 +2,11 @@
 
 The paper calls ReLU6 robust at low precision (Sec. 3.3). Here a trained network is evaluated again
 in bfloat16, in int8 after calibration on training images, and in int8 after a short training with
-the rounding in the loop.
+the rounding in the loop, beside the same short training without.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from mnv2_jax.data import Source, eval_batches, eval_transform, open_source
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.build import look_up
 from mnv2_jax.models.dialect import normalize
-from mnv2_jax.models.graph import trace
+from mnv2_jax.models.graph import Graph, run, trace
 from mnv2_jax.quantize import (
     quantize,
     simulate,
@@ -29,8 +30,8 @@ from mnv2_jax.quantize import (
 
 CALIBRATION_IMAGES = 512
 BATCH = 128
-# Training with rounding: long enough to settle, at a rate that leaves the network what it is.
-QAT_EPOCHS, QAT_RATE = 2, 1e-4
+# Further training: long enough to settle, at a rate that leaves the network what it is.
+TRAINED_EPOCHS, TRAINED_RATE = 2, 1e-4
 
 Logits = Callable[[Any], Any]
 # (model, variables, batches of training images and labels) -> (normalised images -> logits)
@@ -54,31 +55,46 @@ def int8_trained(model: Any, variables: Any, batches: Callable[[], Iterator[Any]
     """Integers, after training with rounding in the loop (QAT), at the ranges of PTQ."""
     graph, images = _calibration(model, variables, batches)
     ranges = quantize(graph, images).activations
+    trained = _trained(graph, partial(simulate_training, graph, ranges), batches)
+    quantized = with_ranges(trained, ranges)
+    return lambda images: simulate(quantized, images)[0]
+
+
+def float32_trained(model: Any, variables: Any, batches: Callable[[], Iterator[Any]]) -> Logits:
+    """As `int8_trained`, but without any rounding: what the further training alone is worth."""
+    graph, _ = _calibration(model, variables, batches)
+    trained = _trained(graph, lambda weights, x: run(with_weights(graph, weights), x), batches)
+    return lambda images: run(trained, images)[0]
+
+
+def _trained(
+    graph: Graph, compute: Callable[[Any, Any], Any], batches: Callable[[], Iterator[Any]]
+) -> Graph:
+    """Trains a graph's weights by the outputs that `compute(weights, images)` gives."""
     weights = trainable(graph)
-    optimizer = optax.adam(QAT_RATE)
+    optimizer = optax.adam(TRAINED_RATE)
 
     @jax.jit
     def step(weights: Any, state: Any, images: Any, labels: Any) -> Any:
         def loss(weights: Any) -> Any:
-            logits = simulate_training(graph, ranges, weights, images)[0]
+            logits = compute(weights, images)[0]
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(weights), state)
         return optax.apply_updates(weights, updates), state
 
     state = optimizer.init(weights)
-    for _ in range(QAT_EPOCHS):
+    for _ in range(TRAINED_EPOCHS):
         for batch, labels in batches():
             weights, state = step(weights, state, batch, labels)
-    trained = with_weights(graph, jax.device_get(weights))
-    quantized = with_ranges(trained, ranges)
-    return lambda images: simulate(quantized, images)[0]
+    return with_weights(graph, jax.device_get(weights))
 
 
 PRECISIONS: dict[str, Precision] = {
     "bfloat16": bfloat16,
     "int8": int8,
     "int8_trained": int8_trained,
+    "float32_trained": float32_trained,
 }
 
 

@@ -36,7 +36,9 @@ def test_scores_are_those_of_a_network_that_is_nearly_the_float_one(randomize):
     assert scores.keys() == {f"{name}/accuracy" for name in PRECISIONS}
     assert abs(scores["bfloat16/accuracy"] - plain) < 0.05
     assert abs(scores["int8/accuracy"] - plain) < 0.08
-    assert scores["int8_trained/accuracy"] > plain  # two epochs teach a random network something
+    # Two epochs teach a random network something, with rounding as without.
+    assert scores["int8_trained/accuracy"] > plain
+    assert abs(scores["int8_trained/accuracy"] - scores["float32_trained/accuracy"]) < 0.08
 
 
 def test_the_report_says_what_each_precision_costs():
