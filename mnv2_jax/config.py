@@ -85,7 +85,8 @@ def check_needs(config: Any) -> None:
 
 def _get_config_of(file: Path) -> Any:
     if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else Path("experiments")
+        beside = file.parent != Path() and file.parent.is_dir()
+        folder = file.parent if beside else Path("experiments")
         found = sorted(str(f) for f in folder.glob("*.py") if f.stem != "__init__")
         near = difflib.get_close_matches(str(file), found, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

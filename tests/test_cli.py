@@ -44,6 +44,9 @@ def test_words_that_are_no_command(refused):
     assert "--config" in refused("train")
     assert "unrecognized arguments: --wrokdir" in refused("train", "--config", "x", "--wrokdir=y")
     assert "has no value" in refused("--config", ABLATION, "--config.steps")
+    assert "goes on where it stopped" in refused("--config", ABLATION, "--resume")
+    assert "--config.KEY=VALUE" in refused("--config", ABLATION, "--width", "0.5")
+    assert "--config.KEY" not in refused("account", "--widht", "0.5")
     assert "belongs to the verb train" in refused("account", "--config.steps=3")
 
 
@@ -103,6 +106,7 @@ def test_configurations_that_cannot_be_used(refused, tmp_path):
     assert "did you mean experiments/ablate_linear.py" in refused(
         "--config", "experiments/ablate_lineer.py"
     )
+    assert "did you mean experiments/ablate_linear.py" in refused("--config", "ablate_linear")
     assert "unknown preset 'x'" in refused("--config", f"{ABLATION}:x")
     (tmp_path / "own.py").write_text(
         "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'name': 'own'})"
@@ -138,6 +142,22 @@ def test_exit_statuses(monkeypatch, capsys, raised, status, line):
     monkeypatch.setattr(sweep, "run_sweep", run)
     assert cli.main(["--config", ABLATION]) == status
     assert capsys.readouterr().err.strip() == line
+
+
+def test_the_only_model_of_a_training_is_found(refused, tmp_path, capsys):
+    def make(seed):
+        folder = tmp_path / "default" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"")
+        return str(folder)
+
+    parse = cli.make_parser().parse_args
+    only = make(0)
+    assert parse(["predict", "--model", str(tmp_path), "x.png"]).model == only
+    assert parse(["predict", "--model", only, "x.png"]).model == only
+    other = make(1)
+    text = refused("predict", "--model", tmp_path, "x.png")
+    assert "holds 2 models" in text and only in text and other in text
 
 
 def test_help_lists_every_verb_and_its_examples_parse(capsys):

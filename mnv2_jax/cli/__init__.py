@@ -22,6 +22,10 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.version import __version__
 
 EXIT_USAGE = 2
+AT_TRAINING = (
+    " Keys of the configuration are set with --config.KEY=VALUE, and a training goes on where it "
+    "stopped when its command is given again."
+)
 SIGNALLED = 128  # and the number of the signal, as shells count
 
 GROUPS = {
@@ -47,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest, overrides = split_overrides(argv)
         if rest and rest[0].startswith("--config"):
             rest.insert(0, "train")
-        arguments = make_parser().parse_args(rest)
+        arguments, extra = make_parser().parse_known_args(rest)
+        if extra:
+            hint = AT_TRAINING if arguments.run is TRAIN.run else ""
+            raise UsageError(
+                f"unrecognized arguments: {' '.join(extra)}.{hint} See `mnv2 {rest[0]} --help`."
+            )
         if overrides and arguments.run is not TRAIN.run:
             raise UsageError(f"override {overrides[0]!r} belongs to the verb train.")
         arguments.overrides, arguments.argv = overrides, argv

@@ -11,7 +11,7 @@ from mnv2_jax.errors import UsageError
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
-    parser.add_argument("--to", required=True, help="stablehlo, onnx or litert")
+    parser.add_argument("--to", required=True, help="stablehlo, onnx or litert (tflite)")
     parser.add_argument("path", help="file to write")
     parser.add_argument(
         "--preprocessing",
@@ -50,7 +50,7 @@ def _export(arguments: argparse.Namespace) -> None:
         saved.model,
         saved.variables,
         size,
-        arguments.to,
+        {"tflite": "litert"}.get(arguments.to, arguments.to),
         arguments.path,
         saved.classes,
         arguments.preprocessing,

@@ -2,7 +2,11 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+MODEL = "model.safetensors"
+MOST = 4  # models that a message lists
 
 
 class Verb(NamedTuple):
@@ -17,8 +21,22 @@ class Verb(NamedTuple):
 def model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--model`, a folder that training or importing wrote."""
     parser.add_argument(
-        "--model", required=True, help="folder of a trained model: runs/NAME/VARIANT/seed_N"
+        "--model",
+        required=True,
+        type=_find_model,
+        help="folder of a trained model: runs/NAME/VARIANT/seed_N, or above the only one",
     )
+
+
+def _find_model(path: str) -> str:
+    """Finds the model that is meant by the folder of a whole training, if it holds one only."""
+    found = sorted(str(file.parent) for file in Path(path).glob(f"*/seed_*/{MODEL}"))
+    if (Path(path) / MODEL).is_file() or not found:
+        return path  # a folder without a model is refused when it is read
+    if len(found) > 1:
+        listed = ", ".join(found[:MOST]) + (", ..." if len(found) > MOST else "")
+        raise argparse.ArgumentTypeError(f"{path} holds {len(found)} models, give one: {listed}")
+    return found[0]
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,8 @@ from mnv2_jax.errors import UsageError
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        metavar="ECOSYSTEM:FILE",
-        help="published weights, e.g. torchvision:mobilenet_v2-b0353104.pth",
+        metavar="[ECOSYSTEM:]FILE",
+        help="published weights, e.g. mobilenet_v2-b0353104.pth; whose they are is told by names",
     )
     parser.add_argument("folder", help="where the model is written")
     parser.add_argument("--sha256", help="refuse the file if its sha256 is another")
@@ -44,11 +44,17 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.train.saved import save_model
-    from mnv2_jax.weights import load_weights
+    from mnv2_jax.weights import infer_ecosystem, load_weights
+    from mnv2_jax.weights.files import read_tensors
+
+    source = arguments.source
+    if ":" not in source:
+        ecosystem = infer_ecosystem(read_tensors(source).tensors)
+        source = f"{ecosystem}:{source}" if ecosystem else source
 
     def load(drop_background: bool) -> Any:
         return load_weights(
-            arguments.source,
+            source,
             arguments.sha256,
             drop_head=arguments.drop_head,
             drop_background=drop_background,

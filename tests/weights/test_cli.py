@@ -51,6 +51,15 @@ def test_import_keeps_what_belongs_to_the_weights(slim):
     assert card.startswith("---\nlibrary_name: mnv2_jax\n") and loaded.sha256 in card
 
 
+def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
+    assert main(["import", str(slim / "mobilenet_v2_0.35_96.npz"), str(tmp_path / "model")]) == 0
+    assert same(load_model(tmp_path / "model").variables, load_model(slim / "model").variables)
+    capsys.readouterr()
+    np.savez(tmp_path / "strange.npz", kernel=np.zeros(3, np.float32))
+    assert main(["import", str(tmp_path / "strange.npz"), str(tmp_path / "none")]) == 2
+    assert "does not say whose weights" in capsys.readouterr().err
+
+
 def test_background_is_no_answer(slim, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 120, 100, 3)).astype(np.uint8)
     kept = load_model(slim / "kept")
