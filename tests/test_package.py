@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import mnv2_jax
 
 ROOT = Path(__file__).resolve().parents[1]
+GRAFTED = ("benchmarks", "docs", "experiments", "notebooks", "results", "tests")
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
@@ -57,7 +59,9 @@ def test_lock_pins_every_requirement():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = (ROOT / "requirements.txt").read_text().splitlines() + extras["dev"] + extras["image"]
+    asked = (ROOT / "requirements.txt").read_text().splitlines() + extras["dev"]
+    for extra in re.search(r"\[(.*)\]", extras["dev"][0])[1].split(","):
+        asked += extras[extra]
     names = {normal(re.match(r"[\w.-]*", line).group()) for line in asked} - {"", "mnv2-jax"}
     assert names - pinned == set()
 
@@ -97,6 +101,33 @@ def test_wheel_holds_the_whole_package(wheel):
     assert "mnv2_jax/py.typed" in held
     assert any(re.fullmatch(r"mnv2_jax/data/embedded/.*\.npz", name) for name in held)
     assert any(re.fullmatch(r"mnv2_jax/data/embedded/.*licen[cs]e.*", name, re.I) for name in held)
+
+
+def test_source_distribution_holds_what_the_checkout_does(tmp_path):
+    """Experiments, tests, documentation and results, so that it can be worked with as it is."""
+    source = tmp_path / "source"
+    left_out = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "shared")
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out))
+    shutil.copytree(ROOT / ".ci", source / ".ci")
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "-o",
+        tmp_path,
+        source,
+        cwd=tmp_path,
+    )
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    for name in (*GRAFTED, ".ci", "mnv2_jax"):
+        files = [path for path in (source / name).rglob("*") if path.is_file()]
+        wanted = {str(path.relative_to(source)) for path in files}
+        assert wanted and not wanted - held, name
+    assert {"main.py", "Makefile", "mkdocs.yml", "CHANGELOG.md", "requirements-lock.txt"} <= held
 
 
 def test_wheel_installs_and_runs_away_from_the_checkout(wheel, tmp_path):
