@@ -15,14 +15,14 @@ import optax
 from benchmarks.contenders import jax_train
 from benchmarks.harness import save
 from benchmarks.train_cpu import CASES
-from mnv2_jax import MobileNetV2
+from mnv2_jax import build
 from mnv2_jax.train.checkpoint import fingerprints
 from mnv2_jax.train.state import new_state
 
 
 def state_of(width, spec, classes, size):
     """A whole training state: parameters, statistics, momentum and averages."""
-    model = MobileNetV2(width=width, spec=spec, num_classes=classes)
+    model = build(width=width, spec=spec, num_classes=classes)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
     return new_state(variables, optax.sgd(0.1, momentum=0.9), True)
 

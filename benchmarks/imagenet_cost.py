@@ -7,6 +7,7 @@ move and the bandwidth of the links.
 
 import argparse
 import json
+import math
 
 import jax
 
@@ -47,10 +48,16 @@ def norms() -> int:
 
 
 def all_reduce(size: float, devices: int, bandwidth: float, latency: float) -> float:
-    """Seconds of a sum over devices in a ring: every byte passes each link twice, less a share."""
+    """Seconds of a sum over devices, by the quicker of a ring and a tree.
+
+    In a ring every byte passes each link twice, less a share, in 2 (n - 1) messages; in a tree the
+    whole goes up and down log2 n levels.
+    """
     if devices == 1:
         return 0.0
-    return 2 * (devices - 1) / devices * size / bandwidth + 2 * (devices - 1) * latency
+    ring = 2 * (devices - 1) / devices * size / bandwidth + 2 * (devices - 1) * latency
+    levels = 2 * math.ceil(math.log2(devices))
+    return min(ring, levels * (latency + size / bandwidth))
 
 
 def row(rate: float, devices: int, bandwidth: float, latency: float, scope: str) -> dict[str, str]:
