@@ -327,7 +327,7 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = (
         "--config.sweep.seeds=(0,)", "--config.sweep.at_once=1", "--config.ema_decay=0.9",
-        "--config.checkpoint_minutes=0", "--config.log_every=2", "--config.steps=100",
+        "--config.checkpoint_minutes=0", "--config.log_every=2", "--config.steps=60",
     )  # fmt: skip
     tallies, began = {}, time.monotonic()
     with tempfile.TemporaryDirectory() as place:
