@@ -1,7 +1,11 @@
 """What `verify` says of a sound training and of a damaged one."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,8 @@ from mnv2_jax import UsageError, cli
 from mnv2_jax.train.sweep import run_sweep
 from mnv2_jax.verify import verify
 from tests.train.setting import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,14 @@ def test_a_finished_training_is_sound(whole, capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == len(kinds) and not any(row["problem"] for row in rows)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_devices_need_not_be_those_of_the_training(whole):
+    """The training had all devices of these tests; a process without their settings has one."""
+    ours = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    command = [sys.executable, "main.py", "verify", str(whole)]
+    done = subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def flip(path):

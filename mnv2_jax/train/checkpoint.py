@@ -171,7 +171,9 @@ class Checkpoints:
             try:
                 with _quiet():
                     expected = self.record(step)["sha256"]
-                    saved: Any = self._manager.item_metadata(step)["state"]
+                    # The manager knows no handler of the state before it has restored one.
+                    folder = self._manager.directory / str(step) / "state"
+                    saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
                     like = jax.tree.map(
                         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                         getattr(saved, "tree", saved),
