@@ -50,7 +50,7 @@ def _export(arguments: argparse.Namespace) -> None:
         saved.model,
         saved.variables,
         size,
-        {"tflite": "litert"}.get(arguments.to, arguments.to),
+        "litert" if arguments.to == "tflite" else arguments.to,
         arguments.path,
         saved.classes,
         arguments.preprocessing,

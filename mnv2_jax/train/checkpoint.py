@@ -257,7 +257,7 @@ def _plain(path: str) -> str:
     return "/".join(a or b or c for a, b, c in re.findall(r"\.(\w+)|\['(.*?)'\]|\[(\d+)\]", path))
 
 
-def _unwritable(folder: Any, error: OSError) -> UsageError:
+def _unwritable(folder: Any, error: Exception) -> UsageError:
     say_no_more()
     return UsageError(
         f"the checkpoint cannot be written to {folder}: {_first_line(error)}. Earlier steps are as "
