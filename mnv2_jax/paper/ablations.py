@@ -51,16 +51,16 @@ def _ablation(
     for i, result in enumerate(results):
         if result.setting:
             yield Text(f"**{result.name}**: {result.setting} (`{result.command}`).")
+        drawn = result.folder / CURVES
+        if not result.curves(order[0]) and drawn.is_file():
+            name = f"{picture}-curves" + (f"-{i + 1}" if i else "")
+            yield Image(name, drawn, "Accuracy of the variants over training, as the run drew it.")
         yield Picture(
             picture + (f"-{i + 1}" if i else ""),
             _draw(result, order),
             "Accuracy of the variants" + (" over training," if result.curves(order[0]) else ",")
             + " and of every seed at the end.",
         )  # fmt: skip
-        drawn = result.folder / CURVES
-        if not result.curves(order[0]) and drawn.is_file():
-            name = f"{picture}-curves" + (f"-{i + 1}" if i else "")
-            yield Image(name, drawn, "Accuracy of the variants over training, as the run drew it.")
         reference, rows = result.scores[order[0]], []
         for name in order:
             scores = result.scores[name]

@@ -11,7 +11,7 @@ COLOURS = PALETTE[:6]  # black, the seventh, is the text's
 INK = "#000000"
 # What the page declares for light and dark: a colour of the palette -> a variable of CSS.
 VARIABLES = {colour.lower(): f"--c{i}" for i, colour in enumerate(COLOURS)}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,

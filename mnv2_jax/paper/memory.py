@@ -37,7 +37,8 @@ def temporary_bytes(model: MobileNetV2, size: int = SIZE, band: float | None = N
         variables = jax.eval_shape(partial(fold, model), variables)
         apply = partial(folded_apply, model, band=band)
     compiled = jax.jit(apply).lower(variables, image).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    analysis: Any = compiled.memory_analysis()
+    return int(analysis.temp_size_in_bytes)
 
 
 def measure(size: int) -> dict[str, int]:

@@ -41,7 +41,7 @@ section { border-top: 1px solid var(--rule); padding-top: 1.5rem; margin-top: 2.
 figure { margin: 1.1rem 0 0.6rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; font-family: inherit;
   fill: currentColor; }
-img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
+img { display: block; width: 100%; max-width: 38rem; height: auto; border-radius: 6px; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 .caption { color: var(--faint); font-size: 0.9rem; margin: 1.2rem 0 -0.5rem; }

@@ -70,7 +70,7 @@ def test_step_0_takes_the_statistics_of_the_images():
     """Batch norm by the batch leaves about half of each channel positive; nothing else does."""
     model = network()
     images = 5 + jax.random.normal(jax.random.key(1), (8, 6, 6, 1))
-    variables = model.init(jax.random.key(0), images[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     by_batch = positive_channels(model, variables, images, train=True)
     assert 0.35 < by_batch[1].mean / by_batch[1].channels < 0.65
     again = positive_channels(model, variables, images)

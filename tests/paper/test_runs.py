@@ -1,5 +1,7 @@
 """Results found on a disk, and the figures drawn from them."""
 
+from base64 import b64encode
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from mnv2_jax import account
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.build import build
 from mnv2_jax.paper.ablations import figure_6a, figure_6b
-from mnv2_jax.paper.item import Missing, Picture, Sources, Table, Text
+from mnv2_jax.paper.item import Image, Missing, Picture, Sources, Table, Text
+from mnv2_jax.paper.report import write_paper
 from mnv2_jax.paper.runs import find, read
 from mnv2_jax.paper.tradeoff import points
 from tests.paper.sweeps import write_sweep
@@ -88,3 +91,14 @@ def test_without_model_and_experiment_nothing_is_counted(tmp_path):
     result = read(write_sweep(tmp_path, "tradeoff"))
     result = result._replace(command="python main.py --config experiments/gone.py")
     assert [p.madds for p in points(result)] == [None] * 3
+
+
+def test_curves_that_a_run_drew_stand_for_logs_that_were_not_kept(tmp_path):
+    place = write_sweep(tmp_path, "ablate_linear")
+    (place / "curves.png").write_bytes(b"\x89PNG drawn")
+    (image,) = (part for part in figure_6a(Sources((tmp_path,))) if isinstance(part, Image))
+    assert image.path == place / "curves.png"
+    files = write_paper(tmp_path / "out", Sources((tmp_path,)), ["fig-6a"])
+    assert (tmp_path / "out" / f"{image.name}.png").read_bytes() == b"\x89PNG drawn"
+    encoded = b64encode(b"\x89PNG drawn").decode()
+    assert f'src="data:image/png;base64,{encoded}"' in files[0].read_text()
