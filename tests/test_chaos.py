@@ -32,7 +32,8 @@ def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, ter
     tally = torment(case, kills, terms, tmp_path)
     assert tally.kills == kills and tally.terms == terms
     assert tally.equal == tally.trainings > 0
-    assert tally.inside_saves >= kills // 3
+    # Of two hosts, the one that is left may still finish the save.
+    assert tally.inside_saves >= (kills // 3 if case.processes == 1 else 0)
     assert tally.slowest_term < TERM_LEAVES and tally.slowest_peer < PEER_LEAVES
 
 
