@@ -147,7 +147,7 @@ def place(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
-    for task, name in (("classify", "finetune"), ("detect", "detect_scenes")):
+    for task, name in (("classify", "mine"), ("detect", "detect_scenes")):
         options = {"num_classes": 2, "width": 0.1, "spec": "small_96"}
         description = {
             "task": task, "model": options, "classes": ["cat", "dog"], "resolution": 96,
