@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -262,6 +263,20 @@ def test_fingerprints_tell_values_types_and_shapes_apart():
     assert fingerprints({"x": np.zeros(4, np.float32)}) == json.loads(prints[0])
 
 
+def steps_in(folder):
+    """Steps there are, or all names if something else is there too."""
+    names = [path.name for path in folder.iterdir()]
+    return sorted(map(int, names)) if all(map(str.isdecimal, names)) else names
+
+
+def until(condition, seconds=30):
+    """Waits for what is done in the background."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_two_hundred_saves_leave_nothing_behind(tmp_path):
     """Files and memory after 200 saves are those after 40."""
     counts = {}
@@ -271,16 +286,18 @@ def test_two_hundred_saves_leave_nothing_behind(tmp_path):
         checkpoints.save(state.replace(step=jnp.int32(step)), {"seconds": step / 3}, None)
         if step in (40, 200):
             checkpoints.wait()
+            until(lambda step=step: steps_in(tmp_path) == [step - 1, step])  # deletions lag behind
             gc.collect()
+            # Files of array data differ in number by how a save was grouped; a leak is hundreds.
             files = sum(1 for _ in tmp_path.rglob("*"))
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on macOS
             counts[step] = files, len(os.listdir("/dev/fd")), peak
     checkpoints.close()
-    assert counts[200][0] == counts[40][0]
+    assert counts[200][0] <= counts[40][0] + 20
     assert counts[200][1] <= counts[40][1] + 8
     # A leaked state at every save would be 51 MB.
     assert counts[200][2] - counts[40][2] < (4e4 if sys.platform == "linux" else 4e7)
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [199, 200]
+    assert steps_in(tmp_path) == [199, 200]
 
 
 RELEASE = Path(__file__).parent / "checkpoint_of_0.1.0"
