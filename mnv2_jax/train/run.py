@@ -121,7 +121,8 @@ def make_run(config: Any, replicas: int) -> Run:
     if steps > MAX_STEPS:
         raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, tuple(config.init.frozen))
+    frozen = tuple(map(str, config.init.frozen))  # what is no name is refused below
+    optimizer = make_optimizer(config.optimizer, schedule, frozen)
     classes = problem.classes(source)
     model = make_model(config, len(classes), channels, plan.norm_axis)
     feed = train_feed(config, source, channels)
