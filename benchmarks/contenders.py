@@ -92,7 +92,8 @@ def jax_infer(threads, batch, size, form, width=1.0, dtype="float32"):
         apply, variables = partial(folded_apply, model), fold(model, variables)
     else:
         apply = model.apply
-    compiled = over_rows(apply) if form == "shared" else jax.jit(apply)
+    options = host.prediction_options() if form in ("folded", "shared") else {}
+    compiled = jax.jit(over_rows(apply) if form == "shared" else apply, compiler_options=options)
     return lambda: compiled(variables, images).block_until_ready()
 
 

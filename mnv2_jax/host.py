@@ -6,6 +6,7 @@ makes a small training step 1.4 times as fast.
 """
 
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,26 @@ def split_cpu(devices: int) -> None:
         "XLA_FLAGS", ""
     ):
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+@functools.cache
+def prediction_options() -> dict[str, str]:
+    """Returns options for `jax.jit(..., compiler_options=...)` under which prediction is fastest.
+
+    On CPUs XLA gives matrix products to YNNPACK, which wins in training; the few rows that a
+    predicted image has are faster in Eigen, which also spreads them over cores
+    (benchmarks/infer_cpu.py has both). Empty elsewhere, and where XLA does not know the option.
+    """
+    import jax
+
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def use_compilation_cache() -> None:

@@ -174,10 +174,11 @@ def _pmap(function: Function, plan: Plan) -> Function:
 
 
 def over_rows(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Compiles function(constants, rows) -> rows for all local devices, a share of the rows each.
+    """Spreads function(constants, rows) -> rows over all local devices; call it under `jax.jit`.
 
-    On a CPU with a device for each core (`host.split_cpu`), this keeps the cores busier than one
-    program does that is spread over them: 0.7 times the time of a batch (benchmarks/infer_cpu.py).
+    Each device computes a share of the rows. On a CPU with a device for each core
+    (`host.split_cpu`), this keeps the cores busier than one program does that is spread over them
+    (benchmarks/infer_cpu.py).
 
     Args:
       function: whose every output row depends on one row of its second argument; a number of rows
@@ -186,7 +187,7 @@ def over_rows(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
     shares = {"in_specs": (EVERYWHERE, ROWS), "out_specs": ROWS, "check_vma": False}
-    return jax.jit(jax.shard_map(function, mesh=mesh, **shares))
+    return jax.shard_map(function, mesh=mesh, **shares)
 
 
 LAUNCHERS: Mapping[str, Callable[[Function, Plan], Function]] = {

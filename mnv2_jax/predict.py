@@ -13,6 +13,7 @@ from mnv2_jax.data.image import decode, resize
 from mnv2_jax.data.paired import MEAN_PIXEL, fitted, padded
 from mnv2_jax.data.transforms import with_channels
 from mnv2_jax.errors import UsageError
+from mnv2_jax.host import prediction_options
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.fold import fold, folded_apply
 from mnv2_jax.parallel import over_rows
@@ -43,7 +44,10 @@ def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[
     transform = transform_of(saved)
 
     logits, folded = folded_logits(saved)
-    probabilities = jax.jit(lambda *arguments: jax.nn.softmax(logits(*arguments)))
+    probabilities = jax.jit(
+        lambda *arguments: jax.nn.softmax(logits(*arguments)),
+        compiler_options=prediction_options(),
+    )
     for path in paths:
         image = transform({"image": read_image(path, channels)}, np.random.default_rng(0))["image"]
         values = np.asarray(probabilities(folded, image[None]))[0]
@@ -67,7 +71,10 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
         )
     logits, folded = folded_logits(saved)
     shared = over_rows(logits)
-    metrics = jax.jit(lambda folded, batch: scores(shared(folded, batch["image"]), batch))
+    metrics = jax.jit(
+        lambda folded, batch: scores(shared(folded, batch["image"]), batch),
+        compiler_options=prediction_options(),
+    )
     batch_size += -batch_size % jax.local_device_count()
     total: dict[str, Any] = {}
     for rows in eval_batches(source, batch_size=batch_size, transform=transform_of(saved)):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import UsageError, build, normalize
+from mnv2_jax import UsageError, build, host, normalize
 from mnv2_jax.cli import main
 from mnv2_jax.data import ArraySource, open_source
 from mnv2_jax.predict import evaluate, predict
@@ -40,6 +40,19 @@ def test_a_saved_model_comes_back_bit_for_bit(folder, randomize):
     jax.tree.map(
         np.testing.assert_array_equal, saved.variables, randomize(build(**MODEL), (1, 8, 8, 1))
     )
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    jit = jax.jit
+    assert jit(lambda x: x + 1, compiler_options=host.prediction_options())(1) == 2
+
+    def older(function, compiler_options):
+        return jit(
+            function, compiler_options={"xla_cpu_of_another_release": "", **compiler_options}
+        )
+
+    monkeypatch.setattr(jax, "jit", older)
+    assert host.prediction_options.__wrapped__() == {}
 
 
 def test_evaluation_counts_every_image_once(folder):
