@@ -161,10 +161,10 @@ def test_memory_falls_with_groups(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "table-8"], "unknown item 'table-8': did you mean 'table-"),
+        (["table-8"], "unknown item 'table-8': did you mean 'table-"),
         (["--runs", "no/such"], "--runs 'no/such' is no folder"),
         (["--model", "no/such"], "--model 'no/such' is no folder"),
-        (["--only", "table-1", "--out", "/dev/null/x"], "cannot be made"),
+        (["table-1", "--out", "/dev/null/x"], "cannot be made"),
     ],
 )
 def test_mistakes_are_one_line(words, message, capsys):
@@ -174,11 +174,11 @@ def test_mistakes_are_one_line(words, message, capsys):
 
 
 def test_the_verb_prints_paths(tmp_path, capsys):
-    assert main(["paper", "--only", "table-1", "--out", str(tmp_path), "--json"]) == 0
+    assert main(["paper", "table-1", "--out", str(tmp_path), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"files": [str(tmp_path / n) for n in ("report.html", "report.md")]}
     assert "Table 1" in err
-    assert main(["paper", "--only", "table-1", "--out", str(tmp_path), "--quiet"]) == 0
+    assert main(["paper", "table-1", "--out", str(tmp_path), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
 
