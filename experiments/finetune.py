@@ -5,7 +5,9 @@
 
 The images lie in `train/CLASS/` and `val/CLASS/`. The classifier is made anew where the number of
 classes differs. `:head` trains the classifier alone on frozen features and running statistics.
-Width, spec and dialect must be those of the saved model.
+Width, spec and dialect must be those of the saved model. The model is of a training here, or of
+published weights (`mnv2 import`); without one, imagenet_modern.py with `--config.data.name=folder`
+trains from nothing.
 """
 
 from ml_collections import ConfigDict

@@ -79,7 +79,8 @@ def check_needs(config: Any) -> None:
     for key in given.get("needs", ()):
         if given.get(key) is None:
             raise UsageError(
-                f"this experiment needs {key}: give {OVERRIDE}{key}=VALUE; its head says what."
+                f"this experiment needs {key}: give {OVERRIDE}{key}=VALUE; the first lines of "
+                "its file say what."
             )
 
 

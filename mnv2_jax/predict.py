@@ -1,6 +1,7 @@
 """A saved model at work: classes of single images, and scores over a data set."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from mnv2_jax.tasks.classify import scores
 from mnv2_jax.train.saved import Saved
 
 MAX_FILE_BYTES = 1 << 28
+EVALUATION = "evaluation.json"
 
 
 class Guess(NamedTuple):
@@ -63,11 +65,11 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
         image is damaged.
     """
     saved = without_background(saved)
-    known = saved.model.num_classes
-    if len(source.classes) > known:
+    known, found = saved.model.num_classes, tuple(source.classes)
+    if len(found) > known or (len(found) < known and found != saved.classes[: len(found)]):
         raise UsageError(
-            f"the data has {len(source.classes)} classes and the model knows {known}: evaluate on "
-            "the data it was trained for, or fine-tune it with experiments/finetune.py."
+            f"the data has {len(found)} classes and the model knows {known}: evaluate on the data "
+            "it was trained for, or fine-tune it with experiments/finetune.py."
         )
     logits, folded = folded_logits(saved)
     shared = over_rows(logits)
@@ -85,6 +87,29 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
             for name, pair in sums.items()
         }
     return {name: float(value / count) for name, (value, count) in total.items()}
+
+
+def write_evaluation(folder: Path, saved: Saved, facts: Mapping[str, Any]) -> Path:
+    """Keeps what an evaluation found, and of which model, where `mnv2 paper` finds it.
+
+    Args:
+      folder: made if needed.
+      saved: the model; its options and the source of its weights are written.
+      facts: `data`, `split`, `images`, `scores`, `views`, the `folder` of the model, `command`.
+
+    Raises:
+      UsageError: the folder cannot be written.
+    """
+    described = {
+        name: value for name, value in saved.description.items() if name not in ("classes", "eval")
+    }
+    path = folder / EVALUATION
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**facts, "model": described}, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}. Choose another --out.") from error
+    return path
 
 
 def folded_logits(saved: Saved) -> tuple[Callable[[Any, Any], jax.Array], Any]:

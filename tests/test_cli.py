@@ -108,6 +108,11 @@ def test_configurations_that_cannot_be_used(refused, tmp_path):
     )
     assert "did you mean experiments/ablate_linear.py" in refused("--config", "ablate_linear")
     assert "unknown preset 'x'" in refused("--config", f"{ABLATION}:x")
+    assert "unknown preset 'x'" in refused("train", f"{ABLATION}:x")
+    for words in (("train",), ("train", ABLATION, "--config", ABLATION)):
+        assert "train takes one experiment, such as --config" in refused(*words)
+    assert f"--config.data.root={tmp_path}" in refused("train", tmp_path)
+    assert "goes on where it stopped" in refused("train", "--resume", "runs/x")
     (tmp_path / "own.py").write_text(
         "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({'name': 'own'})"
     )

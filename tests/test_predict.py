@@ -10,6 +10,7 @@ from PIL import Image
 from mnv2_jax import UsageError, build, host, normalize
 from mnv2_jax.cli import main
 from mnv2_jax.data import ArraySource, open_source
+from mnv2_jax.paper.evaluations import find_evaluations
 from mnv2_jax.predict import evaluate, predict
 from mnv2_jax.train.saved import load_model, save_model
 
@@ -97,14 +98,32 @@ def test_the_verbs(folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("%") == 2
     assert main(["evaluate", "--model", str(folder), "--data", "digits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 360
-    assert main(["evaluate", "--model", str(folder), "--data", "digits"]) == 0
+    words = [
+        "evaluate",
+        "--model",
+        str(folder),
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "kept"),
+    ]
+    assert main(words) == 0
     assert "accuracy" in capsys.readouterr().out
+    (kept,) = find_evaluations((tmp_path,), "digits", "accuracy")
+    assert (kept.images, kept.at, kept.several) == (360, (1.0, 8), False)
+    assert kept.percent == f"{100 * kept.score:.1f}" and str(folder) in kept.weights
+    assert kept.command.startswith("python main.py evaluate --model")
+    assert find_evaluations((tmp_path / "kept",), "imagenet2012", "accuracy") == []
 
 
 def test_data_of_more_classes_than_the_model_is_refused(folder):
     many = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 11]), ("x",) * 12)
     with pytest.raises(UsageError, match="12 classes and the model knows 10"):
         evaluate(load_model(folder), many)
+    # Fewer are right only if they are the first that the model knows.
+    few = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ("bag", "sandal"))
+    with pytest.raises(UsageError, match="2 classes and the model knows 10"):
+        evaluate(load_model(folder), few)
 
 
 def damage_json(folder):

@@ -13,6 +13,9 @@ FOLDERS = ("runs", "results")
 
 
 def _paper_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "items", nargs="*", metavar="ITEM", help="some of them, e.g. table-3 fig-7 (all)"
+    )
     parser.add_argument("--out", default="runs/paper", help="folder of the report (runs/paper)")
     parser.add_argument(
         "--runs",
@@ -23,9 +26,6 @@ def _paper_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="DIR", help="trained model for Fig. 7 (the ablation's on digits)"
     )
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="ITEM", help="some items, e.g. table-3 fig-7"
-    )
     parser.add_argument("--quiet", action="store_true", help="no line for each item")
     json_argument(parser)
 
@@ -35,7 +35,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     from mnv2_jax.paper.item import Sources
     from mnv2_jax.paper.report import choose, write_paper
 
-    choose(arguments.only)
+    choose(arguments.items)
     for folder in arguments.runs or ():
         if not Path(folder).is_dir():
             raise UsageError(
@@ -55,7 +55,7 @@ def _paper(arguments: argparse.Namespace) -> None:
             print(line, file=sys.stderr, flush=True)
 
     command = shlex.join(["python", "main.py", *arguments.argv])
-    files = write_paper(Path(arguments.out), sources, arguments.only, command, progress)
+    files = write_paper(Path(arguments.out), sources, arguments.items, command, progress)
     if arguments.json:
         print(json.dumps({"files": [str(file) for file in files]}))
     else:
@@ -68,6 +68,6 @@ PAPER = Verb(
     _paper,
     (
         "mnv2 paper",
-        "mnv2 paper --only table-3 fig-7 --out tables",
+        "mnv2 paper table-3 fig-7 --out tables",
     ),
 )

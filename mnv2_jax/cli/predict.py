@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "0.5 0.75 1 1.25 1.5 1.75",
     )
     parser.add_argument("--flip", action="store_true", help="and at each one's mirror image")
+    parser.add_argument(
+        "--out", metavar="DIR", help="keeps the scores in DIR/evaluation.json, for `mnv2 paper`"
+    )
     json_argument(parser)
 
 
@@ -61,6 +65,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.examples:
         picture = regions.examples(saved, source, EXAMPLES, views=views)
         write_picture(picture, Path(arguments.examples))
+    if arguments.out:
+        facts = {
+            "data": arguments.data,
+            "split": arguments.split,
+            "images": len(source),
+            "scores": scores,
+            "views": views._asdict(),
+            "folder": arguments.model,
+            "command": shlex.join(["python", "main.py", *arguments.argv]),
+        }
+        predict.write_evaluation(Path(arguments.out), saved, facts)
     if arguments.json:
         print(json.dumps({"images": len(source), **scores}))
         return
@@ -130,6 +145,7 @@ EVALUATE = Verb(
     (
         "mnv2 evaluate --model runs/ablate_linear/linear/seed_0 --data digits",
         "mnv2 evaluate --model MODEL --data folder --root my_images --split val",
+        "mnv2 evaluate --model models/v1 --data imagenet2012 --root IMAGENET --out runs/v1",
     ),
 )
 PREDICT = Verb(

@@ -8,9 +8,9 @@ from mnv2_jax.errors import UsageError
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", metavar="FILE[:PRESET]", help="as --config")
     parser.add_argument(
         "--config",
-        required=True,
         metavar="FILE[:PRESET]",
         help="an experiment, e.g. experiments/ablate_linear.py:fashion_mnist; "
         "--config.KEY=VALUE changes one of its keys",
@@ -37,7 +37,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from mnv2_jax.train.report import RESULTS
     from mnv2_jax.train.sweep import default_workdir, run_sweep
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(_experiment(arguments), arguments.overrides)
     check_keys(config, ("name", "title", "sweep.seeds", "sweep.at_once", "sweep.reference"))
     check_needs(config)
     host.keep_freed_memory()
@@ -57,6 +57,22 @@ def _train(arguments: argparse.Namespace) -> None:
         elif report is not None:
             print(report.read_text())
             print(f"report, plot, logs and models are in {workdir}")
+
+
+def _experiment(arguments: argparse.Namespace) -> str:
+    given = arguments.config or arguments.experiment
+    if given is None or (arguments.config and arguments.experiment):
+        raise UsageError(
+            "train takes one experiment, such as --config experiments/ablate_linear.py; on images "
+            "of your own, --config experiments/finetune.py --config.data.root=FOLDER."
+        )
+    if Path(given).is_dir():
+        raise UsageError(
+            f"{given!r} is a folder, and train takes an experiment: for images there, --config "
+            f"experiments/finetune.py --config.data.root={given}; a training goes on when its "
+            "own command is given again."
+        )
+    return given
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:

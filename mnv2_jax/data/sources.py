@@ -210,6 +210,10 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     if name.startswith(MASKS):
         return prepared.open_prepared(name.removeprefix(MASKS), split, root, masks=True)
     if name not in OPENERS:
+        if Path(name).is_dir():
+            raise UsageError(
+                f"data set {name!r} is a folder: name the set folder, with {name} as its root."
+            )
         raise unknown("data set", name, [*OPENERS, f"{PREPARED}NAME", f"{MASKS}NAME"])
     if name in OWN_SPLITS:
         return OPENERS[name](split, root)

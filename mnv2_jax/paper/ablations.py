@@ -8,8 +8,7 @@ import numpy as np
 
 from mnv2_jax.paper.drawing import COLOURS, figure, plain_axes
 from mnv2_jax.paper.item import HERE, PLAIN, Image, Missing, Part, Picture, Sources, Table, Text
-from mnv2_jax.paper.runs import Result, find
-from mnv2_jax.paper.tables import spread
+from mnv2_jax.paper.runs import Result, find, spread
 from mnv2_jax.train.report import CURVES, paired_difference, verdicts
 
 LABELS = {

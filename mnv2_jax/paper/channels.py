@@ -170,9 +170,7 @@ def figure_7(sources: Sources) -> Iterator[Part]:
     )
     if saved is None:
         yield Missing("the same network after training on digits", TRAIN)
-    yield Missing(
-        "the counts of any other checkpoint", "python main.py paper --only fig-7 --model FOLDER"
-    )
+    yield Missing("the counts of any other checkpoint", "python main.py paper fig-7 --model FOLDER")
     yield Note(
         "Lemma 2 asks for n positive values *and* independent rows; the figure, like the paper's, "
         "counts values. The first block does not expand: there it is the stem's output."

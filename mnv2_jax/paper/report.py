@@ -1,5 +1,6 @@
 """The whole report: the items in the paper's order, computed and written."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from mnv2_jax.paper.tradeoff import figure_5
 from mnv2_jax.train.report import environment
 
 HTML, MARKDOWN = "report.html", "report.md"
-ONLY = "python main.py paper --only "
+ONLY = "python main.py paper "
 EXPERIMENT = "python main.py --config experiments/"
 
 ITEMS = (
@@ -56,14 +57,24 @@ ITEMS = (
 def choose(keys: Sequence[str]) -> list[Item]:
     """Returns the items of the given keys in the paper's order; all for none.
 
+    A key may be written as in the paper, and Fig. 6 stands for both of its halves.
+
+    >>> [item.key for item in choose(["Table 3", "fig6"])]
+    ['table-3', 'fig-6a', 'fig-6b']
+
     Raises:
       UsageError: there is no such item.
     """
-    known = {item.key: item for item in ITEMS}
-    for key in keys:
-        if key not in known:
-            raise unknown("item", key, known)
-    return [item for item in ITEMS if not keys or item.key in keys]
+    known = {item.key for item in ITEMS}
+    chosen: set[str] = set()
+    for word in keys:
+        written = re.fullmatch(r"(table|fig|sec)[a-z]*[\W_]*(\d[\d.]*[a-z]?)", word.lower())
+        key = f"{written[1]}-{written[2]}" if written else word
+        found = known & {key, f"{key}a", f"{key}b"}
+        if not found:
+            raise unknown("item", word, known)
+        chosen |= found
+    return [item for item in ITEMS if not keys or item.key in chosen]
 
 
 def write_paper(

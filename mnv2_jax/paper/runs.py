@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.paper.item import Sources
 from mnv2_jax.train.log import METRICS, read_rows
 from mnv2_jax.train.report import REPORT, RESULTS
 
@@ -114,6 +115,49 @@ def read(folder: Path) -> Result:
     except StopIteration:
         raise UsageError(f"{path} holds no runs: run its experiment again, or remove it.") from None
     return Result(folder, metric, scores, steps, command, _setting(folder), _config(folder))
+
+
+def spread(values: list[float]) -> str:
+    """Formats shares of 1 in percent: mean, and standard deviation of several.
+
+    >>> spread([0.5]), spread([0.5, 0.52])
+    ('50.0', '51.0 ± 1.4')
+    """
+    percent = 100 * np.asarray(values)
+    return f"{percent.mean():.1f}" + (f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def imagenet_scores(sources: Sources) -> dict[tuple[float, int], Result]:
+    """Finds runs on ImageNet by (width, resolution), each with that variant's scores alone."""
+    found: dict[tuple[float, int], Result] = {}
+    for result in find(sources.runs, "imagenet") + find(sources.runs, "tradeoff-imagenet2012"):
+        for variant, scores in result.scores.items():
+            at = width_and_size(result, variant, 224)
+            if result.option(variant, "data.name", "imagenet2012") == "imagenet2012":
+                found.setdefault(at, result._replace(scores={variant: scores}))
+    return found
+
+
+def width_and_size(result: Result, variant: str, size: int) -> tuple[float, int]:
+    """Returns width and resolution of a variant; `size` is the experiment's own resolution."""
+    named = re.fullmatch(r"width_(\d+)-size_(\d+)", variant)  # as experiments/tradeoff.py names it
+    if named:
+        return int(named[1]) / 100, int(named[2])
+    width = result.option(variant, "model.width", 1.0)
+    return float(width), int(result.option(variant, "data.resolution", size))
+
+
+def voc_scores(sources: Sources) -> dict[tuple[int, bool], list[float]]:
+    """Finds the mean IoU on VOC by (output stride, pyramid)."""
+    found: dict[tuple[int, bool], list[float]] = {}
+    for name in ("segment_voc", "ablate_output_stride-voc"):
+        for result in find(sources.runs, name):
+            for variant, scores in result.scores.items():
+                named = re.fullmatch(r"stride_(\d+)(-aspp)?", variant)
+                stride = named[1] if named else result.option(variant, "model.output_stride", 16)
+                aspp = named[2] if named else result.option(variant, "segment.aspp", False)
+                found.setdefault((int(stride), str(aspp) in ("True", "-aspp")), scores)
+    return found
 
 
 def sweep_config(model: Path) -> dict[str, Any]:

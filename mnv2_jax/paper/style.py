@@ -58,6 +58,10 @@ td { white-space: nowrap; }
 .missing { border: 1px dashed var(--rule); border-radius: 6px; padding: 0.5rem 0.9rem; }
 footer { margin-top: 3rem; border-top: 1px solid var(--rule); color: var(--faint);
   font-size: 0.88rem; }
+@media (max-width: 40rem) {
+  figure { overflow-x: auto; }
+  svg { min-width: 36rem; }
+}
 @media print {
   :root {
     --ink: #000; --faint: #444; --page: #fff; --soft: #f2f2f2; --rule: #bbb; --link: #000;
@@ -67,13 +71,16 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); color: var(--faint
   @page { margin: 16mm 14mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   section { break-before: auto; margin-top: 1.4rem; }
-  h2, .command, .caption { break-after: avoid; }
-  figure, tr, .note, .missing { break-inside: avoid; }
+  h2, .command, .caption, p:has(+ figure) { break-after: avoid; }
+  figure, table, tr, .note, .missing { break-inside: avoid; }
+  table:has(tr:nth-child(16)) { break-inside: auto; }
   thead { display: table-header-group; }
   table { font-size: 8pt; }
   td, th { padding: 0.15rem 0.4rem; }
-  .table { overflow: visible; }
-  td { white-space: normal; }
+  .table, figure { overflow: visible; }
+  svg { min-width: 0; }
+  img { max-width: 28rem; }
+  td:not(:first-child) { white-space: normal; }
   nav { background: none; padding: 0; }
 }
 """

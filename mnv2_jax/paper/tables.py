@@ -1,19 +1,17 @@
 """Tables 1 to 7: every cost counted on this project's models, beside what the paper prints."""
 
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from mnv2_jax.accounting import Account, account
 from mnv2_jax.models.block import InvertedResidual
 from mnv2_jax.models.build import build, build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import TABLE_2, unroll
 from mnv2_jax.paper import peers, printed
+from mnv2_jax.paper.evaluations import Evaluation, evaluation_table, find_evaluations
 from mnv2_jax.paper.item import HERE, PAPER, PLAIN, Missing, Note, Part, Sources, Table, Text
-from mnv2_jax.paper.runs import Result, find
+from mnv2_jax.paper.runs import Result, find, imagenet_scores, spread, voc_scores
 
 DASH = "–"
 CLASSES = 80  # COCO's, without background (Table 5)
@@ -21,6 +19,8 @@ DETECTION_SIZE, SEGMENTATION_SIZE = 320, 513
 # Multi-scale inputs as in DeepLabv3 (arXiv 1706.05587), which the paper follows; each also flipped.
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 IMAGENET = "python main.py --config experiments/imagenet.py --config.data.root=/path/to/imagenet"
+# For what `mnv2 import` made of published weights, and for models that were trained here.
+EVALUATE = "python main.py evaluate --model MODEL --data {} --root /path/to/it --out runs/NAME"
 
 
 @lru_cache
@@ -181,6 +181,7 @@ def table_3(sources: Sources) -> Iterator[Part]:
 def table_4(sources: Sources) -> Iterator[Part]:
     """Table 4: ImageNet, cost counted, accuracy from runs."""
     runs = imagenet_scores(sources)
+    evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
     rows = []
     for row in printed.TABLE_4:
         width = {"MobileNetV2": 1.0, "MobileNetV2 (1.4)": 1.4}.get(row.network)
@@ -188,7 +189,10 @@ def table_4(sources: Sources) -> Iterator[Part]:
         if width is not None:
             cost = classifier(width)
             counted = (
-                _percent(_only(runs.get((width, 224)))),
+                _here(
+                    _only(runs.get((width, 224))),
+                    [e for e in evaluated if e.at == (width, 224)],
+                ),
                 f"{cost.params:,} ({cost.kernel_params / 1e6:.2f} M)",
                 f"{cost.madds:,}",
             )
@@ -208,6 +212,7 @@ def table_4(sources: Sources) -> Iterator[Part]:
             yield result_table(runs[width, 224])
         else:
             yield Missing(f"top-1 accuracy at width {width} on ImageNet", IMAGENET + suffix)
+    yield from _evaluations(evaluated, "top-1 %", "imagenet2012")
     cost = classifier(1.4)
     yield Note(
         f"The paper prints 6.9 M parameters for width 1.4; its architecture has "
@@ -245,12 +250,16 @@ def table_6(sources: Sources) -> Iterator[Part]:
     """Table 6: detection on COCO."""
     cost = detector()
     coco = find(sources.runs, "detect_coco")
+    evaluated = find_evaluations(sources.runs, "coco", "map")
     rows = []
     for row in printed.TABLE_6:
         counted: tuple[str, ...] = (DASH, DASH, DASH)
         if row.network.startswith("MNet V2"):
             counted = (
-                _percent(_only(coco[0]) if coco else []),
+                _here(
+                    _only(coco[0] if coco else None),
+                    [e for e in evaluated if e.at == (1.0, DETECTION_SIZE)],
+                ),
                 f"{cost.params:,}",
                 f"{cost.madds:,}",
             )
@@ -273,6 +282,8 @@ def table_6(sources: Sources) -> Iterator[Part]:
             "python main.py --config experiments/detect_coco.py --config.data.root=/path/to/coco "
             "--config.init.model=runs/imagenet/default/seed_0",
         )
+    if evaluated:
+        yield evaluation_table(evaluated, "mAP")
     yield from _scores(
         sources,
         ("detect_scenes",),
@@ -284,6 +295,13 @@ def table_6(sources: Sources) -> Iterator[Part]:
 def table_7(sources: Sources) -> Iterator[Part]:
     """Table 7: segmentation on VOC 2012."""
     voc = voc_scores(sources)
+    evaluated = find_evaluations(sources.runs, "voc_segmentation", "miou")
+
+    def here(stride: int, aspp: bool, several: bool) -> str:
+        # A training evaluates at one scale.
+        trained = [] if several else voc.get((stride, aspp), [])
+        return _here(trained, [e for e in evaluated if e.segmenter == (stride, aspp, several)])
+
     rows = []
     for row in printed.TABLE_7:
         counted: tuple[str, ...] = (DASH, DASH, DASH)
@@ -292,15 +310,14 @@ def table_7(sources: Sources) -> Iterator[Part]:
             madds = cost.madds
             if row.multiscale:
                 madds = multiscale_madds(row.output_stride, row.aspp)
-            # A training evaluates at one scale.
-            scores = [] if row.multiscale else voc.get((row.output_stride, row.aspp), [])
-            counted = (_percent(scores), f"{cost.params:,}", f"{madds:,}")
+            scores = here(row.output_stride, row.aspp, row.multiscale)
+            counted = (scores, f"{cost.params:,}", f"{madds:,}")
         marks = ("✓" if mark else "" for mark in (row.aspp, row.multiscale))
         given = (f"{row.miou:.2f}", f"{row.params} M", f"{row.madds:g} B")
         rows.append((row.network, row.output_stride, *marks, *given, *counted))
     for aspp in (False, True):  # one scale at stride 8, which the paper leaves out
         cost = segmenter(8, aspp)
-        counted = (_percent(voc.get((8, aspp), [])), f"{cost.params:,}", f"{cost.madds:,}")
+        counted = (here(8, aspp, False), f"{cost.params:,}", f"{cost.madds:,}")
         rows.append(("V2*, one scale", 8, "✓" if aspp else "", "", DASH, DASH, DASH, *counted))
     yield Table(
         (
@@ -314,10 +331,13 @@ def table_7(sources: Sources) -> Iterator[Part]:
     )  # fmt: skip
     if not voc:
         yield Missing(
-            "mean IoU on VOC 2012 (MF: `python main.py evaluate` with `--scales` and `--flip`)",
+            "mean IoU on VOC 2012",
             "python main.py --config experiments/segment_voc.py "
             "--config.data.root=/path/to/VOC2012 --config.init.model=runs/imagenet/default/seed_0",
         )
+    yield from _evaluations(
+        evaluated, "mIoU %", "voc_segmentation --split val --scales 0.5 0.75 1 1.25 1.5 1.75 --flip"
+    )
     pyramid, several = segmenter(16, True).madds, multiscale_madds(8, True)
     yield Note(
         f"With the pyramid the counts are {pyramid / 1e9:.2f} B and, for MF, {several / 1e9:.0f} "
@@ -345,18 +365,22 @@ def blocks_expanded() -> int:
     return unroll().blocks[1].expanded
 
 
-def spread(values: list[float]) -> str:
-    """Formats shares of 1 in percent: mean, and standard deviation of several.
-
-    >>> spread([0.5]), spread([0.5, 0.52])
-    ('50.0', '51.0 ± 1.4')
-    """
-    percent = 100 * np.asarray(values)
-    return f"{percent.mean():.1f}" + (f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else "")
+def _here(trained: list[float], evaluated: list[Evaluation]) -> str:
+    """What was trained here, and after it what was evaluated, with whose weights these are."""
+    cells = ([spread(trained)] if trained else []) + [e.percent for e in evaluated]
+    return ", ".join(cells) or "not run"
 
 
-def _percent(values: list[float]) -> str:
-    return spread(values) if values else "not run"
+def _evaluations(evaluated: list[Evaluation], metric: str, data: str) -> Iterator[Part]:
+    """Shows the models that were evaluated, or how published ones are."""
+    if evaluated:
+        yield evaluation_table(evaluated, metric)
+    else:
+        yield Missing(
+            "the same of any model, such as one that `python main.py import` made of published "
+            "weights",
+            EVALUATE.format(data),
+        )
 
 
 def _only(result: Result | None) -> list[float]:
@@ -366,39 +390,6 @@ def _only(result: Result | None) -> list[float]:
 def _tensor(channels: int, size: int) -> str:
     kb = peers.kilobytes(channels, size)
     return f"{channels} / {kb:,.1f}"
-
-
-def imagenet_scores(sources: Sources) -> dict[tuple[float, int], Result]:
-    """Finds runs on ImageNet by (width, resolution), each with that variant's scores alone."""
-    found: dict[tuple[float, int], Result] = {}
-    for result in find(sources.runs, "imagenet") + find(sources.runs, "tradeoff-imagenet2012"):
-        for variant, scores in result.scores.items():
-            at = width_and_size(result, variant, 224)
-            if result.option(variant, "data.name", "imagenet2012") == "imagenet2012":
-                found.setdefault(at, result._replace(scores={variant: scores}))
-    return found
-
-
-def width_and_size(result: Result, variant: str, size: int) -> tuple[float, int]:
-    """Returns width and resolution of a variant; `size` is the experiment's own resolution."""
-    named = re.fullmatch(r"width_(\d+)-size_(\d+)", variant)  # as experiments/tradeoff.py names it
-    if named:
-        return int(named[1]) / 100, int(named[2])
-    width = result.option(variant, "model.width", 1.0)
-    return float(width), int(result.option(variant, "data.resolution", size))
-
-
-def voc_scores(sources: Sources) -> dict[tuple[int, bool], list[float]]:
-    """Finds the mean IoU on VOC by (output stride, pyramid)."""
-    found: dict[tuple[int, bool], list[float]] = {}
-    for name in ("segment_voc", "ablate_output_stride-voc"):
-        for result in find(sources.runs, name):
-            for variant, scores in result.scores.items():
-                named = re.fullmatch(r"stride_(\d+)(-aspp)?", variant)
-                stride = named[1] if named else result.option(variant, "model.output_stride", 16)
-                aspp = named[2] if named else result.option(variant, "segment.aspp", False)
-                found.setdefault((int(stride), str(aspp) in ("True", "-aspp")), scores)
-    return found
 
 
 def _scores(

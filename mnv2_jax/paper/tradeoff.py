@@ -15,6 +15,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.models.build import build
 from mnv2_jax.paper import printed
 from mnv2_jax.paper.drawing import COLOURS, INK, figure, plain_axes
+from mnv2_jax.paper.evaluations import Evaluation, find_evaluations
 from mnv2_jax.paper.item import (
     HERE,
     PAPER,
@@ -27,8 +28,8 @@ from mnv2_jax.paper.item import (
     Table,
     Text,
 )
-from mnv2_jax.paper.runs import Result, find
-from mnv2_jax.paper.tables import classifier_madds, imagenet_scores, spread, width_and_size
+from mnv2_jax.paper.runs import Result, find, imagenet_scores, spread, width_and_size
+from mnv2_jax.paper.tables import classifier_madds
 from mnv2_jax.train.problem import model_options
 from mnv2_jax.train.saved import DESCRIPTION
 from mnv2_jax.train.sweep import variant_config
@@ -59,37 +60,27 @@ class Point(NamedTuple):
 def figure_5(sources: Sources) -> Iterator[Part]:
     """Fig. 5: the released networks, and beside them whatever was trained here."""
     own = imagenet_scores(sources)
+    evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
     elsewhere = {r.name: points(r) for r in find(sources.runs, "tradeoff")}
     elsewhere.pop("tradeoff-imagenet2012", None)
     counted = {name: found for name, found in elsewhere.items() if all(p.madds for p in found)}
     yield Picture(
         "fig-5",
-        _draw(own, counted),
+        _draw(own, evaluated, counted),
         "Top-1 accuracy against multiply-adds on a logarithmic axis, a curve for each resolution.",
     )
     yield Text(
         "Left: accuracies **published** by the authors with their released checkpoints (widths "
         "0.35 to 1.0 at 96 to 224 pixels, 1.4 at 224) and, as single marks, the other networks of "
         "Table 4; multiply-adds of MobileNetV2 counted here. "
+        + ("Rings: published weights, evaluated here (Table 4). " if evaluated else "")
         + (
             "Right: networks trained by this project, a band of one standard deviation over seeds."
             if counted
             else ""
         )
     )
-    rows = []
-    for width, scores in printed.RELEASED.items():
-        for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
-            result = own.get((width, resolution))
-            here = spread(next(iter(result.scores.values()))) if result else "not run"
-            madds = classifier_madds(width, resolution)
-            rows.append((width, resolution, f"{madds:,}", top1, here))
-    yield Table(
-        ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here"),
-        tuple(rows),
-        (PLAIN, PLAIN, HERE, PAPER, HERE),
-        "The published points (ImageNet)",
-    )
+    yield _released(own, evaluated)
     for name, found in elsewhere.items():
         rows = [
             (
@@ -127,6 +118,26 @@ def figure_5(sources: Sources) -> Iterator[Part]:
         "Sec. 4 says that the cost ranges from “7 multiply adds” to 585 M. The smallest network of "
         f"the figure, width 0.35 at 96 pixels, has {smallest / 1e6:.1f} M, the largest "
         f"{classifier_madds(1.4, 224) / 1e6:.1f} M."
+    )
+
+
+def _released(own: dict[tuple[float, int], Result], evaluated: list[Evaluation]) -> Table:
+    """The released networks, with what was found here beside them, if anything was."""
+    rows = []
+    for width, scores in printed.RELEASED.items():
+        for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
+            at = (width, resolution)
+            here = [spread(next(iter(own[at].scores.values())))] if at in own else []
+            here += [e.percent for e in evaluated if e.at == at]
+            rows.append((*at, f"{classifier_madds(*at):,}", top1, ", ".join(here) or "not run"))
+    header = ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here")
+    origins = (PLAIN, PLAIN, HERE, PAPER, HERE)
+    columns = 5 if own or evaluated else 4
+    return Table(
+        header[:columns],
+        tuple(row[:columns] for row in rows),
+        origins[:columns],
+        "The published points (ImageNet)",
     )
 
 
@@ -184,7 +195,11 @@ def _caption(result: Result) -> str:
     return f"{result.setting or result.name} (`{result.command}`)"
 
 
-def _draw(own: dict[tuple[float, int], Result], counted: dict[str, list[Point]]) -> Any:
+def _draw(
+    own: dict[tuple[float, int], Result],
+    evaluated: list[Evaluation],
+    counted: dict[str, list[Point]],
+) -> Any:
     columns = 1 + bool(counted)
     fig, axes = figure(10.2 if counted else 7.2, 4.3, columns=columns)
     ax = axes.flat[0]
@@ -204,6 +219,10 @@ def _draw(own: dict[tuple[float, int], Result], counted: dict[str, list[Point]])
         )
         for x, y in ours:
             ax.plot(x, y, "*", color=colour, markersize=11, markeredgecolor=INK)
+        for e in evaluated:
+            if e.resolution == resolution:
+                x = classifier_madds(*e.at) / 1e6
+                ax.plot(x, 100 * e.score, "o", color=colour, markersize=9, fillstyle="none")
     for row in printed.TABLE_4:
         if row.network in OTHERS:
             mark, offset, across, along = OTHERS[row.network]

@@ -227,7 +227,8 @@ def plot_curves(workdir: Path, config: Any, split: str) -> None:
         ends.append(mean[-1])
     handles, labels = axes.get_legend_handles_labels()
     order = np.argsort(ends)[::-1]  # the legend in the order of the curves' ends
-    axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
+    if len(order) > 1:
+        axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"{label}, %")
     n = len(config.sweep.seeds)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mnv2_jax import MobileNetV2, account, unroll
+from mnv2_jax.errors import UsageError
 from mnv2_jax.paper import peers, printed
 from mnv2_jax.paper.item import HERE, PAPER, Missing, Sources, Table
 from mnv2_jax.paper.tables import (
@@ -23,10 +24,12 @@ from mnv2_jax.paper.tables import (
     table_6,
     table_7,
 )
+from mnv2_jax.paper.tradeoff import figure_5
+from mnv2_jax.predict import EVALUATION
 
 
-def tables(item):
-    return [part for part in item(Sources()) if isinstance(part, Table)]
+def tables(item, sources=None):
+    return [part for part in item(sources or Sources()) if isinstance(part, Table)]
 
 
 def cells(table, row):
@@ -181,7 +184,65 @@ def test_accuracy_comes_from_runs_alone(tmp_path):
     assert by_name["MobileNetV2 (1.4)"][5] == "71.2"
     assert by_name["MobileNetV2"][5] == "not run"
     missing = [part.what for part in found if isinstance(part, Missing)]
-    assert missing == ["top-1 accuracy at width 1.0 on ImageNet"]
+    assert missing[0] == "top-1 accuracy at width 1.0 on ImageNet"
+    assert "published weights" in missing[1]
+
+
+def write_evaluation(folder, data, scores, options, resolution, scales=(1.0,), ecosystem="slim"):
+    """What `mnv2 evaluate --out` keeps of an imported model."""
+    source = {"ecosystem": ecosystem, "file": "v2.ckpt", "sha256": "0"}
+    content = {
+        "data": data, "split": "test", "images": 50_000, "scores": scores, "folder": "models/v2",
+        "views": {"scales": scales, "flip": len(scales) > 1}, "command": "python main.py evaluate",
+        "model": {"model": options, "resolution": resolution, "source": source},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / EVALUATION).write_text(json.dumps(content))
+
+
+def test_published_weights_are_shown_as_what_they_are(tmp_path):
+    write_evaluation(tmp_path / "a", "imagenet2012", {"accuracy": 0.7183}, {}, 224)
+    write_evaluation(
+        tmp_path / "b", "tfds:imagenet2012", {"accuracy": 0.5883}, {"width": 0.75}, 96,
+        ecosystem="keras",
+    )  # fmt: skip
+    sources = Sources((tmp_path,))
+    parts = list(table_4(sources))
+    by_name = {row[0]: row for row in parts[0].rows}
+    assert by_name["MobileNetV2"][5] == "71.8 (slim)"
+    assert by_name["MobileNetV2 (1.4)"][5] == "not run"
+    table = next(p for p in parts if isinstance(p, Table) and p.caption == "Evaluated here")
+    assert [row[:5] for row in table.rows] == [
+        ("slim: `v2.ckpt`", 1.0, 224, "50,000", "71.83"),
+        ("keras: `v2.ckpt`", 0.75, 96, "50,000", "58.83"),
+    ]
+    picture, _, released, *_ = figure_5(sources)
+    here = {row[:2]: row[4] for row in released.rows}
+    assert here[1.0, 224] == "71.8 (slim)" and here[0.75, 96] == "58.8 (keras)"
+    rings = [line for line in picture.figure.axes[0].lines if line.get_fillstyle() == "none"]
+    assert sorted(float(ring.get_ydata()[0]) for ring in rings) == pytest.approx([58.83, 71.83])
+    # Without any, the column is left out.
+    assert len(next(p for p in figure_5(Sources()) if isinstance(p, Table)).header) == 4
+
+
+def test_several_scales_have_their_own_row_in_table_7(tmp_path, monkeypatch):
+    monkeypatch.setattr("mnv2_jax.paper.tables.multiscale_madds", lambda stride, aspp: 1)
+    monkeypatch.setattr("mnv2_jax.paper.tables.segmenter", lambda stride, aspp: detector())
+    stride_8 = {"output_stride": 8}
+    write_evaluation(tmp_path / "a", "voc_segmentation", {"miou": 0.7123}, stride_8, 513)
+    write_evaluation(
+        tmp_path / "b", "voc_segmentation", {"miou": 0.7345}, stride_8, 513, scales=(0.5, 1.0)
+    )
+    rows = {row[:4]: row[7] for row in tables(table_7, Sources((tmp_path,)))[0].rows}
+    assert rows["V2*, one scale", 8, "", ""] == "71.2 (slim)"
+    assert rows["MNet V2*", 8, "", "✓"] == "73.5 (slim)"
+    assert rows["MNet V2*", 8, "✓", "✓"] == rows["MNet V2*", 16, "", ""] == "not run"
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    (tmp_path / EVALUATION).write_text('{"data": "imagenet2012"}')
+    with pytest.raises(UsageError, match=r"evaluation\.json cannot be read \(KeyError"):
+        list(table_4(Sources((tmp_path,))))
 
 
 def test_every_column_says_where_it_comes_from():
