@@ -34,7 +34,7 @@ NETWORKS = {
         12,
     ),
     "relu": (build(**THIN, activation="relu", shortcut="none", split=2), 9),
-    "detector": (DETECTOR.clone(extras=(16,)), 32),
+    "detector": (DETECTOR.clone(extras=(64,)), 32),
     "segmenter": (build_deeplab(num_classes=3, spec="tiny_8", output_stride=2), 17),
     "pyramid": (
         build_deeplab(num_classes=3, spec="tiny_8", output_stride=4, decoder=True).clone(
