@@ -154,12 +154,21 @@ def transform_of(saved: Saved, size: int | None = None) -> Any:
     """Returns how images are prepared for a model, at its own resolution or at `size`.
 
     A classifier's keeps the rest of a record; a detector's or segmenter's takes the image alone.
+
+    Raises:
+      UsageError: the description of the model asks for a preparation that there is not.
     """
     options, size = saved.description.get("eval", {}), size or saved.resolution
     channels = saved.backbone.in_channels
-    if saved.task == "classify":
-        return eval_transform(size, channels=channels, **options)
-    return partial(_image_alone, size, channels, options.get("crop") == "pad")
+    try:
+        if saved.task == "classify":
+            return eval_transform(size, channels=channels, **options)
+        return partial(_image_alone, size, channels, options.get("crop") == "pad")
+    except (TypeError, AttributeError) as error:
+        raise UsageError(
+            f'"eval" in the model\'s description is {options}, which no image can be prepared by: '
+            f"{error}. Import or train the model again."
+        ) from error
 
 
 def _image_alone(size: int, channels: int, whole: bool, record: Any, rng: Any) -> dict[str, Any]:

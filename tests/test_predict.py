@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import UsageError, build, host, normalize
 from mnv2_jax.cli import main
@@ -134,16 +135,30 @@ def damage_tensors(folder):
     (folder / "model.safetensors").write_bytes(b"\x10" * 50)
 
 
-def other_architecture(folder):
-    description = json.loads((folder / "config.json").read_text())
-    description["model"]["spec"] = "small_32"
-    (folder / "config.json").write_text(json.dumps(description))
+def nested_json(folder):
+    (folder / "config.json").write_text("[" * 100_000)
 
 
-def unknown_option(folder):
-    description = json.loads((folder / "config.json").read_text())
-    description["model"]["depth"] = 3
-    (folder / "config.json").write_text(json.dumps(description))
+def another_project(folder):
+    (folder / "config.json").write_text('{"model_type": "mobilenet_v2", "depth_multiplier": 1.0}')
+
+
+def described(part=None, **changes):
+    def damage(folder):
+        description = json.loads((folder / "config.json").read_text())
+        (description[part] if part else description).update(changes)
+        (folder / "config.json").write_text(json.dumps(description))
+
+    return damage
+
+
+def stored(change):
+    def damage(folder):
+        tensors = load_file(folder / "model.safetensors")
+        name = "params/stem/conv/kernel"
+        save_file(tensors | {name: change(tensors[name])}, folder / "model.safetensors")
+
+    return damage
 
 
 def no_tensors(folder):
@@ -155,8 +170,16 @@ def no_tensors(folder):
     [
         (damage_json, "cannot be read"),
         (damage_tensors, "cannot be read"),
-        (other_architecture, "do not fit the network"),
-        (unknown_option, "unknown model option 'depth'"),
+        (nested_json, "maximum recursion depth"),
+        (another_project, "says nothing of 'model'"),
+        (described("model", spec="small_32"), "do not fit the network"),
+        (described("model", depth=3), "unknown model option 'depth'"),
+        (described(resolution=10**9), "resolution is 1000000000, not from 1 to 8192"),
+        (described(resolution=-8), "resolution is -8"),
+        (described("eval", zoom=2), "which no image can be prepared by"),
+        (described(eval=[]), "which no image can be prepared by"),
+        (stored(lambda kernel: kernel.astype(np.int8)), "do not fit the network"),
+        (stored(lambda kernel: kernel * np.nan), "NaN or infinite numbers in params/stem/conv"),
         (no_tensors, "no model.safetensors"),
     ],
 )

@@ -46,11 +46,16 @@ def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.train.saved import save_model
     from mnv2_jax.weights import infer_ecosystem, load_weights
     from mnv2_jax.weights.files import read_tensors
+    from mnv2_jax.weights.merge import whose
 
     source = arguments.source
     if ":" not in source:
-        ecosystem = infer_ecosystem(read_tensors(source).tensors)
-        source = f"{ecosystem}:{source}" if ecosystem else source
+        names = read_tensors(source).tensors
+        ecosystem = infer_ecosystem(names)
+        if ecosystem is None:
+            found, change = whose(source, names)
+            raise UsageError(f"{source!r} is not imported. Its ecosystem is {found}; {change}.")
+        source = f"{ecosystem}:{source}"
 
     def load(drop_background: bool) -> Any:
         return load_weights(

@@ -87,7 +87,7 @@ def export(
       size: height and width of the images.
       to: one of `FORMATS`.
       path: of the file; an older one is replaced once the new one is complete.
-      classes: their names, kept in the file where the format has a place for them.
+      classes: their names, kept in the file as JSON.
       preprocessing: take uint8 pixels, and bring them to the dialect's input range inside.
       calibration: batches of uint8 pixels, to write the network in int8.
       equalized: with `calibration`, applies cross-layer equalisation first.
@@ -143,7 +143,7 @@ def _write(
     partial = path.with_name(f".{path.name}.partial")
     try:
         if to == "stablehlo":
-            write_stablehlo(partial, graph)
+            write_stablehlo(partial, graph, classes)
         else:
             write = {"onnx": write_onnx, "litert": write_litert}[to]
             write(partial, graph, OUTPUTS[len(graph.outputs)], classes, quantized)

@@ -1,10 +1,12 @@
 """A graph as an ONNX file: grouped convolutions, `Clip`, any batch, int8 as QDQ.
 
-Images enter as (b, h, w, c) and one `Transpose` makes them ONNX's (b, c, h, w); nothing else is
-transposed inside a classifier. The file stores what each class is called in its metadata.
+Images enter as (b, h, w, c) and one `Transpose` makes them ONNX's (b, c, h, w). Inside, nothing is
+transposed; an output of a detector or segmenter, whose last axis is channels, is once at its end.
+The file stores what each class is called in its metadata.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,46 @@ def write_onnx(
     path.write_bytes(model.SerializeToString())
 
 
+def joined_rows(graph: Graph) -> dict[str, list[tuple[Node, Node]]]:
+    """Finds where maps are cut into rows of values and joined, as SSDLite's predictions are.
+
+    Returns:
+      By the name of the concatenation its (convolution, reshape) pairs, which nothing else uses.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    uses = Counter([*graph.outputs, *(name for node in graph.nodes for name in node.inputs)])
+    found = {}
+    for node in graph.nodes:
+        if node.op != "concat" or len(node.shape) != 3 or node.axis != 1:
+            continue
+        reshapes = [nodes[name] for name in node.inputs]
+        pairs = [(nodes[reshape.inputs[0]], reshape) for reshape in reshapes]
+        if all(
+            (conv.op, reshape.op) == ("conv", "reshape")
+            and uses[conv.name] == uses[reshape.name] == 1
+            for conv, reshape in pairs
+        ):
+            found[node.name] = pairs
+    return found
+
+
 class _Writer:
-    """Collects the file's nodes and constants; values keep the names of the graph's nodes."""
+    """Collects the file's nodes and constants; values keep the names of the graph's nodes.
+
+    Rows that are joined (`joined_rows`) stay channels first until they are together: a convolution
+    gives a row's first values for all rows, then their second ones, and the names of such
+    convolutions and reshapes are in `rows` with how many rows a pixel has.
+    """
 
     def __init__(self, onnx: Any, graph: Graph, quantized: Quantized | None):
         self.onnx, self.graph, self.quantized = onnx, graph, quantized
+        self.joined = joined_rows(graph)
+        self.rows = {
+            node.name: conv.shape[3] // reshape.shape[2]
+            for pairs in self.joined.values()
+            for conv, reshape in pairs
+            for node in (conv, reshape)
+        }
         self.shapes = {IMAGES: graph.input_shape} | {n.name: n.shape for n in graph.nodes}
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -113,9 +150,13 @@ class _Writer:
 
     def weights(self, node: Node, order: Sequence[int]) -> list[str]:
         """Adds kernel and bias, the output channels first."""
+        channels = np.arange(node.shape[-1]).reshape(self.rows.get(node.name, 1), -1).T.ravel()
         if self.quantized is None:
-            kernel = self.constant(f"{node.name}/kernel", np.transpose(node.kernel, order))
-            return [kernel, self.constant(f"{node.name}/bias", node.bias)]
+            kernel = np.transpose(node.kernel, order)[channels]
+            return [
+                self.constant(f"{node.name}/kernel", kernel),
+                self.constant(f"{node.name}/bias", node.bias[channels]),
+            ]
         weights, found = self.quantized.weights[node.name], []
         for part, array, scale in (
             ("kernel", np.transpose(weights.kernel, order), weights.scale),
@@ -123,8 +164,8 @@ class _Writer:
         ):
             name = f"{node.name}/{part}"
             inputs = [
-                self.constant(f"{name}/int", array),
-                self.constant(f"{name}/scale", scale),
+                self.constant(f"{name}/int", array[channels]),
+                self.constant(f"{name}/scale", scale[channels]),
                 self.constant(f"{name}/zero", np.zeros(len(scale), array.dtype)),
             ]
             found.append(self.emit("DequantizeLinear", inputs, name, axis=0))
@@ -175,7 +216,9 @@ class _Writer:
 
     def _reshape(self, node: Node, inputs: list[str]) -> str:
         value, old, new = inputs[0], self.shapes[node.inputs[0]], list(node.shape)
-        if len(old) == 4 and old[1] * old[2] > 1:
+        if node.name in self.rows:
+            new[1:] = reversed(new[1:])  # (b, values, rows), the rows as yet in another order
+        elif len(old) == 4 and old[1] * old[2] > 1:
             value = self.emit("Transpose", [value], perm=TO_NHWC)
         if len(new) == 4:
             if new[1] * new[2] > 1:
@@ -189,9 +232,22 @@ class _Writer:
         return self.emit("Expand", [*inputs, self.constant(f"{node.name}/shape", shape)], node.name)
 
     def _concat(self, node: Node, inputs: list[str]) -> str:
+        if node.name in self.joined:
+            return self.ordered(node, self.emit("Concat", inputs, node.name, axis=2))
         axis = node.axis % len(node.shape)
         axis = TO_NCHW.index(axis) if len(node.shape) == 4 else axis
         return self.emit("Concat", inputs, node.name, axis=axis)
+
+    def ordered(self, node: Node, joined: str) -> str:
+        """Brings (b, values, rows) into (b, rows, values), all rows of a pixel after each other."""
+        found, start = [], 0
+        for conv, reshape in self.joined[node.name]:
+            count, rows = reshape.shape[1], self.rows[conv.name]
+            found.append(start + np.arange(count).reshape(rows, -1).T.ravel())
+            start += count
+        order = self.constant(f"{node.name}/order", np.concatenate(found))
+        transposed = self.emit("Transpose", [joined], perm=(0, 2, 1))
+        return self.emit("Gather", [transposed, order], axis=1)
 
     def _resize(self, node: Node, inputs: list[str]) -> str:
         # Sizes of the last axes alone would do by the standard; ONNX Runtime fails on them in int8.

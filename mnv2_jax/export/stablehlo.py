@@ -1,11 +1,16 @@
 """A graph as StableHLO by `jax.export`: any batch, one file for CPU, CUDA and TPU.
 
 `jax.export.deserialize(bytes).call(images)` runs it again, in this version of JAX or a later one
-within the six months that JAX promises. The format keeps no names of classes.
+within the six months that JAX promises. The format has no place for names of classes, but is a
+flatbuffer, which nobody reads beyond its end: they follow there as a ZIP, as TensorFlow Lite's
+metadata keeps its labels, and `unzip -p model.stablehlo classes.json` prints them.
 """
 
+import json
 import re
+import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,10 +20,17 @@ from jax import export
 from mnv2_jax.models.graph import Graph, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+CLASSES = "classes.json"
 
 
-def write_stablehlo(path: Path, graph: Graph) -> None:
-    """Writes a graph for all of `PLATFORMS`; on CPUs in the form that is fastest there."""
+def write_stablehlo(path: Path, graph: Graph, classes: Sequence[str] = ()) -> None:
+    """Writes a graph for all of `PLATFORMS`; on CPUs in the form that is fastest there.
+
+    Args:
+      path: of the file.
+      graph: of the network.
+      classes: kept as JSON in the member `CLASSES` of a ZIP at the end.
+    """
     pixels = graph.nodes[0].op == "normalize"
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct(
@@ -26,6 +38,9 @@ def write_stablehlo(path: Path, graph: Graph) -> None:
     )
     exported = export.export(jax.jit(lambda x: run(graph, x)), platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
+    if classes:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(zipfile.ZipInfo(CLASSES), json.dumps(list(classes)))
 
 
 def count_operations(exported: export.Exported) -> Counter[str]:

@@ -24,6 +24,7 @@ from mnv2_jax.models.build import build, build_deeplab, build_ssdlite, look_up
 TENSORS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
 # What the description was called before the folder had the hub's names.
 EARLIER = "model.json"
+MAX_RESOLUTION = 2**13  # as in a configuration; what is more is damage
 
 
 class Kind(NamedTuple):
@@ -125,7 +126,8 @@ def load_model(folder: str | Path) -> Saved:
     """Reads what `save_model` wrote.
 
     Raises:
-      UsageError: the folder holds no model, or its parts do not fit each other.
+      UsageError: the folder holds no model, its parts do not fit each other, or its numbers are
+        not finite.
     """
     folder = Path(folder)
     described = DESCRIPTION if (folder / DESCRIPTION).is_file() else EARLIER
@@ -141,8 +143,17 @@ def load_model(folder: str | Path) -> Saved:
         kind = look_up("task", description.get("task", "classify"), KINDS)
         model = kind.build(**description["model"])
         classes, resolution = tuple(description["classes"]), int(description["resolution"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not 1 <= resolution <= MAX_RESOLUTION:
+            raise ValueError(f"its resolution is {resolution}, not from 1 to {MAX_RESOLUTION}")
+    except KeyError as error:
+        raise UsageError(
+            f"{str(folder / described)!r} says nothing of {error}: it is no description of a model "
+            "of this project; weights of another one are brought in by `mnv2 import`."
+        ) from error
+    except (
+        OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError,
+    ) as error:  # fmt: skip
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UsageError(f"the model in {str(folder)!r} cannot be read: {reason}.") from error
     saved = Saved(model, unflatten_dict(tensors, sep="/"), classes, resolution, description)
     shape = (1, resolution, resolution, saved.backbone.in_channels)
@@ -156,10 +167,17 @@ def load_model(folder: str | Path) -> Saved:
         if name not in expected
         or name not in tensors
         or expected[name].shape != tensors[name].shape
+        or expected[name].dtype != tensors[name].dtype
     ]
     if wrong:
         raise UsageError(
             f"the tensors in {str(folder)!r} do not fit the network that {described} describes: "
             f"{len(wrong)} differ, {wrong[0]} first."
+        )
+    diverged = next((name for name, leaf in tensors.items() if not np.isfinite(leaf).all()), None)
+    if diverged is not None:
+        raise UsageError(
+            f"the model in {str(folder)!r} holds NaN or infinite numbers in {diverged}: its "
+            "training diverged, or the file is damaged; take another one."
         )
     return saved

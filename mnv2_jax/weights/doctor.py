@@ -16,7 +16,7 @@ from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import Dialect
 from mnv2_jax.weights.files import Contents, read_tensors
 from mnv2_jax.weights.load import Loaded, class_offset, load_weights, parse_source
-from mnv2_jax.weights.merge import infer_ecosystem
+from mnv2_jax.weights.merge import infer_ecosystem, whose
 from mnv2_jax.weights.names import ECOSYSTEMS
 from mnv2_jax.weights.preprocessing import RELEASES, Preprocessing
 
@@ -50,7 +50,7 @@ def doctor(source: str | Path) -> list[Finding]:
     """
     named, path = _split(str(source))
     contents = read_tensors(path)
-    findings = [_file(path, contents), _ecosystem(named, contents)]
+    findings = [_file(path, contents), _ecosystem(path, named, contents)]
     ecosystem = infer_ecosystem(contents.tensors) or named
     if ecosystem is None:
         return findings
@@ -101,14 +101,10 @@ def _file(path: str, contents: Contents) -> Finding:
     return Finding("file", f"{found} ({release.title})" if release else found)
 
 
-def _ecosystem(named: str | None, contents: Contents) -> Finding:
+def _ecosystem(path: str, named: str | None, contents: Contents) -> Finding:
     found = infer_ecosystem(contents.tensors)
     if found is None:
-        return Finding(
-            "ecosystem",
-            "none that is known",
-            f"give weights of {', '.join(ECOSYSTEMS)}: these names belong to another network",
-        )
+        return Finding("ecosystem", *whose(path, contents.tensors))
     title = f"{found} ({ECOSYSTEMS[found].title})"
     if named is not None and named != found:
         return Finding("ecosystem", title, f"load it as {found}:, not as {named}:")

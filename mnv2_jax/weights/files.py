@@ -88,6 +88,8 @@ def find_files(path: Path) -> list[Path]:
             hint = f"a file in it, such as {inside[0]}" if inside else "a file of weights"
             raise UsageError(f"{str(path)!r} is a folder: give {hint}.")
         is_file = path.is_file()
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}.") from error
     if not is_file:

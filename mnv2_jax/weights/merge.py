@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,18 @@ def _backbone(ecosystem: str) -> frozenset[str]:
     """The names of Table 2's network without its classifier."""
     listed = tensors(ECOSYSTEMS[ecosystem], IMAGENET, 1.0, 3, None)
     return frozenset(tensor.theirs for tensor in listed)
+
+
+def whose(path: str, found: Collection[str]) -> tuple[str, str]:
+    """Says what names that are no ecosystem's are, and what to do about it."""
+    if any(name.startswith("params/stem/") for name in found):
+        return "this project's own", f"use its folder as it is: --model {Path(path).parent}"
+    examples = ", ".join(shown(name) for name in sorted(found)[:3]) or "no tensor at all"
+    return (
+        f"none that is known: it has {examples}",
+        f"give weights of MobileNetV2 from {', '.join(ECOSYSTEMS)}, and name one of them, as in "
+        f"{next(iter(ECOSYSTEMS))}:{path}, to see what differs",
+    )
 
 
 def check_ecosystem(ecosystem: Ecosystem, found: Collection[str], path: str) -> None:

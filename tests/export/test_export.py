@@ -5,6 +5,7 @@ the slow tests have the paper's own.
 """
 
 import json
+import zipfile
 from collections import Counter
 
 import jax
@@ -18,13 +19,14 @@ from mnv2_jax.export import FORMATS, export
 from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import open_litert, open_onnx
-from mnv2_jax.export.stablehlo import PLATFORMS
+from mnv2_jax.export.stablehlo import CLASSES, PLATFORMS
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.graph import run, trace
 from mnv2_jax.train.saved import load_model, save_model
 
 # Eight thin blocks, which compile in a fraction of the time of the paper's 17.
 THIN = {"spec": "tiny_8", "num_classes": 7}
+DETECTOR = build_ssdlite(num_classes=2, spec="tiny_8")
 NETWORKS = {
     "classifier": (build(**THIN), 16),
     "ablated": (
@@ -32,7 +34,7 @@ NETWORKS = {
         12,
     ),
     "relu": (build(**THIN, activation="relu", shortcut="none", split=2), 9),
-    "detector": (build_ssdlite(num_classes=2, spec="tiny_8"), 32),
+    "detector": (DETECTOR.clone(extras=(64,)), 32),
     "segmenter": (build_deeplab(num_classes=3, spec="tiny_8", output_stride=2), 17),
     "pyramid": (
         build_deeplab(num_classes=3, spec="tiny_8", output_stride=4, decoder=True).clone(
@@ -89,6 +91,8 @@ def test_a_file_computes_what_its_network_does_for_any_batch(tmp_path, network, 
         model, variables, images.shape[1:3], to, path, ("a", "b"), preprocessing=preprocessing
     )
     assert max(report.difference.values()) <= 1e-5 and report.bytes == path.stat().st_size
+    if to == "onnx":  # of the images, and of an output that has its channels last
+        assert report.operations["Transpose"] == 1 + sum(x.ndim > 2 for x in expected)
     dialect = getattr(model, "backbone", model).dialect
     given = images if preprocessing else np.asarray(normalize(images, dialect))
     assert_same(FORMATS[to].open(path, 1).call(given), expected)
@@ -141,6 +145,15 @@ def test_files_name_their_classes(tmp_path, randomize):
     (entry,) = read.metadata
     assert entry.name == b"classes"
     assert json.loads(bytes(read.buffers[entry.buffer].data)) == names
+
+
+def test_stablehlo_names_its_classes_behind_its_end(tmp_path, randomize):
+    model, size = NETWORKS["relu"]
+    variables, path = randomize(model, (1, size, size, 3)), tmp_path / "a.stablehlo"
+    report = export(model, variables, (size, size), "stablehlo", path, ["left", "right"])
+    assert report.difference["logits"] <= 1e-5  # of the file as it is, with the names
+    with zipfile.ZipFile(path) as archive:
+        assert json.loads(archive.read(CLASSES)) == ["left", "right"]
 
 
 @pytest.mark.slow
@@ -209,7 +222,7 @@ def test_the_verb(folder, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_detector_is_exported_from_its_folder(tmp_path, randomize, capsys):
     pytest.importorskip("ai_edge_litert")
-    model, size = NETWORKS["detector"]
+    model, size = DETECTOR, 32
     variables = randomize(model, (1, size, size, 3))
     description = {
         "task": "detect",

@@ -1,6 +1,8 @@
 """The verbs for weights: what comes in can be used, saved, described and taken out again."""
 
 import json
+import pickle
+import re
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from mnv2_jax.predict import evaluate, predict
 from mnv2_jax.train.saved import load_model
 from mnv2_jax.weights import ECOSYSTEMS, export_weights
 from tests.weights.networks import network, same
+from tests.weights.test_hostile import Payload, archive
 
 WIDTH = 0.35
 
@@ -57,7 +60,12 @@ def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
     capsys.readouterr()
     np.savez(tmp_path / "strange.npz", kernel=np.zeros(3, np.float32))
     assert main(["import", str(tmp_path / "strange.npz"), str(tmp_path / "none")]) == 2
-    assert "does not say whose weights" in capsys.readouterr().err
+    assert "none that is known: it has kernel; give weights of" in capsys.readouterr().err
+    ours = tmp_path / "model" / "model.safetensors"
+    assert main(["import", str(ours), str(tmp_path / "none")]) == 2
+    assert f"this project's own; use its folder as it is: --model {ours.parent}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_background_is_no_answer(slim, tmp_path):
@@ -135,3 +143,57 @@ def test_export_refuses_what_an_ecosystem_cannot_hold(slim, tmp_path, capsys):
     assert main([*argv, "nobody", str(tmp_path / "a.npz")]) == 2
     assert "unknown ecosystem 'nobody'" in capsys.readouterr().err
     assert set(ECOSYSTEMS) > {"slim", "torchvision"}
+
+
+def hostile(slim):
+    """Files that are no weights, by name: what a user may hand over, or be handed."""
+    whole = (slim / "mobilenet_v2_0.35_96.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[5000] ^= 4
+    made = slim / "executed"
+    objects = np.empty(1, object)
+    objects[0] = Payload(made)
+    np.savez(slim / "objects.npz", a=objects)
+    np.savez(slim / "other.npz", **{"layer1.0.conv1.weight": np.zeros((3, 3), np.float32)})
+    with np.load(slim / "mobilenet_v2_0.35_96.npz") as file:
+        arrays = dict(file)
+    arrays["MobilenetV2/Conv/weights"][0] = np.nan
+    np.savez(slim / "nan.npz", **arrays)
+    archive(slim / "slip.npz", {"../executed.npy": b"x"})
+    for name, content in {
+        "payload.pth": pickle.dumps({"a": Payload(made)}),
+        "cut.npz": whole[: len(whole) // 2],
+        "flipped.npz": bytes(flipped),
+        "empty.npz": b"",
+    }.items():
+        (slim / name).write_bytes(content)
+    (slim / "folder").mkdir()
+    return made
+
+
+def test_what_is_no_file_of_weights_ends_in_one_line(slim, tmp_path, capsys):
+    made = hostile(slim)
+    for name, message in {
+        "payload.pth": "cannot be read|PyTorch is not installed",
+        "objects.npz": "could run code",
+        "slip.npz": "points outside the archive",
+        "cut.npz": "cannot be read as .npz",
+        "flipped.npz": "cannot be read as .npz",
+        "empty.npz": "is empty",
+        "folder": "is a folder",
+        "nowhere.npz": "there is no file",
+        "other.npz": "layer1.0.conv1.weight",
+        "nan.npz": "NaN or infinite numbers in MobilenetV2/Conv/weights",
+        "keras:mobilenet_v2_0.35_96.npz": "this looks like slim",
+    }.items():
+        ecosystem, _, file = name.rpartition(":")
+        source = f"{ecosystem}:{slim / file}" if ecosystem else str(slim / file)
+        assert main(["import", source, str(tmp_path / "model")]) == 2, name
+        error = capsys.readouterr().err
+        assert error.startswith("mnv2: ") and error.count("\n") == 1, error
+        assert re.search(message, error), error
+        status = main(["doctor", source])
+        out, error = capsys.readouterr()
+        assert (status, error.count("\n")) == (2, 1) or (status == 0 and "->" in out and not error)
+    assert not made.exists() and not (slim.parent / "executed.npy").exists()
+    assert not (tmp_path / "model").exists()

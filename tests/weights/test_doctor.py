@@ -66,7 +66,7 @@ def test_averages_and_missing_heads(tmp_path):
     assert "ema=False" in findings["averages"].change
     assert "drop_head=True" in findings["classes"].change
     np.savez(path, a=np.zeros(3))
-    assert doctor(path)[-1].found == "none that is known"
+    assert doctor(path)[-1].found == "none that is known: it has a"
     with pytest.raises(UsageError, match="there is no file"):
         doctor("timm:nowhere.npz")
     with pytest.raises(UsageError, match="there is no file"):
