@@ -23,7 +23,7 @@ SCENE_RATES = {16: (1, 2, 3), 8: (2, 4, 6)}
 
 def _scenes() -> ConfigDict:
     c = segment_scenes.get_config()
-    c.model.width, c.steps, c.ema_decay = 0.5, 800, 0.99
+    c.model.width, c.steps, c.ema_decay = 0.5, 1000, 0.99
     c.segment.decoder = False
     c.sweep.seeds = (0, 1)
     return c

@@ -16,7 +16,7 @@ from mnv2_jax.errors import unknown
 
 def _scenes() -> ConfigDict:
     c = detect_scenes.get_config()
-    c.model.width, c.steps, c.ema_decay = 0.5, 800, 0.99
+    c.model.width, c.steps, c.ema_decay = 0.5, 700, 0.99
     c.sweep.seeds = (0, 1, 2)
     return c
 
