@@ -85,6 +85,7 @@ def base() -> ConfigDict:
 
     c.segment = ConfigDict()  # for the task segment; see mnv2_jax.models.deeplab
     c.segment.aspp = False  # the atrous pyramid (Table 7)
+    c.segment.rates = ()  # of its branches; () for the authors' at this output stride
     c.segment.decoder = False  # with features of the fourth block's expansion, as in DeepLabv3+
     c.segment.atrous = "full"  # or separable: the 3×3 convolutions of pyramid and decoder
     c.segment.channels = 256  # of every layer of the head

@@ -169,11 +169,16 @@ def open_coco(split: str, root: str | None) -> DetectionSource:
     for number, entry in images.items():
         name = f"image {number}"
         size = (_field(entry, "height", int, file, name), _field(entry, "width", int, file, name))
-        if min(size) < 1:
-            raise UsageError(f"{file}: {name} is {size[1]}x{size[0]} pixels. Correct it.")
+        if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+            shown = "{1}x{0}".format(*(str(n)[:12] for n in size))
+            raise UsageError(f"{file}: {name} is {shown} pixels. Correct it.")
         path = folder / _field(entry, "file_name", str, file, name)
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{file}: {name} lies outside of {folder}: {path}. It is refused.")
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except ValueError:  # a NUL, or half of a character
+            inside = False
+        if not inside:
+            raise UsageError(f"{file}: {name} is not in {folder}: {str(path)!r}. It is refused.")
         source.add(path, size, corners[number], classes[number], f"{file} {name}", crowds[number])
     return source.finish(str(file))
 
@@ -192,10 +197,16 @@ def _coco_object(
             f"{file}: {name} has category_id {category}, which is not listed: the ids are "
             f"{', '.join(map(str, list(order)[:8]))}{', …' if len(order) > 8 else ''}."
         )
-    if len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
-        raise UsageError(f"{file}: {name} has bbox {box}: it must be [left, top, width, height].")
+    if len(box) != 4 or not all(isinstance(v, float) or _is_small(v) for v in box):
+        given = repr(box)[:80]
+        raise UsageError(f"{file}: {name} has bbox {given}: it must be [left, top, width, height].")
     left, top, width, height = box
     return [top, left, top + height, left + width], category
+
+
+def _is_small(value: Any) -> bool:
+    """Whether an integer of the file, which may have any number of digits, is a count of pixels."""
+    return isinstance(value, int) and abs(value) <= MAX_SIDE
 
 
 def _named(kind: str, entry: Any) -> str:

@@ -1,6 +1,6 @@
 """The only tables from names to functions: how a configuration names a network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -100,6 +100,7 @@ def build_deeplab(
     num_classes: int = 21,
     output_stride: int = 16,
     aspp: bool = False,
+    rates: Sequence[int] = (),
     decoder: bool = False,
     atrous: str = "full",
     channels: int = 256,
@@ -112,7 +113,8 @@ def build_deeplab(
     Args:
       num_classes: background included.
       output_stride: of the backbone; 16 and 8 are the paper's.
-      aspp: adds the pyramid, at the authors' rates for this output stride.
+      aspp: adds the pyramid.
+      rates: of its branches; none takes the authors' for this output stride.
       decoder: refines the result with features of stride 4 (DeepLabv3+).
       atrous: `full` or `separable`, the 3×3 convolutions of pyramid and decoder.
       channels: of every layer of the head.
@@ -127,15 +129,18 @@ def build_deeplab(
     (12, 24, 36)
     """
     features = build(num_classes=None, output_stride=output_stride, bn_decay=bn_decay, **backbone)
-    if aspp and output_stride not in RATES:
+    if rates and not aspp:
+        raise UsageError(f"rates are {tuple(rates)} without aspp, whose they are: leave them out.")
+    if aspp and not rates and output_stride not in RATES:
         listed = ", ".join(str(stride) for stride in sorted(RATES))
         raise UsageError(
-            f"aspp with output_stride {output_stride!r}: its rates are known for {listed}."
+            f"aspp with output_stride {output_stride!r}: its rates are known for {listed}; give "
+            "others as rates."
         )
     return DeepLabV3(
         num_classes,
         features.clone(spec=features.spec._replace(last=None)),
-        RATES[output_stride] if aspp else (),
+        tuple(rates or RATES[output_stride]) if aspp else (),
         look_up("atrous", atrous, ATROUS),
         DECODER_TAP if decoder else None,
         channels,

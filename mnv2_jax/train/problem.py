@@ -185,7 +185,7 @@ def _pixel_classes(source: Source) -> tuple[str, ...]:
 
 
 # Options of `build_deeplab` that the configuration has in a group of their own.
-SEGMENTER = ("aspp", "decoder", "atrous", "channels")
+SEGMENTER = ("aspp", "rates", "decoder", "atrous", "channels")
 
 PROBLEMS: dict[str, Problem] = {
     "classify": Problem(

@@ -195,6 +195,7 @@ def test_values_of_the_authors():
     assert (HEAD.bn_decay, HEAD.bn_epsilon, model.dropout) == (0.9997, 1e-5, 0.1)
     assert (model.backbone.dialect.bn_decay, model.backbone.dialect.bn_epsilon) == (0.997, 1e-3)
     assert build_deeplab(aspp=True).rates == (6, 12, 18)
+    assert build_deeplab(aspp=True, rates=[1, 2, 3]).rates == (1, 2, 3)  # a list, as in JSON
     assert build_deeplab(decoder=True).decoder_tap == DECODER_TAP
     fast = build_deeplab(bn_decay=0.9)
     assert fast.dialect.bn_decay == fast.backbone.dialect.bn_decay == 0.9
@@ -216,6 +217,7 @@ def test_the_decoders_tap_has_stride_4_and_144_channels():
         (lambda: build_deeplab(output_stride=12), "output_stride is 12"),
         (lambda: build_deeplab(atrous="ful"), "unknown atrous 'ful': did you mean 'full'"),
         (lambda: build_deeplab(aspp=True, output_stride=4), "known for 8, 16, 32"),
+        (lambda: build_deeplab(rates=(1, 2)), r"rates are \(1, 2\) without aspp"),
         (lambda: DeepLabV3(rates=(0, 6)), r"rates are \(0, 6\)"),
         (lambda: DeepLabV3(backbone=MobileNetV2()), "classifier of 1000 .*num_classes=None"),
         (lambda: structure(small(decoder_tap="block_9"), (8, 8)), "decoder_tap is 'block_9'.*stem"),
