@@ -29,6 +29,7 @@ from mnv2_jax.train.checkpoint import Checkpoints
 from mnv2_jax.train.log import write_json
 from mnv2_jax.train.report import environment as versions
 from tests.damage import Damage, corrupt
+from tests.events import scalars
 from tests.processes import MAIN, environment, free_port, spawn
 
 KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
@@ -47,6 +48,7 @@ class Case(NamedTuple):
       overrides: of its configuration.
       processes: of one training.
       devices: of each process.
+      optimized: whether XLA is to take its time when it compiles.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Case(NamedTuple):
     overrides: tuple[str, ...] = ()
     processes: int = 1
     devices: int = 1
+    optimized: bool = False
 
 
 @dataclass
@@ -82,7 +85,7 @@ class Training:
         command = [*MAIN, "--config", self.case.config, "--quiet"]
         command += ["--workdir", str(self.workdir), *self.case.overrides]
         address = f"localhost:{free_port()}"
-        env = environment(self.cache, self.case.devices, optimized=True)
+        env = environment(self.cache, self.case.devices, self.case.optimized)
         for i in range(self.case.processes):
             several = ["--coordinator", address, "--hosts", str(self.case.processes)]
             several += ["--host", str(i), "--wait", "120"]
@@ -140,6 +143,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
         name = f"{seed.parent.name}/{seed.name}"
         found[f"{name} model"] = (seed / "model.safetensors").read_bytes()
         found[f"{name} log"] = (seed / "metrics.jsonl").read_text()
+        found[f"{name} events"] = scalars(seed / "tensorboard")
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         checkpoints = Checkpoints(folder, keep=0)
         newest = max(checkpoints.inspect().items())
@@ -211,7 +215,9 @@ def torment(
       keep: called after every training.
     """
     tally = tally or Tally()
-    peace = Training(case, place / f"{case.name}-undisturbed", place)
+    seldom = (*case.overrides, "--config.checkpoint_minutes=1e6")  # saves change nothing either
+    calm = case._replace(overrides=seldom)
+    peace = Training(calm, place / f"{case.name}-undisturbed", place)
     try:
         peace.start()
         assert {status for status, _ in peace.wait()} == {0}
@@ -285,6 +291,7 @@ def main() -> None:
         for case, count in cases("experiments/ablate_linear.py", overrides):
             kills = arguments.across if count == "across" else arguments.kills // 2
             terms = -(-arguments.terms // 3)
+            case = case._replace(optimized=True)
             tally = kept.tallies.setdefault(case.name, Tally())
             if tally.kills < kills or tally.terms < terms:
                 torment(case, kills, terms, Path(place), arguments.seed, tally, kept.write)
@@ -342,8 +349,9 @@ def write_report(
         "# Killed at random, and the same to the bit\n\n"
         f"`python -m tests.chaos {' '.join(sys.argv[1:])}`, {seconds / 60:.0f} minutes. "
         f"{', '.join(f'{k} {v}' for k, v in made_with.items() if k != 'versions')}.\n\n"
-        "Compared with an undisturbed training: losses and all other rows of the logs, parameters, "
-        "batch statistics, moving averages, optimizer, saved model and final report.\n\n"
+        "Compared with an undisturbed training: losses and all other rows of the logs and of "
+        "TensorBoard's events, parameters, batch statistics, moving averages, optimizer, saved "
+        "model and final report.\n\n"
         f"{markdown_table(header, rows)}\n\n{failed}"
         f"Of {damage.checkpoints} checkpoints with a damaged file in the newest step (bits, ends, "
         f"whole files, files exchanged), {damage.fell_back} fell back to an older step, "
