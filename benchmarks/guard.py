@@ -7,6 +7,7 @@ the old one; inside a training step XLA fuses it with the update, so this is an 
 import argparse
 import statistics
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ from mnv2_jax.train.state import new_state
 def state_of(width, spec, classes, size):
     """A whole training state: parameters, statistics, momentum and averages."""
     model = build(width=width, spec=spec, num_classes=classes)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    image = jnp.zeros((1, size, size, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return new_state(variables, optax.sgd(0.1, momentum=0.9), True)
 
 
@@ -37,11 +40,22 @@ def seconds(function, rounds):
     return statistics.median(found[1:])
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=1)
 def guard(new, old):
     """What the step does to leave everything as it was after one that is not finite."""
     sane = jnp.isfinite(optax.tree.norm((new.params, new.batch_stats)))
     return jax.tree.map(lambda n, o: jnp.where(sane, n, o), new, old)
+
+
+def repeated(step, state):
+    """A step whose every call takes over the state that the last one gave, as training does."""
+    kept = [jax.tree.map(lambda leaf: leaf + 0, state)]
+
+    def call():
+        kept[0] = step(state, kept[0])
+        return kept[0]
+
+    return call
 
 
 def main():
@@ -55,8 +69,7 @@ def main():
         options = CASES[case]
         step = seconds(jax_train(threads=2, **options), arguments.rounds)
         state = state_of(**{k: v for k, v in options.items() if k != "batch"})
-        other = jax.tree.map(lambda leaf: leaf + 0, state)
-        guarded = seconds(lambda new=state, old=other: guard(new, old), arguments.rounds)
+        guarded = seconds(repeated(guard, state), arguments.rounds)
         hashed = seconds(lambda state=state: fingerprints(state), arguments.rounds)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         rows.append(

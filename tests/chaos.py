@@ -6,28 +6,35 @@ Every training is the command line in a process of its own. Half of the kills wa
 which a checkpoint is being written. A training that was killed is started again with the same
 command, until it ends; then its losses, parameters, batch statistics, averages, optimizer and final
 report have to be those of the undisturbed one, to the bit.
+
+What is done is kept in unfinished.json beside the report, and the same command goes on from there.
 """
 
 import argparse
 import json
-import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mnv2_jax.markdown import markdown_table
 from mnv2_jax.train.checkpoint import Checkpoints
+from mnv2_jax.train.log import write_json
+from mnv2_jax.train.report import environment as versions
+from tests.damage import Damage, corrupt
+from tests.events import scalars
 from tests.processes import MAIN, environment, free_port, spawn
 
 KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
-PATIENCE = 1800  # seconds that anything may take before the test has failed
+PATIENCE = 3600  # seconds that anything may take before the training has failed
+TOO_MANY = 5  # failed trainings of a case, after which it is given up
 PEER_LEAVES = 30  # seconds after the other process was killed
 TERM_LEAVES = 10  # seconds after SIGTERM
 
@@ -41,6 +48,7 @@ class Case(NamedTuple):
       overrides: of its configuration.
       processes: of one training.
       devices: of each process.
+      optimized: whether XLA is to take its time when it compiles.
     """
 
     name: str
@@ -48,14 +56,21 @@ class Case(NamedTuple):
     overrides: tuple[str, ...] = ()
     processes: int = 1
     devices: int = 1
+    optimized: bool = False
 
 
+@dataclass
 class Tally:
     """What happened to the trainings of a case."""
 
-    def __init__(self) -> None:
-        self.kills = self.inside_saves = self.terms = self.trainings = self.equal = 0
-        self.slowest_term = self.slowest_peer = 0.0
+    kills: int = 0
+    inside_saves: int = 0
+    terms: int = 0
+    trainings: int = 0
+    equal: int = 0
+    slowest_term: float = 0.0
+    slowest_peer: float = 0.0
+    failed: list[str] = field(default_factory=list)
 
 
 class Training:
@@ -70,7 +85,7 @@ class Training:
         command = [*MAIN, "--config", self.case.config, "--quiet"]
         command += ["--workdir", str(self.workdir), *self.case.overrides]
         address = f"localhost:{free_port()}"
-        env = environment(self.cache, self.case.devices, optimized=True)
+        env = environment(self.cache, self.case.devices, self.case.optimized)
         for i in range(self.case.processes):
             several = ["--coordinator", address, "--hosts", str(self.case.processes)]
             several += ["--host", str(i), "--wait", "120"]
@@ -96,7 +111,7 @@ class Training:
             if not self.running():
                 return False
             assert time.monotonic() < deadline, "the training makes no progress"
-            time.sleep(0.001)
+            time.sleep(0.005)
         return self.running()
 
     def wait(self) -> list[tuple[int, str]]:
@@ -128,6 +143,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
         name = f"{seed.parent.name}/{seed.name}"
         found[f"{name} model"] = (seed / "model.safetensors").read_bytes()
         found[f"{name} log"] = (seed / "metrics.jsonl").read_text()
+        found[f"{name} events"] = scalars(seed / "tensorboard")
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         checkpoints = Checkpoints(folder, keep=0)
         newest = max(checkpoints.inspect().items())
@@ -150,8 +166,7 @@ def disturb(training: Training, tally: Tally, how: str, draw: random.Random) -> 
     inside = how == "kill" and tally.inside_saves * 2 <= tally.kills
     if inside and not training.wait_until(training.saving):
         return
-    if not inside:
-        time.sleep(draw.uniform(0, 0.2))
+    time.sleep(draw.uniform(0, 0.05 if inside else 0.2))
     victim = draw.choice(training.processes)
     began = time.monotonic()
     victim.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
@@ -179,7 +194,15 @@ def disturb(training: Training, tally: Tally, how: str, draw: random.Random) -> 
     tally.slowest_term = max(tally.slowest_term, time.monotonic() - began)
 
 
-def torment(case: Case, kills: int, terms: int, place: Path, seed: int = 0) -> Tally:
+def torment(
+    case: Case,
+    kills: int,
+    terms: int,
+    place: Path,
+    seed: int = 0,
+    tally: Tally | None = None,
+    keep: Callable[[Tally], None] = lambda _: None,
+) -> Tally:
     """Disturbs trainings of a case until all kills and terms are done, and finishes the last.
 
     Args:
@@ -188,124 +211,54 @@ def torment(case: Case, kills: int, terms: int, place: Path, seed: int = 0) -> T
       terms: SIGTERMs.
       place: folder to work in.
       seed: of what is random here.
+      tally: to go on with.
+      keep: called after every training.
     """
-    tally, draw = Tally(), random.Random(seed)
-    peace = Training(case, place / f"{case.name}-undisturbed", place)
+    tally = tally or Tally()
+    seldom = (*case.overrides, "--config.checkpoint_minutes=1e6")  # saves change nothing either
+    calm = case._replace(overrides=seldom)
+    peace = Training(calm, place / f"{case.name}-undisturbed", place)
     try:
         peace.start()
         assert {status for status, _ in peace.wait()} == {0}
     finally:
         peace.stop()
     expected = outcome(peace.workdir)
-    while tally.kills < kills or tally.terms < terms:
-        training = Training(case, place / f"{case.name}-{tally.trainings}", place)
+    while (tally.kills < kills or tally.terms < terms) and len(tally.failed) < TOO_MANY:
+        name = f"{case.name}-{tally.trainings}"
+        training = Training(case, place / name, place)
         try:
-            while not (training.workdir / "results.json").is_file():
-                left = ["kill"] * (kills - tally.kills) + ["term"] * (terms - tally.terms)
-                if left:
-                    disturb(training, tally, draw.choice(left), draw)
-                else:
-                    training.start()
-                ends = training.wait()
-                assert all(status == 0 for status, _ in ends), ends
+            finish(training, tally, kills, terms, random.Random(f"{name} {seed}"))
+            found = outcome(training.workdir)
+            names = expected.keys() | found.keys()
+            different = sorted(n for n in names if found.get(n) != expected.get(n))
+            assert not different, f"different: {', '.join(different)}"
+            tally.equal += 1
+        except Exception as error:  # the other trainings still have something to show
+            print(f"{name}: {error}", flush=True)
+            tally.failed.append(f"{name}: {' '.join(str(error).split())[:500]}")
         finally:
             training.stop()
         tally.trainings += 1
-        found = outcome(training.workdir)
-        different = [name for name in expected if found.get(name) != expected[name]]
-        assert not different and found.keys() == expected.keys(), (training.workdir, different)
-        tally.equal += 1
+        keep(tally)
         print(
-            f"{case.name}: {tally.kills} kills, {tally.terms} terms, {tally.equal} equal",
+            f"{time.strftime('%H:%M')} {case.name}: {tally.kills} of {kills} kills, {tally.terms} "
+            f"of {terms} terms, {tally.equal} of {tally.trainings} trainings equal",
             flush=True,
         )
     return tally
 
 
-class Damage:
-    """What came of damaged checkpoints."""
-
-    def __init__(self) -> None:
-        self.checkpoints = self.fell_back = self.unharmed = self.silent = 0
-
-
-def swap(first: Path, second: Path) -> None:
-    """Exchanges the contents of two files."""
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(content)
-
-
-def flip(path: Path, draw: random.Random) -> None:
-    """Changes one bit."""
-    content = bytearray(path.read_bytes() or b"\0")
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-
-
-def truncate(path: Path, draw: random.Random) -> None:
-    """Cuts the end off."""
-    os.truncate(path, draw.randrange(max(1, path.stat().st_size)))
-
-
-def corrupt(count: int, place: Path, seed: int = 0) -> Damage:
-    """Damages a file of the newest of three steps, again and again, and restores.
-
-    Whatever is restored has to be, to the bit, what was saved at the step it says it is.
-
-    Args:
-      count: of damaged checkpoints.
-      place: folder to work in.
-      seed: of what is random here.
-    """
-    import logging
-
-    import jax
-
-    from tests.train.test_checkpoint import assert_same, like, state_at, write
-
-    logging.getLogger("mnv2_jax").setLevel(logging.ERROR)
-    found, draw = Damage(), random.Random(seed)
-    whole, broken = place / "whole", place / "broken"
-    write(whole, [0.5, None, None], keep=3)
-    newest = [
-        path.relative_to(whole) for path in sorted((whole / "3").rglob("*")) if path.is_file()
-    ]
-    wanted = like(state_at(1))
-    for number in range(count):
-        shutil.copytree(whole, broken)
-        path = broken / newest[number % len(newest)]
-        how = draw.choice(("flip", "flip", "truncate", "delete", "swap", "empty"))
-        if how == "flip":
-            flip(path, draw)
-        elif how == "truncate":
-            truncate(path, draw)
-        elif how == "swap":  # with another file of this step, or the same of an older one
-            other = newest[draw.randrange(len(newest))]
-            older = broken / "1" / path.relative_to(broken / "3")
-            swap(path, older if draw.random() < 0.5 and older.is_file() else broken / other)
-        elif how == "empty":
-            path.write_bytes(b"")
+def finish(training: Training, tally: Tally, kills: int, terms: int, draw: random.Random) -> None:
+    """Starts a training again and again until it ends, disturbing it while some are left to do."""
+    while not (training.workdir / "results.json").is_file():
+        left = ["kill"] * (kills - tally.kills) + ["term"] * (terms - tally.terms)
+        if left:
+            disturb(training, tally, draw.choice(left), draw)
         else:
-            path.unlink()
-        checkpoints = Checkpoints(broken, keep=3)
-        restored = checkpoints.restore(wanted)
-        assert restored is not None
-        checkpoints.close()
-        step = int(restored.state.step)
-        try:
-            assert_same(restored.state, state_at(step))
-            assert restored.extra == {"seconds": step / 3}
-        except AssertionError:
-            found.silent += 1
-        found.checkpoints += 1
-        found.unharmed += step == 3
-        found.fell_back += step < 3
-        shutil.rmtree(broken)
-        if number % 100 == 99:
-            print(f"{number + 1} damaged checkpoints, {found.silent} silent", flush=True)
-            jax.clear_caches()
-    return found
+            training.start()
+        ends = training.wait()
+        assert all(status == 0 for status, _ in ends), ends
 
 
 def cases(config: str, overrides: tuple[str, ...]) -> Iterator[tuple[Case, str]]:
@@ -327,52 +280,90 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = (
         "--config.sweep.seeds=(0,)", "--config.sweep.at_once=1", "--config.ema_decay=0.9",
-        "--config.checkpoint_minutes=0", "--config.log_every=2", "--config.steps=60",
+        "--config.checkpoint_minutes=0", "--config.log_every=1", "--config.steps=60",
     )  # fmt: skip
-    tallies, began = {}, time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # leaves no training running
+    kept = Kept(arguments)
     with tempfile.TemporaryDirectory() as place:
-        damage = corrupt(arguments.damaged, Path(place), arguments.seed)
+        if kept.damage is None:
+            kept.damage = corrupt(arguments.damaged, Path(place), arguments.seed)
+            kept.write()
         for case, count in cases("experiments/ablate_linear.py", overrides):
             kills = arguments.across if count == "across" else arguments.kills // 2
             terms = -(-arguments.terms // 3)
-            tallies[case.name] = torment(case, kills, terms, Path(place), arguments.seed)
-    write_report(arguments.report, tallies, damage, time.monotonic() - began)
+            case = case._replace(optimized=True)
+            tally = kept.tallies.setdefault(case.name, Tally())
+            if tally.kills < kills or tally.terms < terms:
+                torment(case, kills, terms, Path(place), arguments.seed, tally, kept.write)
+    write_report(arguments.report, kept.tallies, kept.damage, kept.seconds())
+    kept.path.unlink(missing_ok=True)
+
+
+class Kept:
+    """What is done so far, on disk for the case that this is interrupted too."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.path = (arguments.report or Path(tempfile.mkdtemp())) / "unfinished.json"
+        self.arguments = {k: v for k, v in vars(arguments).items() if k != "report"}
+        self.damage: Damage | None = None
+        self.tallies: dict[str, Tally] = {}
+        self.before, self.began = 0.0, time.monotonic()
+        if self.path.is_file():
+            found = json.loads(self.path.read_text())
+            if found["arguments"] != self.arguments:
+                sys.exit(f"{self.path} is of {found['arguments']}: go on with these, or remove it.")
+            self.before, self.damage = found["seconds"], Damage(**found["damage"])
+            self.tallies = {name: Tally(**tally) for name, tally in found["tallies"].items()}
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def write(self, _: Tally | None = None) -> None:
+        content = {
+            "arguments": self.arguments,
+            "seconds": self.seconds(),
+            "damage": self.damage and asdict(self.damage),
+            "tallies": {name: asdict(tally) for name, tally in self.tallies.items()},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, content)
 
 
 def write_report(
     folder: Path | None, tallies: dict[str, Tally], damage: Damage, seconds: float
 ) -> None:
     """Prints the report, and writes it with the versions it was made with."""
-    from mnv2_jax.markdown import markdown_table
-    from mnv2_jax.train.report import environment
-
     header = {
         "": "", "SIGKILLs": "kills", "inside a save": "inside_saves", "SIGTERMs": "terms",
-        "trainings": "trainings", "bit-identical": "equal",
+        "trainings": "trainings", "bit-identical": "equal", "failed": "failed",
         "slowest exit after SIGTERM (s)": "slowest_term",
         "slowest exit of the other process (s)": "slowest_peer",
     }  # fmt: skip
+    values = {name: asdict(t) | {"failed": len(t.failed)} for name, t in tallies.items()}
     rows = [
-        [name, *(f"{getattr(t, key):.3g}" for key in header.values() if key)]
-        for name, t in tallies.items()
+        [name, *(f"{v[key]:.3g}" for key in header.values() if key)] for name, v in values.items()
     ]
+    failed = "".join(f"- {line}\n" for tally in tallies.values() for line in tally.failed)
+    made_with = versions() | versions()["versions"]
     text = (
         "# Killed at random, and the same to the bit\n\n"
         f"`python -m tests.chaos {' '.join(sys.argv[1:])}`, {seconds / 60:.0f} minutes. "
-        f"{', '.join(f'{k} {v}' for k, v in environment().items())}.\n\n"
-        "Compared with an undisturbed training: losses and all other rows of the logs, parameters, "
-        "batch statistics, moving averages, optimizer, saved model and final report.\n\n"
-        f"{markdown_table(header, rows)}\n\n"
+        f"{', '.join(f'{k} {v}' for k, v in made_with.items() if k != 'versions')}.\n\n"
+        "Compared with an undisturbed training: losses and all other rows of the logs and of "
+        "TensorBoard's events, parameters, batch statistics, moving averages, optimizer, saved "
+        "model and final report.\n\n"
+        f"{markdown_table(header, rows)}\n\n{failed}"
         f"Of {damage.checkpoints} checkpoints with a damaged file in the newest step (bits, ends, "
         f"whole files, files exchanged), {damage.fell_back} fell back to an older step, "
-        f"{damage.unharmed} came back whole in spite of it, and {damage.silent} came back wrong.\n"
+        f"{damage.unharmed} came back whole in spite of it, {damage.refused} were refused though "
+        f"older steps were whole, and {damage.silent} came back wrong.\n"
     )
     print(text)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.md").write_text(text)
-        content = {name: vars(tally) for name, tally in tallies.items()} | {"damage": vars(damage)}
-        (folder / "results.json").write_text(json.dumps(content, indent=1))
+        content = {name: asdict(tally) for name, tally in tallies.items()}
+        write_json(folder / "results.json", content | {"damage": asdict(damage)})
 
 
 if __name__ == "__main__":

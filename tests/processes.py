@@ -1,6 +1,7 @@
 """Processes that tests start: the command line, and several hosts on one machine."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def finish(
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+    """A port that nobody listens on, and below those that systems hand out to connections."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as free:
+            if free.connect_ex(("localhost", port)):
+                return port

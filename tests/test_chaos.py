@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: 24 SIGKILLs, half of them inside a save, and 6 SIGTERMs."""
+"""The short form of `make chaos`: 20 SIGKILLs, half of them inside a save, and 5 SIGTERMs."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.train.setting import tiny
 
 
 def get_config():
-    config = tiny(steps=40, seeds=(0,))
+    config = tiny(steps=24, seeds=(0,))
     config.checkpoint_minutes = 0.0  # after every step, or every third of several hosts
     config.keep_checkpoints = 3
     return config
@@ -24,14 +24,14 @@ def get_config():
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1800)  # starved of processor time it takes minutes
 @pytest.mark.parametrize(
-    ("name", "kills", "terms"), [("jit", 12, 3), ("pmap", 8, 2), ("two_hosts", 4, 1)]
+    ("name", "kills", "terms"), [("jit", 9, 2), ("pmap", 7, 2), ("two_hosts", 4, 1)]
 )
 def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, terms):
     (tmp_path / "tiny.py").write_text(CONFIG)
     case = next(case for case, _ in cases(str(tmp_path / "tiny.py"), ()) if case.name == name)
     tally = torment(case, kills, terms, tmp_path)
     assert tally.kills == kills and tally.terms == terms
-    assert tally.equal == tally.trainings > 0
+    assert tally.equal == tally.trainings > 0, tally.failed
     # Of two hosts, the one that is left may still finish the save.
     assert tally.inside_saves >= (kills // 3 if case.processes == 1 else 0)
     assert tally.slowest_term < TERM_LEAVES and tally.slowest_peer < PEER_LEAVES

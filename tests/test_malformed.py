@@ -10,6 +10,7 @@ import struct
 import tarfile
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def mutate(content, rng):
 
 def used_or_refused(use):
     """Runs `use`; returns whether it was refused. Anything but one clear line fails the test."""
-    began = time.monotonic()
+    began = time.process_time()  # what other processes take does not count
     tracemalloc.start()
     try:
         use()
@@ -63,8 +64,7 @@ def used_or_refused(use):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < BYTES
-    # Generous, for a machine that tests in parallel; what hangs or explodes takes far longer.
-    assert time.monotonic() - began < 5 * SECONDS
+    assert time.process_time() - began < SECONDS
     if message is not None:
         assert message and "\n" not in message and message.isprintable() and len(message) < 1500
         assert "Traceback" not in message
@@ -73,8 +73,9 @@ def used_or_refused(use):
 
 WORDS = (
     "None", "nan", "inf", "-1", "0", "1e400", "-0.0", "9" * 400, "True", "[]", "()", "{}", "''",
-    "[1, 2", "(0.5,)", "('a', 'b')", "0x10", "1_000", "__import__('os').mkdir('/x')", "lambda: 0",
-    "linear", "rmsprop", "../..", "\x00", "\n", "ü", "{'a': [1, {'b': ()}]}", "[" * 300, "1j",
+    "[1, 2", "(0.5,)", "('a', 'b')", "0x10", "1_000", "__import__('os').mkdir('executed')",
+    "lambda: 0", "linear", "rmsprop", "../..", "\x00", "\n", "ü",
+    "{'a': [1, {'b': ()}]}", "[" * 300, "1j",
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def test_configurations_and_overrides(seed):
 
         refused += used_or_refused(use)
     assert refused > 200
+    assert not Path("executed").exists()
 
 
 def picture(kind, size=(40, 30)):

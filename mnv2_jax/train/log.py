@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ class RunLog:
           start: the step that was restored, or 0 for a new run.
           due: whether that step is still to be evaluated; an attempt that did was lost.
         """
-        from tensorboardX import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         # Without a checkpoint the run begins anew, its evaluation at step 0 too.
@@ -33,7 +32,10 @@ class RunLog:
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._events = Events(folder / "tensorboard", start + (not due))
+        for row in kept:
+            if row["step"] == start and due:  # taken back with the evaluation that is done again
+                self._events.write(row.pop("step"), row.pop("split"), row)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds a row; values that are not finite become null in the JSON."""
@@ -43,9 +45,11 @@ class RunLog:
         }
         self._file.write(json.dumps({"step": step, "split": split, **row}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        self._events.write(step, split, values)
+
+    def flush(self) -> None:
+        """Puts all on disk; before a checkpoint, or a kill later on would leave a gap."""
+        self._events.flush()
 
     def close(self) -> None:
         """Closes both files.
@@ -55,17 +59,49 @@ class RunLog:
         """
         try:
             self._file.close()
-            self._board.close()
+            self._events.close()
         except OSError:
             say_no_more()
             raise
 
 
+class Events:
+    """TensorBoard's events, written here and now: its own writer's thread cannot be waited for."""
+
+    def __init__(self, folder: Path, purge: int):
+        """Starts a file that takes back the events of other files from step `purge` on."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = f".{len(list(folder.glob('events*')))}"  # names have but the second
+        self._writer = EventsWriter(str(folder / "events"), suffix)
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge, session_log=start))
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Adds what is a number."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                summary = scalar(f"{split}/{name}", value)
+                event = Event(wall_time=time.time(), step=step, summary=summary)
+                self._writer.write_event(event)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 def say_no_more() -> None:
     """Mutes what threads and exit handlers of libraries say from now on.
 
-    For a process that leaves with a line of its own because nothing can be written: TensorBoard's
-    and Orbax's threads try again, and would say so each time.
+    For a process that leaves with a line of its own because nothing can be written: Orbax's threads
+    try again, and would say so each time.
     """
     threading.excepthook = sys.unraisablehook = lambda _: None
 

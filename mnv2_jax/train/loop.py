@@ -232,6 +232,8 @@ def _save(session: Session, state: Any, due: bool, monitor: float | None) -> Non
     window = session.window
     extra = {"seconds": session.clock(), "window": window.sums(), "losses": window.losses}
     extra["due"] = due
+    for log in session.logs:
+        log.flush()
     session.checkpoints.save(state, extra, monitor)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 
 from mnv2_jax.train.log import RunLog, read_rows
 from mnv2_jax.train.report import paired_difference, report_text, verdicts, write_report
+from tests.events import scalars
 from tests.train.setting import tiny
 
 
@@ -147,6 +149,22 @@ def test_an_evaluation_that_is_done_again_is_written_once(tmp_path, due):
     RunLog(tmp_path, 3, due).close()
     kept = [row["split"] for row in read_rows(tmp_path / "metrics.jsonl")]
     assert kept == (["train"] if due else ["train", "eval", "eval_ema"])
+    assert sorted(scalars(tmp_path / "tensorboard")) == sorted((f"{k}/loss", 3) for k in kept)
+
+
+def test_events_up_to_a_checkpoint_outlive_a_kill(tmp_path):
+    log = RunLog(tmp_path / "killed", 0)
+    for step in range(200):
+        log.write(step, "train", {"loss": float(step)})
+    log.flush()
+    log.write(200, "train", {"loss": 200.0})
+    shutil.copytree(tmp_path / "killed", tmp_path / "run")  # what the kill left on disk
+    log.close()
+    again = RunLog(tmp_path / "run", 199)
+    again.write(200, "train", {"loss": 200.0})
+    again.close()
+    expected = {("train/loss", step): float(step) for step in range(201)}
+    assert scalars(tmp_path / "run" / "tensorboard") == expected
 
 
 def test_rows_are_json_also_where_numbers_are_not_finite(tmp_path):

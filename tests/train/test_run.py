@@ -15,10 +15,11 @@ import pytest
 
 from mnv2_jax import UsageError, normalize
 from mnv2_jax.data import open_source
+from mnv2_jax.parallel import make_plan
 from mnv2_jax.train import feed as feed_module
 from mnv2_jax.train import run as run_module
 from mnv2_jax.train.log import read_rows
-from mnv2_jax.train.run import make_run
+from mnv2_jax.train.run import make_evaluate, make_run
 from mnv2_jax.train.saved import load_model
 from mnv2_jax.train.sweep import run_sweep
 from tests.data.pictures import encoded, photo
@@ -100,6 +101,35 @@ def test_evaluation_counts_every_example_once(monkeypatch, devices, resident):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], [value], rtol=1e-5, err_msg=name)
+
+
+class Digest:
+    """A task whose metrics are whole numbers that only one set of examples gives."""
+
+    def metrics(self, variables, batch):
+        del variables
+        weight = np.arange(1, 65).reshape(1, 8, 8, 1) % 13
+        pixels = (batch["image"].astype("int32") * weight).sum((1, 2, 3)) % 9973
+        mask = batch["mask"].astype("int32")
+        return {"pixels": (pixels * mask).sum(), "labels": (batch["label"] * mask).sum()}
+
+    def summarize(self, sums):
+        return sums
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
+    """From one example to one more than three batches."""
+    size, plan, digest, held_out = max(4, devices), make_plan(devices=devices), Digest(), Few(1, 0)
+    for count in range(1, 3 * size + 2):
+        held_out._arrays, held_out._resident = images_of(count), resident
+        if resident or count == 1:  # what is streamed has the same shapes for every size
+            config = one(eval_batch_size=size)
+            feed = feed_module.eval_feed(config, held_out, resident, 1, devices)
+            evaluate = make_evaluate(digest, feed, plan)
+        expected = digest.metrics({}, held_out._arrays | {"mask": np.ones(count)})
+        assert evaluate({}) == {name: [total] for name, total in expected.items()}, count
 
 
 def test_several_seeds_are_evaluated_each_for_itself():
