@@ -7,13 +7,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from benchmarks.harness import ROOT, paired, save
+from benchmarks.input_pipeline import write_photos
 
 CONFIGS = {
-    "digits": "experiments/ablate_linear.py",
-    "Fashion-MNIST subset": "experiments/ablate_linear.py:fashion_mnist_small",
-}
+    "MobileNetV2 1.0 at 224, batch 32": (
+        "experiments/imagenet.py", "data.name=folder", "data.root=PHOTOS", "data.eval_split=train",
+        "batch_size=32", "steps=100"),
+    "digits": ("experiments/ablate_linear.py",),
+    "Fashion-MNIST subset": ("experiments/ablate_linear.py:fashion_mnist_small",),
+}  # fmt: skip
 WORKER = """
 import sys
 from mnv2_jax import host
@@ -21,7 +26,7 @@ host.use_compilation_cache()
 import jax
 from mnv2_jax.config import load_config
 from mnv2_jax.train.run import make_run
-config = load_config(sys.argv[1])
+config = load_config(sys.argv[1], sys.argv[2:])
 run = make_run(config, 1)
 keys = run.keys((0,))
 state = run.fresh(keys)
@@ -31,10 +36,12 @@ jax.block_until_ready(state)
 """
 
 
-def seconds_to_first_step(config, cache):
+def seconds_to_first_step(config, place):
+    """Of one process, with the compilation cache and the photographs in the folder `place`."""
+    config = [part.replace("PHOTOS", str(place / "photos")) for part in config]
     start = time.perf_counter()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache}
-    subprocess.run([sys.executable, "-c", WORKER, config], cwd=ROOT, env=env, check=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(place)}
+    subprocess.run([sys.executable, "-c", WORKER, *config], cwd=ROOT, env=env, check=True)
     return time.perf_counter() - start
 
 
@@ -46,9 +53,11 @@ def main():
     for name, config in CONFIGS.items():
         cold, warm = [], []
         for _ in range(arguments.rounds):
-            with tempfile.TemporaryDirectory() as cache:
-                cold.append(seconds_to_first_step(config, cache))
-                warm.append(seconds_to_first_step(config, cache))
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder)
+                write_photos(place / "photos", 64)
+                cold.append(seconds_to_first_step(config, place))
+                warm.append(seconds_to_first_step(config, place))
         rows.append(
             {
                 "experiment": name,
