@@ -23,6 +23,8 @@ from jaxtyping import Array, Float
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # Patches cost kernel-size copies of the input, which only pays while the input is thin.
 MAX_PATCH_CHANNELS = 4
+# Numbers in each partial sum of a kernel's gradient: few enough for nine of them to stay in cache.
+MAX_BAND = 1 << 17
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -259,20 +261,28 @@ def _phase(
 def _kernel_gradient(x: Array, dy: Array, shape: Sequence[int], window: Window) -> Array:
     """Gradient for the kernel: per position, the sum over batch and space of tap · dy, in float32.
 
-    All positions are reduced at once in one pass over `dy` (a variadic reduction), because separate
-    sums make XLA write every product to memory first.
+    Bands of rows are added up element by element, image after image, and only the sum of all bands
+    is reduced. XLA vectorises that; reductions of the whole image, alone or together, it computes
+    number by number, in twice the time.
     """
     kh, kw, _, c = shape
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    out = (dy.shape[1], dy.shape[2])
-    dy = dy.astype(wide)
-    taps = _taps(_pad(x, window.padding), (kh, kw), out, window)
-    products = [lax.mul(lax.convert_element_type(tap, wide), dy) for _, tap in taps]
-    # Folding the batch gives the reduction an outer axis to spread over threads.
-    fold = next(f for f in (8, 4, 2, 1) if dy.shape[0] % f == 0)
-    products = [lax.reshape(p, (fold, p.size // (fold * c), c)) for p in products]
-    zeros = [jnp.zeros((), wide)] * len(products)
-    sums = lax.reduce(
-        products, zeros, lambda a, b: [m + n for m, n in zip(a, b, strict=True)], dimensions=(1,)
-    )
-    return jnp.stack(sums).sum(axis=1).reshape(kh, kw, 1, c)
+    padded = _pad(x, window.padding)
+    b, height, width, _ = dy.shape
+    fits = [n for n in range(1, height + 1) if height % n == 0 and n * width * c <= MAX_BAND]
+    rows = max(fits, default=1)
+    bands, step = height // rows, rows * window.strides[0]
+    span = step - window.strides[0] + window.dilation[0] * (kh - 1) + 1
+
+    def products(k: Any) -> list[Array]:
+        image, band = lax.div(k, bands), lax.rem(k, bands)
+        part = lax.dynamic_slice(padded, (image, band * step, 0, 0), (1, span, *padded.shape[2:]))
+        grad = lax.dynamic_slice(dy, (image, band * rows, 0, 0), (1, rows, width, c)).astype(wide)
+        taps = _taps(part, (kh, kw), (rows, width), window)
+        return [lax.mul(lax.convert_element_type(tap, wide), grad) for _, tap in taps]
+
+    def add(k: Array, sums: list[Array]) -> list[Array]:
+        return [lax.add(*pair) for pair in zip(sums, products(k), strict=True)]
+
+    sums = lax.fori_loop(1, b * bands, add, products(0))
+    return jnp.stack([total.sum((0, 1, 2)) for total in sums]).reshape(kh, kw, 1, c)
