@@ -5,10 +5,9 @@
 Scenes of 96×96 pixels are composed of embedded Fashion-MNIST items; those held out show items that
 no training scene has. A decoder and a thin head, for edges and for two cores.
 
-Small batches: for the same number of scenes, 8 at a time learn faster than 16. The reported result
-(results/segment_scenes) is of 4,400 steps of 16 at output stride 8: mean IoU 78.0 % on 1,000
-held-out scenes, 95.1 % of the pixels. Its pictures show edges that are right nearly everywhere, and
-names that are not, mostly of tops and dresses.
+Measured with one seed on 1,000 held-out scenes: mean IoU 78.0 %, 95.1 % of the pixels, in 861 s on
+two CPU cores that other work shared (results/segment_scenes). The pictures show edges that are
+right nearly everywhere, and names that are not, mostly of tops and dresses.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +21,9 @@ def get_config() -> ConfigDict:
     c.data.name, c.data.resolution = "scenes", 96
     c.data.train.crop, c.data.eval.crop = "none", "none"
     c.model.spec, c.model.bn_decay = "small_96", 0.97
-    c.model.output_stride, c.model.dropout = 16, 0.1
+    c.model.output_stride, c.model.dropout = 8, 0.1
     c.segment.decoder, c.segment.atrous, c.segment.channels = True, "separable", 64
-    c.batch_size, c.eval_batch_size, c.steps = 8, 100, 8000
+    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 4400
     c.optimizer.name, c.optimizer.schedule = "adamw", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 2.5e-3, 0.1
     c.optimizer.epsilon, c.optimizer.weight_decay = 1e-8, 0.02
