@@ -19,6 +19,7 @@ from benchmarks.train_cpu import CASES
 from mnv2_jax import build
 from mnv2_jax.train.checkpoint import fingerprints
 from mnv2_jax.train.state import new_state
+from mnv2_jax.train.step import choose, tree_norm
 
 
 def state_of(width, spec, classes, size):
@@ -43,8 +44,7 @@ def seconds(function, rounds):
 @partial(jax.jit, donate_argnums=1)
 def guard(new, old):
     """What the step does to leave everything as it was after one that is not finite."""
-    sane = jnp.isfinite(optax.tree.norm((new.params, new.batch_stats)))
-    return jax.tree.map(lambda n, o: jnp.where(sane, n, o), new, old)
+    return choose(jnp.isfinite(tree_norm((new.params, new.batch_stats))), new, old)
 
 
 def repeated(step, state):
