@@ -71,23 +71,23 @@ class Events:
     def __init__(self, folder: Path, purge: int):
         """Starts a file that takes back the events of other files from step `purge` on."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
 
         folder.mkdir(parents=True, exist_ok=True)
         suffix = f".{len(list(folder.glob('events*')))}"  # names have but the second
         self._writer = EventsWriter(str(folder / "events"), suffix)
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=purge, session_log=start))
+        self._event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        start = {"status": "START"}
+        self._writer.write_event(self._event(wall_time=time.time(), step=purge, session_log=start))
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds what is a number."""
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 summary = scalar(f"{split}/{name}", value)
-                event = Event(wall_time=time.time(), step=step, summary=summary)
+                event = self._event(wall_time=time.time(), step=step, summary=summary)
                 self._writer.write_event(event)
 
     def flush(self) -> None:
