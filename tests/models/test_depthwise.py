@@ -1,5 +1,7 @@
 """Every fast form of convolution against XLA's own, values and gradients, on random shapes."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from mnv2_jax.models import depthwise as forms
 from mnv2_jax.models.depthwise import convolution
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -65,9 +68,13 @@ def check(x, k, options):
 
 
 @settings(max_examples=25, deadline=None)
-@given(convolutions(groups=True))
-def test_depthwise_equals_xla(case):
-    check(*case)
+@given(convolutions(groups=True), st.sampled_from([1, 8]), st.sampled_from([1, 40, 1 << 17]))
+def test_depthwise_equals_xla(case, devices, band):
+    with (
+        mock.patch.object(jax, "device_count", return_value=devices),
+        mock.patch.object(forms, "MAX_BAND", band),
+    ):
+        check(*case)
 
 
 @settings(max_examples=12, deadline=None)
@@ -107,7 +114,9 @@ def test_bfloat16_rounds_once():
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
 
 
-def test_it_composes_with_vmap_remat_and_jit():
+@pytest.mark.parametrize("devices", [1, 8])
+def test_it_composes_with_vmap_remat_and_jit(devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, k = example(jnp.float64)
     ks = jnp.stack([k, 2 * k, -k])
 
@@ -119,7 +128,9 @@ def test_it_composes_with_vmap_remat_and_jit():
     np.testing.assert_allclose(ours, theirs, rtol=1e-11)
 
 
-def test_no_grouped_convolution_is_left_on_the_cpu():
+@pytest.mark.parametrize("devices", [1, 8])
+def test_no_grouped_convolution_is_left_on_the_cpu(devices, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     x, k = example(jnp.float32)
     grad = jax.jit(jax.grad(lambda x, k: depthwise(x, k).sum(), (0, 1)))
     assert " convolution(" not in grad.lower(x, k).compile().as_text()
