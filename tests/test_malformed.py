@@ -100,7 +100,7 @@ def test_configurations_and_overrides(seed):
                 variant_config(config, name)
 
         refused += used_or_refused(use)
-    assert refused > 200
+    assert refused > 150  # a word may be right for a key
     assert not Path("executed").exists()
 
 
