@@ -24,7 +24,7 @@ def main():
         options = CASES[case]
         for allocator in arguments.allocators:
             contenders = [Contender("mnv2_jax", "jax_train", options)]
-            if "torch" in arguments.peers and allocator != "kept":
+            if "torch" in arguments.peers:
                 contenders.append(Contender("PyTorch channels-last", "torch_train", options))
             if "torch.compile" in arguments.peers and allocator == "glibc":
                 compiled = {**options, "compiled": True}
