@@ -51,20 +51,31 @@ def mutate(content, rng):
     return bytes(content)
 
 
-def used_or_refused(use):
-    """Runs `use`; returns whether it was refused. Anything but one clear line fails the test."""
+def answer(use):
+    """What `use` is refused with, or None, and the processor time that it took."""
     began = time.process_time()  # what other processes take does not count
-    tracemalloc.start()
     try:
         use()
         message = None
     except (UsageError, BadRecord) as refused:
         message = str(refused)
-    finally:
+    return message, time.process_time() - began
+
+
+def used_or_refused(use):
+    """Runs `use`; returns whether it was refused. Anything but one clear line fails the test."""
+    tracemalloc.start()
+    try:
+        message, took = answer(use)
         peak = tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
     assert peak < BYTES
-    assert time.process_time() - began < SECONDS
+    for _ in range(3):  # tracing and a first call are slow of themselves; what hangs, hangs again
+        if took < SECONDS:
+            break
+        took = answer(use)[1]
+    assert took < SECONDS
     if message is not None:
         assert message and "\n" not in message and message.isprintable() and len(message) < 1500
         assert "Traceback" not in message
