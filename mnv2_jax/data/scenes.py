@@ -7,7 +7,7 @@ on its seed and index alone, so a set of any length costs no space.
 
 import json
 import xml.etree.ElementTree as xml
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,21 +137,26 @@ class Scenes:
         for _ in range(rng.integers(1, self.max_objects + 1)):
             for _ in range(ATTEMPTS):
                 which = rng.integers(len(self._items["image"]))
-                pixels, shape = self._cut_out(self._items["image"][which], rng)
+                shape, paint = self._cut_out(self._items["image"][which], rng)
                 window, part = _place(self.size, shape.shape, rng)
-                pixels, mask = pixels[part], shape[part]
+                mask = shape[part]
                 after = instances.copy()
                 after[window][mask] = len(areas) + 1
                 if _all_visible(after, [*areas, int(shape.sum())], self.least_visible):
-                    image[window][mask] = pixels[mask]
+                    image[window][mask] = paint()[part][mask]
                     instances = after
                     areas.append(int(shape.sum()))
                     classes.append(self._items["label"][which])
                     break
         return Scene(image, np.array(classes, np.int32), instances)
 
-    def _cut_out(self, item: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Gives a resized, tinted item (h, w, 3) and the pixels that are its own (h, w)."""
+    def _cut_out(
+        self, item: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        """Gives the pixels that are a resized item's own (h, w), and what paints it (h, w, 3).
+
+        Most items find no place, and those need no paint.
+        """
         rows, columns = (np.flatnonzero((item[..., 0] > FAINTEST).any(a)) for a in (1, 0))
         if not len(rows):  # an all-black picture is an object as it is
             rows, columns = np.arange(item.shape[0]), np.arange(item.shape[1])
@@ -160,13 +165,17 @@ class Scenes:
         height = np.exp(rng.uniform(*np.log(self.scales))) * min(self.size)
         width = height * item.shape[1] / item.shape[0] * rng.uniform(0.8, 1.25)
         height, width = max(3, round(height)), max(3, round(width))
-        own = np.where(item > FAINTEST, 255, 0).astype(np.uint8)
-        # Pillow's interpolation, the same on every machine.
-        gray, own = (resize(v, height, width)[..., 0] for v in (item, own))
-        if rng.random() < 0.5:
-            gray, own = gray[:, ::-1], own[:, ::-1]
+        turned = slice(None, None, -1 if rng.random() < 0.5 else 1)
         tint = rng.uniform(0.35, 1, 3)
-        return np.rint(gray[..., None] * tint).astype(np.uint8), own >= 128
+
+        def resized(values: np.ndarray) -> np.ndarray:
+            # Pillow's interpolation, the same on every machine.
+            return resize(values, height, width)[:, turned, 0]
+
+        def paint() -> np.ndarray:
+            return np.rint(resized(item)[..., None] * tint).astype(np.uint8)
+
+        return resized(np.where(item > FAINTEST, 255, 0).astype(np.uint8)) >= 128, paint
 
 
 def _place(
@@ -192,11 +201,18 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     base = rng.integers(50, 160, 3, np.uint8)
     coarse = base + rng.integers(0, 60, (5, 5, 3), np.uint8)
     image = resize(coarse, height, width, "bicubic").astype(np.float32)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    rows = image.reshape(height, -1)
     for _ in range(3):
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 32)
-        wave = np.sin((np.cos(angle) * y + np.sin(angle) * x) * (2 * np.pi / period))
-        image += wave[..., None] * rng.uniform(-14, 14, 3).astype(np.float32)
+        color = rng.uniform(-14, 14, 3)
+        # A wave across the image is sin(y + x) = sin y cos x + cos y sin x: no sine for each pixel.
+        y, x = (
+            np.arange(n) * (along * 2 * np.pi / period)
+            for n, along in ((height, np.cos(angle)), (width, np.sin(angle)))
+        )
+        for down, across in ((np.sin(y), np.cos(x)), (np.cos(y), np.sin(x))):
+            colored = np.outer(across, color).ravel()
+            rows += down.astype(np.float32)[:, None] * colored.astype(np.float32)
     image += rng.integers(-10, 11, image.shape, np.int8)
     return image.clip(0, 255).astype(np.uint8)
 
