@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.data.train.crop, c.data.eval.crop = "none", "none"
     c.detect.max_objects = 2
     c.model.spec, c.model.bn_decay = "small_96", 0.97
-    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 3600
+    c.batch_size, c.eval_batch_size, c.steps = 16, 100, 3000
     c.optimizer.name, c.optimizer.schedule = "adamw", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 2.5e-3, 0.1
     c.optimizer.epsilon, c.optimizer.weight_decay = 1e-8, 0.02

@@ -248,3 +248,77 @@ def test_detections_of_a_batch():
     best = 1 / (1 + np.exp(-logits[..., 1:].max((1, 2))))
     np.testing.assert_allclose(found.scores[:, 0], best, rtol=1e-5)
     assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
+# ---- torchvision: corners are (left, top, right, bottom)
+
+
+def as_torch(boxes):
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(np.ascontiguousarray(boxes[..., [1, 0, 3, 2]]))
+
+
+@pytest.mark.oracle
+def test_iou_and_coder_against_torchvision():
+    pytest.importorskip("torchvision")
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.ops import box_iou
+
+    rng = np.random.default_rng(5)
+    a, b = random_boxes(rng, 3000), random_boxes(rng, 3000)
+    expected = box_iou(as_torch(a[:500]), as_torch(b)).numpy()
+    np.testing.assert_allclose(iou(a[:500], b), expected, rtol=1e-4, atol=1e-6)
+
+    coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+    codes = coder.encode_single(as_torch(a), as_torch(b))
+    found = np.asarray(jax.jit(bx.encode)(a, b))
+    np.testing.assert_allclose(found, codes.numpy()[:, [1, 0, 3, 2]], rtol=1e-3, atol=1e-4)
+    back = coder.decode_single(codes, as_torch(b)).numpy()[:, [1, 0, 3, 2]]
+    np.testing.assert_allclose(jax.jit(bx.decode)(found, b), back, atol=1e-5)
+
+
+@pytest.mark.oracle
+def test_matching_against_torchvision():
+    """Where two objects have one best anchor, torchvision gives it to the last: left out here."""
+    pytest.importorskip("torchvision")
+    from torchvision.models.detection._utils import SSDMatcher
+    from torchvision.ops import box_iou
+
+    rng, compared = np.random.default_rng(6), 0
+    anchors = bx.ssd_anchors([(10, 10), (5, 5), (3, 3), (1, 1)])
+    for _ in range(300):
+        objects = random_boxes(rng, 6)
+        overlaps = box_iou(as_torch(objects), as_torch(anchors))
+        if len(set(overlaps.argmax(dim=1).tolist())) < len(objects):
+            continue
+        expected = SSDMatcher(0.5)(overlaps).numpy()
+        np.testing.assert_array_equal(match(objects, anchors), np.maximum(expected, -1))
+        compared += 1
+    assert compared > 100
+
+
+@pytest.mark.oracle
+def test_suppression_against_torchvision():
+    pytest.importorskip("torchvision")
+    import torch
+    from torchvision.ops import batched_nms
+
+    rng = np.random.default_rng(7)
+    run = jax.jit(lambda b, s: bx.non_maximum_suppression(b, s, 0.5, 0.0, total=60))
+    for _ in range(40):
+        boxes = random_boxes(rng, 100).clip(0, 1)
+        boxes[50:] = (boxes[:50] + rng.normal(0, 0.03, (50, 4)).astype(np.float32)).clip(0, 1)
+        scores = rng.uniform(0.01, 1, (100, 4)).astype(np.float32)
+        anchor, classes = (index.ravel() for index in np.indices(scores.shape))
+        real = np.asarray(bx.area(boxes))[anchor] > 0
+        kept = batched_nms(
+            as_torch(boxes[anchor[real]]),
+            torch.from_numpy(scores.ravel()[real]),
+            torch.from_numpy(classes[real]),
+            0.5,
+        ).numpy()[:60]
+        found = run(boxes, scores)
+        np.testing.assert_array_equal(found.scores[: len(kept)], scores.ravel()[real][kept])
+        np.testing.assert_array_equal(found.classes[: len(kept)], classes[real][kept])
+        np.testing.assert_array_equal(found.boxes[: len(kept)], boxes[anchor[real][kept]])
+        assert int(found.valid.sum()) == len(kept) > 30
