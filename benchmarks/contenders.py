@@ -258,6 +258,7 @@ def jax_detect(threads, batch, size, stage):
     """Boxes in a batch of images: the `whole` of it, its `network`, or from that on its `boxes`."""
     import jax
 
+    from mnv2_jax import host
     from mnv2_jax.boxes import detections
     from mnv2_jax.models.dialect import normalize
     from mnv2_jax.models.ssdlite import SSDLite
@@ -277,7 +278,7 @@ def jax_detect(threads, batch, size, stage):
         run, inputs = boxes, jax.jit(network)(*inputs)
     else:
         run = {"whole": partial(predict, model), "network": network}[stage]
-    compiled = jax.jit(run)
+    compiled = jax.jit(run, compiler_options=host.prediction_options())
     return lambda: jax.block_until_ready(compiled(*inputs))
 
 
@@ -285,13 +286,14 @@ def jax_segment(threads, batch, size, output_stride):
     """The class of every pixel of a batch of images."""
     import jax
 
+    from mnv2_jax import host
     from mnv2_jax.models.build import build_deeplab
     from mnv2_jax.tasks.segment import predict
 
     model = build_deeplab(output_stride=output_stride)
     variables = jax.jit(model.init)(jax.random.key(0), pictures(1, 65, 65, 3))
     images = jax.device_put(pixels(batch, size, size, 3))
-    compiled = jax.jit(partial(predict, model))
+    compiled = jax.jit(partial(predict, model), compiler_options=host.prediction_options())
     return lambda: compiled(variables, images).block_until_ready()
 
 

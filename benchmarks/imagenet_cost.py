@@ -6,6 +6,7 @@ move and the bandwidth of the links.
 """
 
 import argparse
+import functools
 import json
 import math
 
@@ -27,6 +28,7 @@ LINKS = {
 DEVICES = (1, 8, 64, 256)
 
 
+@functools.cache
 def bytes_summed() -> tuple[int, int]:
     """Bytes that a step sums over devices: gradients, and batch statistics of every norm."""
     shapes = jax.eval_shape(
@@ -39,6 +41,7 @@ def bytes_summed() -> tuple[int, int]:
     return 4 * params, 4 * 2 * stats
 
 
+@functools.cache
 def norms() -> int:
     """Layers of batch norm, each of which waits for a sum forward and one backward."""
     shapes = jax.eval_shape(

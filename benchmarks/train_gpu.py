@@ -2,6 +2,8 @@
 
 from benchmarks.gpu import images_a_second
 
+NETWORK = {"width": 1.0, "spec": "imagenet", "classes": 1000}
+
 
 def main():
     images_a_second(
@@ -13,7 +15,7 @@ def main():
             "PyTorch compiled": ("torch_train", {"compiled": True}),
             "PyTorch channels-last": ("torch_train", {}),
         },
-        {"width": 1.0, "spec": "imagenet", "classes": 1000},
+        NETWORK,
         189e6 / 224**2,
     )
 

@@ -19,6 +19,7 @@ from mnv2_jax.data.paired import (
 from mnv2_jax.data.transforms import with_channels
 from mnv2_jax.draw import draw_boxes, draw_labels, enlarge, grid
 from mnv2_jax.errors import UsageError
+from mnv2_jax.host import prediction_options
 from mnv2_jax.predict import read_image
 from mnv2_jax.tasks import detect, segment
 from mnv2_jax.train.saved import Saved
@@ -79,7 +80,10 @@ def _check_views(saved: Saved, views: segment.Views) -> None:
 
 def _detector(saved: Saved, views: segment.Views) -> Look:
     del views
-    find = jax.jit(lambda variables, images: detect.predict(saved.model, variables, images))
+    find = jax.jit(
+        lambda variables, images: detect.predict(saved.model, variables, images),
+        compiler_options=prediction_options(),
+    )
     size = saved.resolution
 
     def see(pixels: np.ndarray, threshold: float) -> Seen:
@@ -107,7 +111,8 @@ def _detector(saved: Saved, views: segment.Views) -> Look:
 
 def _segmenter(saved: Saved, views: segment.Views) -> Look:
     label = jax.jit(
-        lambda variables, images: segment.predict(saved.model, variables, images, views)
+        lambda variables, images: segment.predict(saved.model, variables, images, views),
+        compiler_options=prediction_options(),
     )
     size, whole = saved.resolution, saved.description.get("eval", {}).get("crop") == "pad"
 
@@ -164,7 +169,7 @@ def evaluate(
         metrics = segment.evaluation(saved.model, views)
         transform = segmentation_eval(size, crop, channels)
         fields = ("image", "label", "mask")
-    metrics, total = jax.jit(metrics), None
+    metrics, total = jax.jit(metrics, compiler_options=prediction_options()), None
     for rows in eval_batches(source, batch_size=batch_size, transform=transform):
         sums = jax.device_get(metrics(saved.variables, {name: rows[name] for name in fields}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)

@@ -47,8 +47,10 @@ def test_a_script_writes_its_report(monkeypatch, tmp_path, name, words):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     front, _, last = words.partition("|")
     monkeypatch.setattr(sys, "argv", [name, *front.split(), *([last] if last else [])])
+    if name == "train_gpu":
+        monkeypatch.setattr(script, "NETWORK", {"width": 1.0, "spec": "tiny_8", "classes": 10})
     if name == "scaling":
-        monkeypatch.setattr(script, "BASE", {**script.BASE, "size": 32})
+        monkeypatch.setattr(script, "BASE", {**script.BASE, "size": 32, "width": 0.1})
         monkeypatch.setattr(script, "AXES", {"batch": (1,)})
     script.main()
     report = json.loads((tmp_path / f"{name}.json").read_text())
