@@ -9,6 +9,7 @@ import pytest
 
 from mnv2_jax import boxes as bx
 from mnv2_jax.errors import UsageError
+from tests.weights.peers import torchvision_module
 
 iou, match = jax.jit(bx.iou), jax.jit(bx.match)
 BAD = [  # no box at all: zero area, crossed corners, NaN
@@ -250,17 +251,19 @@ def test_detections_of_a_batch():
     assert (np.diff(found.scores, axis=1) <= 0).all()
 
 
-# ---- torchvision: corners are (left, top, right, bottom)
+# ---- other implementations
 
 
 def as_torch(boxes):
-    torch = pytest.importorskip("torch")
+    """Corners as torchvision has them: left, top, right, bottom."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(boxes[..., [1, 0, 3, 2]]))
 
 
 @pytest.mark.oracle
 def test_iou_and_coder_against_torchvision():
-    pytest.importorskip("torchvision")
+    torchvision_module()
     from torchvision.models.detection._utils import BoxCoder
     from torchvision.ops import box_iou
 
@@ -280,7 +283,7 @@ def test_iou_and_coder_against_torchvision():
 @pytest.mark.oracle
 def test_matching_against_torchvision():
     """Where two objects have one best anchor, torchvision gives it to the last: left out here."""
-    pytest.importorskip("torchvision")
+    torchvision_module()
     from torchvision.models.detection._utils import SSDMatcher
     from torchvision.ops import box_iou
 
@@ -298,27 +301,38 @@ def test_matching_against_torchvision():
 
 
 @pytest.mark.oracle
-def test_suppression_against_torchvision():
-    pytest.importorskip("torchvision")
-    import torch
-    from torchvision.ops import batched_nms
+def test_suppression_against_onnx_runtime():
+    """Its operator is greedy class by class; the best of all classes are compared."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    inputs = {"boxes": ["n", "a", 4], "scores": ["n", "c", "a"]}
+    node = onnx.helper.make_node(
+        "NonMaxSuppression", ["boxes", "scores", "most", "overlap", "least"], ["kept"]
+    )
+    constants = {"most": np.array([100]), "overlap": np.float32([0.5]), "least": np.float32([0.0])}
+    graph = onnx.helper.make_graph(
+        [node],
+        "suppression",
+        [onnx.helper.make_tensor_value_info(n, 1, shape) for n, shape in inputs.items()],
+        [onnx.helper.make_tensor_value_info("kept", 7, ["k", 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 11)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
 
     rng = np.random.default_rng(7)
     run = jax.jit(lambda b, s: bx.non_maximum_suppression(b, s, 0.5, 0.0, total=60))
-    for _ in range(40):
+    for _ in range(100):
         boxes = random_boxes(rng, 100).clip(0, 1)
         boxes[50:] = (boxes[:50] + rng.normal(0, 0.03, (50, 4)).astype(np.float32)).clip(0, 1)
-        scores = rng.uniform(0.01, 1, (100, 4)).astype(np.float32)
-        anchor, classes = (index.ravel() for index in np.indices(scores.shape))
-        real = np.asarray(bx.area(boxes))[anchor] > 0
-        kept = batched_nms(
-            as_torch(boxes[anchor[real]]),
-            torch.from_numpy(scores.ravel()[real]),
-            torch.from_numpy(classes[real]),
-            0.5,
-        ).numpy()[:60]
+        boxes = boxes[np.asarray(bx.area(boxes)) > 1e-4]
+        scores = rng.uniform(0.01, 1, (len(boxes), 4)).astype(np.float32)
+        (kept,) = session.run(None, {"boxes": boxes[None], "scores": scores.T[None]})
+        classes, anchors = kept[:, 1], kept[:, 2]
+        best = np.argsort(-scores[anchors, classes], kind="stable")[:60]
         found = run(boxes, scores)
-        np.testing.assert_array_equal(found.scores[: len(kept)], scores.ravel()[real][kept])
-        np.testing.assert_array_equal(found.classes[: len(kept)], classes[real][kept])
-        np.testing.assert_array_equal(found.boxes[: len(kept)], boxes[anchor[real][kept]])
-        assert int(found.valid.sum()) == len(kept) > 30
+        np.testing.assert_array_equal(found.scores[: len(best)], scores[anchors, classes][best])
+        np.testing.assert_array_equal(found.classes[: len(best)], classes[best])
+        np.testing.assert_array_equal(found.boxes[: len(best)], boxes[anchors[best]])
+        assert int(found.valid.sum()) == len(best) == 60

@@ -136,7 +136,7 @@ def torch_peer(ecosystem: str, variant, classes: int, seed: int) -> Peer:
     return Peer({name: t.numpy().copy() for name, t in state.items()}, logits, module)
 
 
-def _torchvision_module():
+def torchvision_module():
     """Imports torchvision, also where its compiled operators do not fit the installed PyTorch.
 
     MobileNetV2 uses none of them; importing registers something for these two.
@@ -148,29 +148,29 @@ def _torchvision_module():
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        _torchvision_module.library = library  # it lasts as long as the object
+        torchvision_module.library = library  # it lasts as long as the object
         return importlib.import_module("torchvision")
 
 
 def _torchvision(width, classes):
-    return _torchvision_module().models.mobilenet_v2(width_mult=width, num_classes=classes)
+    return torchvision_module().models.mobilenet_v2(width_mult=width, num_classes=classes)
 
 
 def _timm(name, classes):
-    _torchvision_module()
+    torchvision_module()
     timm = pytest.importorskip("timm")
     return timm.create_model(name, num_classes=classes)
 
 
 def _hf(width, classes):
-    _torchvision_module()
+    torchvision_module()
     transformers = pytest.importorskip("transformers")
     config = transformers.MobileNetV2Config(depth_multiplier=width, num_labels=classes)
     return transformers.MobileNetV2ForImageClassification(config)
 
 
 def _hf_segmenter(variant, classes):
-    _torchvision_module()
+    torchvision_module()
     transformers = pytest.importorskip("transformers")
     width, stride = variant
     config = transformers.MobileNetV2Config(
