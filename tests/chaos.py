@@ -35,8 +35,6 @@ from tests.processes import MAIN, environment, free_port, spawn
 KILLED, TERMINATED = -signal.SIGKILL, 128 + signal.SIGTERM
 PATIENCE = 3600  # seconds that anything may take before the training has failed
 TOO_MANY = 5  # failed trainings of a case, after which it is given up
-PEER_LEAVES = 30  # seconds after the other process was killed
-TERM_LEAVES = 10  # seconds after SIGTERM
 
 
 class Case(NamedTuple):

