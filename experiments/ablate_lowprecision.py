@@ -8,8 +8,8 @@ Presets are the scales of `scales.py`.
 
 Measured with `:fashion_mnist_small` and one seed, so that differences of less than about a point
 say nothing: bfloat16 costs 0.1 points with ReLU6 and nothing with ReLU, int8 0.3 and nothing. Two
-more epochs with rounding in the loop end 0.3 and 0.1 points above the same epochs without: QAT costs
-nothing (results/ablate_lowprecision). Not measured with several seeds yet.
+more epochs with rounding in the loop end 0.3 and 0.1 points above the same epochs without: QAT
+costs nothing (results/ablate_lowprecision). Not measured with several seeds yet.
 """
 
 from ml_collections import ConfigDict
