@@ -80,8 +80,9 @@ def jax_infer(threads, batch, size, form, width=1.0, dtype="float32"):
     """
     import jax
 
-    from mnv2_jax import fold, folded_apply, host
-    from mnv2_jax.parallel import over_rows
+    from mnv2_jax import fold, folded_apply
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.devices.sharding import over_rows
 
     if form == "shared":
         host.split_cpu(threads)
@@ -226,7 +227,7 @@ def litert_file(batch, size):
     import jax
 
     from mnv2_jax.export.litert import write_litert
-    from mnv2_jax.models.graph import trace
+    from mnv2_jax.inference.graph import trace
 
     path = Path(tempfile.gettempdir()) / f"mobilenet_v2_{batch}_{size}.tflite"
     if not path.exists():
@@ -258,11 +259,11 @@ def jax_detect(threads, batch, size, stage):
     """Boxes in a batch of images: the `whole` of it, its `network`, or from that on its `boxes`."""
     import jax
 
-    from mnv2_jax import host
-    from mnv2_jax.boxes import detections
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.tasks.detect import predict
+    from mnv2_jax.models.boxes import detections
     from mnv2_jax.models.dialect import normalize
     from mnv2_jax.models.ssdlite import SSDLite
-    from mnv2_jax.tasks.detect import predict
 
     model = SSDLite()
     variables = jax.jit(model.init)(jax.random.key(0), pictures(1, size, size, 3))
@@ -286,9 +287,9 @@ def jax_segment(threads, batch, size, output_stride):
     """The class of every pixel of a batch of images."""
     import jax
 
-    from mnv2_jax import host
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.tasks.segment import predict
     from mnv2_jax.models.build import build_deeplab
-    from mnv2_jax.tasks.segment import predict
 
     model = build_deeplab(output_stride=output_stride)
     variables = jax.jit(model.init)(jax.random.key(0), pictures(1, 65, 65, 3))

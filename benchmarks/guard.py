@@ -17,9 +17,9 @@ from benchmarks.contenders import jax_train
 from benchmarks.harness import save
 from benchmarks.train_cpu import CASES
 from mnv2_jax import build
-from mnv2_jax.train.checkpoint import fingerprints
-from mnv2_jax.train.state import new_state
-from mnv2_jax.train.step import choose, tree_norm
+from mnv2_jax.lab.train.checkpoint import fingerprints
+from mnv2_jax.lab.train.state import new_state
+from mnv2_jax.lab.train.step import choose, tree_norm
 
 
 def state_of(width, spec, classes, size):

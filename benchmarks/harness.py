@@ -111,7 +111,7 @@ def work(contender: Contender) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[: contender.threads])
     if contender.allocator == "kept":
-        importlib.import_module("mnv2_jax.host").keep_freed_memory()
+        importlib.import_module("mnv2_jax.lab.devices.process").keep_freed_memory()
     contenders = importlib.import_module("benchmarks.contenders")
     try:
         step = getattr(contenders, contender.build)(threads=contender.threads, **contender.options)

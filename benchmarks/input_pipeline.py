@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.harness import paired, save
-from mnv2_jax.data import open_source, train_batches, train_transform
-from mnv2_jax.data.image import decode
+from mnv2_jax.lab.data import open_source, train_batches, train_transform
+from mnv2_jax.lab.data.image import decode
 
 
 def write_photos(folder, count, size=(500, 375)):

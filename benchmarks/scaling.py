@@ -22,8 +22,8 @@ WORKER = """
 import json, sys, time
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-from mnv2_jax.config import load_config
-from mnv2_jax.train.run import make_run
+from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.run import make_run
 config = load_config("experiments/ablate_linear.py:fashion_mnist_small")
 run = make_run(config, 1)
 keys, rows = run.keys((0,)), run.rows((0,), 0)

@@ -21,11 +21,11 @@ CONFIGS = {
 }  # fmt: skip
 WORKER = """
 import sys
-from mnv2_jax import host
+from mnv2_jax.lab.devices import process as host
 host.use_compilation_cache()
 import jax
-from mnv2_jax.config import load_config
-from mnv2_jax.train.run import make_run
+from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.run import make_run
 config = load_config(sys.argv[1], sys.argv[2:])
 run = make_run(config, 1)
 keys = run.keys((0,))
@@ -69,7 +69,7 @@ def main():
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         env = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", "import jax, flax, mnv2_jax.train.run; jax.devices()"]
+        command = [sys.executable, "-c", "import jax, flax, mnv2_jax.lab.train.run; jax.devices()"]
         subprocess.run(command, cwd=ROOT, env=env, check=True)
         imports = time.perf_counter() - start
     note = (

@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["COLUMNS"] = "100"  # of the help texts
 
-from mnv2_jax import cli
+from mnv2_jax.lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRRORED = (

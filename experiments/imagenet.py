@@ -53,7 +53,7 @@ def base() -> ConfigDict:
     c.model.dtype = "float32"  # bfloat16 on accelerators
 
     c.data = ConfigDict()
-    c.data.name = "imagenet2012"  # see mnv2_jax.data.sources
+    c.data.name = "imagenet2012"  # see mnv2_jax.lab.data.sources
     c.data.root = config_dict.placeholder(str)  # folder of the data; None for embedded sets
     c.data.train_split = "train"
     c.data.eval_split = "test"
@@ -61,7 +61,7 @@ def base() -> ConfigDict:
     c.data.on_device = True  # sets that fit in memory live on the device and are augmented there
     c.data.threads = config_dict.placeholder(int)  # that read and decode; None: one a core
     c.data.bad_record_budget = 0.01  # share of undecodable images that stops a run
-    c.data.train = ConfigDict()  # see mnv2_jax.data.transforms.train_transform
+    c.data.train = ConfigDict()  # see mnv2_jax.lab.data.transforms.train_transform
     c.data.train.crop = "inception"  # or pad, none; detect: ssd, none; segment: scale, none
     c.data.train.pad = 4  # pixels, for crop = pad
     c.data.train.area = (0.08, 1.0)  # for crop = inception or ssd
@@ -69,7 +69,7 @@ def base() -> ConfigDict:
     c.data.train.color = 0.0  # strength of brightness, contrast and saturation changes
     c.data.train.policy = "none"  # or rand_augment, trivial_augment
     c.data.train.erasing = 0.0  # probability
-    c.data.eval = ConfigDict()  # see mnv2_jax.data.transforms.eval_transform
+    c.data.eval = ConfigDict()  # see mnv2_jax.lab.data.transforms.eval_transform
     # slim's central 87.5 %, stretched; or center, none; detect: none; segment: pad, none
     c.data.eval.crop = "stretch"
     c.data.eval.fraction = 0.875

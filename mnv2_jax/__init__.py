@@ -8,13 +8,14 @@ The paper, section by section:
 - SSDLite detection, Sec. 6.2, and Mobile DeepLabv3, Sec. 6.3: `mnv2_jax.models.ssdlite`, `.deeplab`
 - parameters, multiply-adds, memory: `mnv2_jax.accounting`
 - weights of other projects, in and out: `mnv2_jax.weights`
-- its tables and figures again: `mnv2_jax.paper`
-- files for other runtimes, in float and in int8: `mnv2_jax.export`, `mnv2_jax.quantize`
-- data, training and the ablations of Fig. 6: `mnv2_jax.data`, `.tasks`, `.train`
+- its tables and figures again: `mnv2_jax.lab.paper`
+- files for other runtimes, in float and in int8: `mnv2_jax.export`, `mnv2_jax.inference.quantize`
+- data, training and the ablations of Fig. 6: `mnv2_jax.lab.data`, `.tasks`, `.train`
 """
 
 from mnv2_jax.accounting import Account, account
 from mnv2_jax.errors import UsageError
+from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.models.block import (
     InvertedResidual,
     between_bottlenecks,
@@ -23,13 +24,12 @@ from mnv2_jax.models.block import (
 )
 from mnv2_jax.models.build import build
 from mnv2_jax.models.deeplab import DeepLabV3
-from mnv2_jax.models.depthwise import convolution
 from mnv2_jax.models.dialect import DIALECTS, Dialect, normalize
-from mnv2_jax.models.fold import fold, folded_apply
 from mnv2_jax.models.layers import ConvNorm, linear, relu6
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS, Spec, make_divisible, unroll
 from mnv2_jax.models.ssdlite import SSDLite
+from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.version import __version__ as __version__
 from mnv2_jax.weights import doctor, export_weights, load_weights
 

@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mnv2_jax.lab.train.checkpoint import Checkpoints
+from mnv2_jax.lab.train.log import write_json
+from mnv2_jax.lab.train.report import environment as versions
 from mnv2_jax.markdown import markdown_table
-from mnv2_jax.train.checkpoint import Checkpoints
-from mnv2_jax.train.log import write_json
-from mnv2_jax.train.report import environment as versions
 from tests.damage import Damage, corrupt
 from tests.events import scalars
 from tests.processes import MAIN, environment, free_port, spawn

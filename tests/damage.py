@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
-from mnv2_jax.train.checkpoint import Checkpoints
-from tests.train.test_checkpoint import assert_same, like, state_at, write
+from mnv2_jax.lab.train.checkpoint import Checkpoints
+from tests.lab.train.test_checkpoint import assert_same, like, state_at, write
 
 
 @dataclass

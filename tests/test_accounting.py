@@ -10,7 +10,7 @@ import pytest
 
 from mnv2_jax import InvertedResidual, MobileNetV2, account, unroll
 from mnv2_jax.accounting import bottleneck_memory
-from mnv2_jax.cli import main
+from mnv2_jax.lab.cli import main
 
 PARAMS = {  # width: (with batch norm and biases, without)
     0.35: (1_677_128, 1.662e6), 0.5: (1_968_680, 1.949e6), 0.75: (2_636_424, 2.609e6),

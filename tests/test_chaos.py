@@ -9,7 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 CONFIG = '''"""A sweep of one thin block on the digits, with averaged weights."""
 
-from tests.train.setting import tiny
+from tests.lab.train.setting import tiny
 
 
 def get_config():

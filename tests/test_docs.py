@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import cli, export_weights
-from mnv2_jax.config import load_config
+from mnv2_jax import export_weights
+from mnv2_jax.lab import cli
+from mnv2_jax.lab.model_folder import KINDS, save_model
+from mnv2_jax.lab.train.config import load_config
 from mnv2_jax.models.build import build
-from mnv2_jax.train.saved import KINDS, save_model
 from mnv2_jax.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]

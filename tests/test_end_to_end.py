@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mnv2_jax.verify import verify
+from mnv2_jax.lab.verify import verify
 
 ROOT = Path(__file__).parents[1]
 CONFIG = '''"""A sweep of one thin block on the digits."""
 
-from tests.train.setting import tiny
+from tests.lab.train.setting import tiny
 
 
 def get_config():

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from experiments import imagenet, scales
-from mnv2_jax.config import flatten, load_config
-from mnv2_jax.data import open_source
 from mnv2_jax.errors import UsageError
-from mnv2_jax.train.optimizer import make_optimizer, make_schedule
-from mnv2_jax.train.problem import PROBLEMS
-from mnv2_jax.train.run import check_numbers, make_model
-from mnv2_jax.train.sweep import check_names, seed_groups, variant_config
+from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.train.config import flatten, load_config
+from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
+from mnv2_jax.lab.train.problem import PROBLEMS
+from mnv2_jax.lab.train.run import check_numbers, make_model
+from mnv2_jax.lab.train.sweep import check_names, seed_groups, variant_config
 
 FOLDER = Path(imagenet.__file__).parent
 FILES = sorted(f for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "scales"))

@@ -1,6 +1,6 @@
 """Thousands of malformed inputs: each is used, or refused in one line, soon, in bounded memory.
 
-Weight files have theirs in `tests/weights/test_hostile.py`, checkpoints in `tests/train`.
+Weight files have theirs in `tests/weights/test_hostile.py`, checkpoints in `tests/lab/train`.
 """
 
 import gzip
@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from mnv2_jax import UsageError
-from mnv2_jax.config import flatten, load_config
-from mnv2_jax.data import BadRecord, open_source
-from mnv2_jax.data.scenes import Scenes, write_coco, write_voc
-from mnv2_jax.predict import read_image
-from mnv2_jax.train.run import check_numbers
-from mnv2_jax.train.saved import load_model, save_model
-from mnv2_jax.train.sweep import check_names, seed_groups, variant_config
+from mnv2_jax.lab.data import BadRecord, open_source
+from mnv2_jax.lab.data.scenes import Scenes, write_coco, write_voc
+from mnv2_jax.lab.model_folder import load_model, save_model
+from mnv2_jax.lab.predict import read_image
+from mnv2_jax.lab.train.config import flatten, load_config
+from mnv2_jax.lab.train.run import check_numbers
+from mnv2_jax.lab.train.sweep import check_names, seed_groups, variant_config
 
 SECONDS, BYTES = 1.0, 100e6
 
@@ -219,7 +219,7 @@ def test_data_sets(tmp_path, name):
 
 def test_saved_models(tmp_path, randomize):
     from mnv2_jax import MobileNetV2
-    from tests.train.setting import SPEC, tiny
+    from tests.lab.train.setting import SPEC, tiny
 
     tiny()  # names its architecture
     variables = randomize(MobileNetV2(num_classes=3, spec=SPEC), (1, 8, 8, 3))

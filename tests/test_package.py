@@ -99,8 +99,10 @@ def test_wheel_holds_the_whole_package(wheel):
     }
     assert held == wanted
     assert "mnv2_jax/py.typed" in held
-    assert any(re.fullmatch(r"mnv2_jax/data/embedded/.*\.npz", name) for name in held)
-    assert any(re.fullmatch(r"mnv2_jax/data/embedded/.*licen[cs]e.*", name, re.I) for name in held)
+    assert any(re.fullmatch(r"mnv2_jax/lab/data/embedded/.*\.npz", name) for name in held)
+    assert any(
+        re.fullmatch(r"mnv2_jax/lab/data/embedded/.*licen[cs]e.*", name, re.I) for name in held
+    )
 
 
 def test_source_distribution_holds_what_the_checkout_does(tmp_path):

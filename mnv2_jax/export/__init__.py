@@ -21,10 +21,10 @@ from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import Opened, open_litert, open_onnx, open_stablehlo
 from mnv2_jax.export.stablehlo import write_stablehlo
+from mnv2_jax.inference.graph import Graph, trace
+from mnv2_jax.inference.quantize import Quantized, equalize, quantize, simulate
 from mnv2_jax.models.build import look_up
 from mnv2_jax.models.dialect import normalize
-from mnv2_jax.models.graph import Graph, trace
-from mnv2_jax.quantize import Quantized, equalize, quantize, simulate
 
 __all__ = ["FORMATS", "Report", "export"]
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.export.optional import need
-from mnv2_jax.models.graph import IMAGES, Graph, Node
+from mnv2_jax.inference.graph import IMAGES, Graph, Node
+from mnv2_jax.inference.quantize import Quantized, Scale
 from mnv2_jax.models.layers import pad_same
-from mnv2_jax.quantize import Quantized, Scale
 
 SCHEMA_VERSION = 3
 NO_PADDING = ((0, 0), (0, 0))

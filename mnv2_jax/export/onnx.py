@@ -15,8 +15,8 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.export.optional import need
-from mnv2_jax.models.graph import IMAGES, Graph, Node
-from mnv2_jax.quantize import Quantized
+from mnv2_jax.inference.graph import IMAGES, Graph, Node
+from mnv2_jax.inference.quantize import Quantized
 
 OPSET = 17  # the oldest with all that is used here
 IR_VERSION = 8  # what runtimes of that opset's time read

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import export
 
-from mnv2_jax.models.graph import Graph, run
+from mnv2_jax.inference.graph import Graph, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLASSES = "classes.json"

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.models.depthwise import convolution
 from mnv2_jax.models.dialect import SLIM, Dialect
 from mnv2_jax.models.layers import (
     PADDINGS,
@@ -27,6 +26,7 @@ from mnv2_jax.models.layers import (
     linear,
     relu6,
 )
+from mnv2_jax.ops.convolution import convolution
 
 Map = Callable[[Array], Array]
 # (expand, filter, project, thin, wide, stride) -> (thin, wide). `thin` is the bottleneck; `wide`

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2_jax.models.depthwise import convolution
 from mnv2_jax.models.dialect import SLIM, Dialect, Padding
-from mnv2_jax.models.norm import BatchNorm, Operands
+from mnv2_jax.ops.batch_norm import BatchNorm, Operands
+from mnv2_jax.ops.convolution import convolution
 
 Activation = Callable[[Array], Array]
 

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.block import InvertedResidual, Wiring, between_bottlenecks, check_split
-from mnv2_jax.models.depthwise import convolution
 from mnv2_jax.models.dialect import SLIM, Dialect
 from mnv2_jax.models.layers import Activation, ConvNorm, classifier_init, linear, relu6
 from mnv2_jax.models.spec import IMAGENET, Spec, unroll
+from mnv2_jax.ops.convolution import convolution
 
 
 class MobileNetV2(nn.Module):

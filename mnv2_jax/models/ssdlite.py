@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2_jax.boxes import anchor_shapes, ssd_anchors
 from mnv2_jax.errors import UsageError
+from mnv2_jax.models.boxes import anchor_shapes, ssd_anchors
 from mnv2_jax.models.dialect import SLIM, Dialect
 from mnv2_jax.models.layers import ConvNorm
 from mnv2_jax.models.mobilenet import MobileNetV2

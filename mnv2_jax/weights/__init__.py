@@ -6,7 +6,7 @@ place or nothing; `hub` adds what only a description beside a segmenter says; `p
 what the images went through; `save` is the way back; `doctor` says what has to agree with a file.
 """
 
-from mnv2_jax.weights.doctor import Finding, doctor
+from mnv2_jax.weights.inspect import Finding, doctor
 from mnv2_jax.weights.load import Loaded, load_weights
 from mnv2_jax.weights.merge import infer_ecosystem
 from mnv2_jax.weights.names import ECOSYSTEMS

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.weights.claims import MAX_BYTES, DamagedError
-from mnv2_jax.weights.formats import READERS
+from mnv2_jax.weights.limits import MAX_BYTES, DamagedError
+from mnv2_jax.weights.readers.formats import READERS
 
 
 class Contents(NamedTuple):

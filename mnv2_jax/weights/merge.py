@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights.architecture import Architecture
-from mnv2_jax.weights.claims import shown
+from mnv2_jax.weights.limits import shown
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
 from mnv2_jax.weights.tensors import Tensor, our_shape, tensors, their_shape, to_ours, unused
 

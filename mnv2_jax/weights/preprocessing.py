@@ -11,8 +11,8 @@ class Preprocessing(NamedTuple):
     """The evaluation transform that a set of weights was measured with.
 
     `size`, `crop`, `fraction`, `method` and `antialias` are the arguments of
-    `mnv2_jax.data.transforms.eval_transform`; of a segmenter, `size` and `crop` are those of
-    `mnv2_jax.data.paired.segmentation_eval`.
+    `mnv2_jax.lab.data.transforms.eval_transform`; of a segmenter, `size` and `crop` are those of
+    `mnv2_jax.lab.data.joint_transforms.segmentation_eval`.
 
     Attributes:
       size: height and width that enter the network.

@@ -17,8 +17,8 @@ from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.layers import linear, relu6
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import IMAGENET
-from mnv2_jax.weights.hdf5 import write_hdf5
 from mnv2_jax.weights.names import ECOSYSTEMS, TORCH, Ecosystem
+from mnv2_jax.weights.readers.hdf5 import write_hdf5
 from mnv2_jax.weights.tensors import Tensor, tensors, their_shape, to_theirs, unused
 
 FORMATS = (".safetensors", ".npz", ".h5")

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from mnv2_jax import UsageError, build, normalize
-from mnv2_jax.cli import main
-from mnv2_jax.data import open_source
 from mnv2_jax.export import FORMATS, export
 from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import open_litert, open_onnx
 from mnv2_jax.export.stablehlo import CLASSES, PLATFORMS
+from mnv2_jax.inference.graph import run, trace
+from mnv2_jax.lab.cli import main
+from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
-from mnv2_jax.models.graph import run, trace
-from mnv2_jax.train.saved import load_model, save_model
 
 # Eight thin blocks, which compile in a fraction of the time of the paper's 17.
 THIN = {"spec": "tiny_8", "num_classes": 7}

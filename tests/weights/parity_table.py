@@ -15,7 +15,7 @@ import pytest
 
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.weights import load_weights
-from mnv2_jax.weights.crc32c import crc32c
+from mnv2_jax.weights.readers.crc32c import crc32c
 from tests.weights.bundles import write_bundle
 from tests.weights.peers import SEGMENTERS, VARIANTS, Peer, peer, segmenter
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from mnv2_jax import load_weights, normalize
-from mnv2_jax.cli import main
-from mnv2_jax.data import ArraySource, eval_transform
+from mnv2_jax.lab.cli import main
+from mnv2_jax.lab.data import ArraySource, eval_transform
+from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.predict import evaluate, predict
 from mnv2_jax.models.spec import SPECS
-from mnv2_jax.predict import evaluate, predict
-from mnv2_jax.train.saved import load_model
 from mnv2_jax.weights import ECOSYSTEMS, export_weights
 from tests.weights.networks import network, same
 from tests.weights.test_hostile import Payload, archive

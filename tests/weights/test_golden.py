@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mnv2_jax import normalize
-from mnv2_jax.data.image import central
+from mnv2_jax.lab.data.image import central
 from mnv2_jax.weights import load_weights
 
 GOLDEN = {  # logits 0 to 2, from the script that converted the checkpoints

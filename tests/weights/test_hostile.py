@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import UsageError
 from mnv2_jax.weights import export_weights, load_weights
-from mnv2_jax.weights.crc32c import crc32c
 from mnv2_jax.weights.files import read_tensors
-from mnv2_jax.weights.hdf5 import write_hdf5
+from mnv2_jax.weights.readers.crc32c import crc32c
+from mnv2_jax.weights.readers.hdf5 import write_hdf5
 from tests.weights.bundles import write_bundle
 from tests.weights.networks import network
 

@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import DeepLabV3, UsageError, doctor, export_weights, load_weights
-from mnv2_jax.cli import main
+from mnv2_jax.lab.cli import main
+from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.build import build_deeplab
-from mnv2_jax.train.saved import load_model
 from mnv2_jax.weights import ECOSYSTEMS, infer_ecosystem
 from tests.weights.networks import network, same
 

@@ -1,0 +1,1 @@
+"""The network at inference: as a graph, with batch norm folded, and in int8."""

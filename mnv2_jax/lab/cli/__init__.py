@@ -1,0 +1,149 @@
+"""The command line: one verb for each thing this project does.
+
+Every mistake of a user ends as one line on standard error and exit status 2. Libraries are imported
+by the verb that needs them, so that `--help` answers at once.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.cli.account import ACCOUNT
+from mnv2_jax.lab.cli.export import EXPORT
+from mnv2_jax.lab.cli.paper import PAPER
+from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
+from mnv2_jax.lab.cli.train import PREPARE, TRAIN
+from mnv2_jax.lab.cli.verify import VERIFY
+from mnv2_jax.lab.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
+from mnv2_jax.lab.train.config import OVERRIDE
+from mnv2_jax.version import __version__
+
+EXIT_USAGE = 2
+AT_TRAINING = (
+    " Keys of the configuration are set with --config.KEY=VALUE, and a training goes on where it "
+    "stopped when its command is given again."
+)
+SIGNALLED = 128  # and the number of the signal, as shells count
+
+GROUPS = {
+    "train": {"train": TRAIN, "prepare": PREPARE, "verify": VERIFY},
+    "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
+    "weights of other projects": {
+        "doctor": DOCTOR,
+        "import": IMPORT,
+        "export-weights": EXPORT_WEIGHTS,
+    },
+    "the paper": {"account": ACCOUNT, "paper": PAPER},
+}
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status.
+
+    It is 0, 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        rest, overrides = split_overrides(argv)
+        if rest and rest[0].startswith("--config"):
+            rest.insert(0, "train")
+        arguments, extra = make_parser().parse_known_args(rest)
+        if extra:
+            hint = AT_TRAINING if arguments.run is TRAIN.run else ""
+            raise UsageError(
+                f"unrecognized arguments: {' '.join(extra)}.{hint} See `mnv2 {rest[0]} --help`."
+            )
+        if overrides and arguments.run is not TRAIN.run:
+            raise UsageError(f"override {overrides[0]!r} belongs to the verb train.")
+        arguments.overrides, arguments.argv = overrides, argv
+        arguments.run(arguments)
+    except UsageError as error:
+        print(f"mnv2: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt as interrupt:
+        print(f"mnv2: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes the overrides out of a command line.
+
+    >>> split_overrides(["train", "--config.epochs=3", "--config", "a.py", "--config.steps", "9"])
+    (['train', '--config', 'a.py'], ['epochs=3', 'steps=9'])
+    """
+    rest, overrides = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(OVERRIDE):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix(OVERRIDE).partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"override {word!r} has no value: write {word}=VALUE.")
+        overrides.append(f"{key}={value}")
+    return rest, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            import shtab
+        except ImportError as error:
+            raise UsageError(
+                f"{option_string} needs shtab: install it with pip install 'mnv2_jax[completion]'."
+            ) from error
+        print(shtab.complete(parser, shell=str(values)))
+        parser.exit()
+
+
+class _Root(_Parser):
+    def format_help(self) -> str:
+        lines = ["usage: mnv2 VERB ...", "", self.description or "", ""]
+        for title, group in GROUPS.items():
+            lines += [
+                f"{title}:",
+                *(f"  {name:<15} {verb.help}" for name, verb in group.items()),
+                "",
+            ]
+        return "\n".join([*lines, self.epilog or "", ""])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line, without the overrides of configurations."""
+    parser = _Root(
+        prog="mnv2",
+        description="MobileNetV2 (arXiv 1801.04381) in JAX and Flax.",
+        epilog="`mnv2 VERB --help` has examples. `mnv2 --config FILE` trains.\n"
+        "`mnv2 --version` and `mnv2 --print-completion bash`, or zsh, do what they say.",
+    )
+    parser.add_argument("--version", action="version", version=f"mnv2_jax {__version__}")
+    parser.add_argument("--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"))
+    verbs = parser.add_subparsers(
+        metavar="VERB", required=True, prog="mnv2", parser_class=_Parser, title="verbs"
+    )
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            epilog="\n  ".join(("examples:", *verb.examples)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.arguments(sub)
+        sub.set_defaults(run=verb.run)
+    return parser

@@ -1,0 +1,104 @@
+"""`mnv2 export`: a model as a file for another runtime, checked in that runtime."""
+
+import argparse
+import json
+from typing import Any
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.cli.account import parse_size
+from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("--to", required=True, help="stablehlo, onnx or litert (tflite)")
+    parser.add_argument("path", help="file to write")
+    parser.add_argument(
+        "--preprocessing",
+        action="store_true",
+        help="take pixels 0..255 of the right size, and bring them to the input range inside",
+    )
+    parser.add_argument("--size", metavar="N|HxW", help="of the images (the model's resolution)")
+    parser.add_argument(
+        "--int8",
+        metavar="DATA",
+        help="write 8-bit integers, calibrated on images of this data set, e.g. "
+        "fashion_mnist_small or folder",
+    )
+    parser.add_argument("--root", help="folder of that data; embedded sets take none")
+    parser.add_argument("--split", default="train", help="of that data (train)")
+    parser.add_argument("--images", type=int, default=256, help="to calibrate on (256)")
+    parser.add_argument(
+        "--equalize", action="store_true", help="even out channels first; ReLU6 becomes ReLU"
+    )
+    json_argument(parser)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.export import export
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.model_folder import load_model
+
+    if arguments.images < 1:
+        raise UsageError(f"--images is {arguments.images}: give at least 1.")
+    if arguments.equalize and not arguments.int8:
+        raise UsageError("--equalize changes only int8 files: give --int8 DATA too.")
+    host.use_compilation_cache()
+    saved = load_model(arguments.model)
+    size = parse_size(arguments.size) if arguments.size else (saved.resolution, saved.resolution)
+    report = export(
+        saved.model,
+        saved.variables,
+        size,
+        "litert" if arguments.to == "tflite" else arguments.to,
+        arguments.path,
+        saved.classes,
+        arguments.preprocessing,
+        _calibration(arguments, saved, size) if arguments.int8 else (),
+        arguments.equalize,
+    )
+    if arguments.json:
+        print(json.dumps(report._asdict()))
+        return
+    print(f"wrote {report.file}: {report.bytes / 1e6:.2f} MB, run by {report.runtime}")
+    counted = ", ".join(f"{count} {name}" for name, count in report.operations.items())
+    print(f"  operations  {counted}")
+    for output, difference in report.difference.items():
+        print(f"  {output:<10}  largest difference {difference:.1e} of the largest value")
+    for output, (largest, mean) in report.simulated.items():
+        print(
+            f"  {output:<10}  from our simulation {mean:.2f} steps of int8, at most {largest:.0f}"
+        )
+    print(f"  latency     {report.latency_ms:.2f} ms for one image on one thread")
+
+
+def _calibration(arguments: argparse.Namespace, saved: Any, size: tuple[int, int]) -> list[Any]:
+    """Reads images, prepared as they are for this model's evaluation."""
+    from mnv2_jax.lab.data import eval_batches, open_source
+    from mnv2_jax.lab.predict import transform_of
+
+    if size[0] != size[1]:
+        raise UsageError(f"--int8 calibrates on square images, and --size is {arguments.size}.")
+    source = open_source(arguments.int8, arguments.split, arguments.root)
+    found, left = [], arguments.images
+    for rows in eval_batches(
+        source,
+        batch_size=min(64, arguments.images, len(source)),
+        transform=transform_of(saved, size[0]),
+    ):
+        found.append(rows["image"][rows["mask"] > 0][:left])
+        left -= len(found[-1])
+        if left <= 0:
+            break
+    return found
+
+
+EXPORT = Verb(
+    "Write a model as StableHLO, ONNX or LiteRT, and check the file in its own runtime.",
+    _export_arguments,
+    _export,
+    (
+        "mnv2 export --model MODEL --to onnx model.onnx",
+        "mnv2 export --model MODEL --to litert --int8 folder --root my_images model.tflite",
+    ),
+)

@@ -1,0 +1,73 @@
+"""`mnv2 paper`: the tables and figures of the paper again."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.cli.verb import Verb, json_argument
+
+FOLDERS = ("runs", "results")
+
+
+def _paper_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "items", nargs="*", metavar="ITEM", help="some of them, e.g. table-3 fig-7 (all)"
+    )
+    parser.add_argument("--out", default="runs/paper", help="folder of the report (runs/paper)")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        metavar="DIR",
+        help="folders with results of experiments, or of one; earlier ones win (runs results)",
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="trained model for Fig. 7 (the ablation's on digits)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no line for each item")
+    json_argument(parser)
+
+
+def _paper(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.paper.content import Sources
+    from mnv2_jax.lab.paper.report import choose, write_paper
+
+    choose(arguments.items)
+    for folder in arguments.runs or ():
+        if not Path(folder).is_dir():
+            raise UsageError(
+                f"--runs {folder!r} is no folder: give one with results, such as runs."
+            )
+    if arguments.model and not Path(arguments.model).is_dir():
+        raise UsageError(
+            f"--model {arguments.model!r} is no folder: give that of a trained model, such as "
+            "runs/NAME/VARIANT/seed_0."
+        )
+    host.use_compilation_cache()
+    folders = tuple(Path(folder) for folder in arguments.runs or FOLDERS if Path(folder).is_dir())
+    sources = Sources(folders, Path(arguments.model) if arguments.model else None)
+
+    def progress(line: str) -> None:
+        if not arguments.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    command = shlex.join(["python", "main.py", *arguments.argv])
+    files = write_paper(Path(arguments.out), sources, arguments.items, command, progress)
+    if arguments.json:
+        print(json.dumps({"files": [str(file) for file in files]}))
+    else:
+        print(f"report: {files[0]}, and {files[1]} with {len(files) - 2} pictures")
+
+
+PAPER = Verb(
+    "Make the tables and figures of the paper again, with the results of runs.",
+    _paper_arguments,
+    _paper,
+    (
+        "mnv2 paper",
+        "mnv2 paper table-3 fig-7 --out tables",
+    ),
+)

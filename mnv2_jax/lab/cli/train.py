@@ -1,0 +1,109 @@
+"""`mnv2 train` and `mnv2 prepare`: experiments, and the data they need."""
+
+import argparse
+from pathlib import Path
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.cli.verb import Verb, json_argument
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", metavar="FILE[:PRESET]", help="as --config")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:PRESET]",
+        help="an experiment, e.g. experiments/ablate_linear.py:fashion_mnist; "
+        "--config.KEY=VALUE changes one of its keys",
+    )
+    parser.add_argument("--workdir", help="folder of the results (runs/NAME)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    json_argument(parser)
+    hosts = parser.add_argument_group(
+        "several hosts",
+        "the same command on each; processes started by Slurm or Open MPI find each other",
+    )
+    hosts.add_argument("--distributed", action="store_true", help="find the others of a TPU pod")
+    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is")
+    hosts.add_argument("--hosts", type=int, metavar="N", help="number of processes")
+    hosts.add_argument("--host", type=int, metavar="I", help="index of this one, from 0")
+    hosts.add_argument(
+        "--wait", type=int, default=300, metavar="SECONDS", help="for all to come (300)"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.devices import hosts as cluster
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.train.config import check_keys, check_needs, load_config
+    from mnv2_jax.lab.train.report import RESULTS
+    from mnv2_jax.lab.train.sweep import default_workdir, run_sweep
+
+    config = load_config(_experiment(arguments), arguments.overrides)
+    check_keys(config, ("name", "title", "sweep.seeds", "sweep.at_once", "sweep.reference"))
+    check_needs(config)
+    host.keep_freed_memory()
+    host.use_compilation_cache()
+    if arguments.wait < 1:
+        raise UsageError(f"--wait is {arguments.wait}: give at least one second.")
+    if config.sweep.at_once != 1 and len(config.sweep.seeds) > 1:
+        host.split_cpu(host.cores())  # seeds are independent, so each core takes some
+    chosen = arguments.workdir or default_workdir(config, arguments.overrides)
+    workdir = Path(chosen).expanduser().absolute()
+    command = ["python", "main.py", *arguments.argv]
+    given = (arguments.coordinator, arguments.hosts, arguments.host)
+    with cluster.connected(*given, arguments.distributed, arguments.wait):
+        report = run_sweep(config, workdir, command, arguments.quiet)
+        if report is not None and arguments.json:
+            print(report.with_name(RESULTS).read_text())
+        elif report is not None:
+            print(report.read_text())
+            print(f"report, plot, logs and models are in {workdir}")
+
+
+def _experiment(arguments: argparse.Namespace) -> str:
+    given = arguments.config or arguments.experiment
+    if given is None or (arguments.config and arguments.experiment):
+        raise UsageError(
+            "train takes one experiment, such as --config experiments/ablate_linear.py; on images "
+            "of your own, --config experiments/finetune.py --config.data.root=FOLDER."
+        )
+    if Path(given).is_dir():
+        raise UsageError(
+            f"{given!r} is a folder, and train takes an experiment: for images there, --config "
+            f"experiments/finetune.py --config.data.root={given}; a training goes on when its "
+            "own command is given again."
+        )
+    return given
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="of a TensorFlow Datasets set, e.g. fashion_mnist")
+    parser.add_argument("--root", help="folder for prepared sets (~/tensorflow_datasets)")
+    parser.add_argument("--idx", help="folder of Fashion-MNIST's IDX files, if not Debian's")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.data import prepare
+
+    place = prepare(arguments.name, arguments.root, arguments.idx)
+    root = f" --config.data.root={arguments.root}" if arguments.root else ""
+    print(f"prepared in {place}: train on it with --config.data.name=tfds:{arguments.name}{root}")
+
+
+TRAIN = Verb(
+    "Run an experiment: train its variants with its seeds, and report. Goes on where it stopped.",
+    _train_arguments,
+    _train,
+    (
+        "mnv2 train --config experiments/ablate_linear.py",
+        "mnv2 train --config experiments/tradeoff.py:fashion_mnist_small --config.epochs=3",
+        "mnv2 train --config experiments/finetune.py --config.init.model=MODEL "
+        "--config.data.root=IMAGES",
+    ),
+)
+PREPARE = Verb(
+    "Make a data set readable through TensorFlow Datasets.",
+    _prepare_arguments,
+    _prepare,
+    ("mnv2 prepare fashion_mnist",),
+)

@@ -1,0 +1,205 @@
+"""`mnv2 import`, `mnv2 export-weights` and `mnv2 doctor`: weights of other projects, in and out."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="[ECOSYSTEM:]FILE",
+        help="published weights, e.g. mobilenet_v2-b0353104.pth; whose they are is told by names",
+    )
+    parser.add_argument("folder", help="where the model is written")
+    parser.add_argument("--sha256", help="refuse the file if its sha256 is another")
+    parser.add_argument(
+        "--raw", action="store_true", help="raw weights where the file has averaged ones too"
+    )
+    parser.add_argument(
+        "--drop-head", action="store_true", help="leave out the classifier, for fine-tuning"
+    )
+    parser.add_argument(
+        "--keep-background",
+        action="store_true",
+        help='keep class 0, "background", of a classifier that has it',
+    )
+    parser.add_argument(
+        "--classes-file",
+        metavar="FILE",
+        help="names of the classes, one a line; of a classifier without background",
+    )
+    parser.add_argument(
+        "--output-stride",
+        type=int,
+        help="of a segmenter: 8, 16 or 32 (what config.json beside the file says, else 16)",
+    )
+    json_argument(parser)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.model_folder import save_model
+    from mnv2_jax.weights import infer_ecosystem, load_weights
+    from mnv2_jax.weights.files import read_tensors
+    from mnv2_jax.weights.merge import whose
+
+    source = arguments.source
+    if ":" not in source:
+        names = read_tensors(source).tensors
+        ecosystem = infer_ecosystem(names)
+        if ecosystem is None:
+            found, change = whose(source, names)
+            raise UsageError(f"{source!r} is not imported. Its ecosystem is {found}; {change}.")
+        source = f"{ecosystem}:{source}"
+
+    def load(drop_background: bool) -> Any:
+        return load_weights(
+            source,
+            arguments.sha256,
+            drop_head=arguments.drop_head,
+            drop_background=drop_background,
+            ema=not arguments.raw,
+            output_stride=arguments.output_stride,
+        )
+
+    loaded = load(drop_background=False)
+    classifier = loaded.task == "classify"
+    if classifier and loaded.dialect.class_offset and not arguments.keep_background:
+        loaded = load(drop_background=True)
+    offset = loaded.dialect.class_offset if classifier else 0
+    classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
+    if not classifier and not classes:
+        classes = list(loaded.names) or [f"class {i}" for i in range(loaded.classes or 0)]
+    folder = Path(arguments.folder).expanduser()
+    try:
+        save_model(folder, loaded.variables, describe(loaded, classes))
+    except OSError as error:
+        raise UsageError(
+            f"{str(folder)!r} cannot be written: {error.strerror}. Give another folder."
+        ) from error
+    if arguments.json:
+        print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
+        return
+    print(f"sha256 {loaded.sha256}")
+    print(f"wrote {folder}: python main.py predict --model {folder} IMAGE", file=sys.stderr)
+
+
+def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
+    """Returns the description that `save_model` keeps beside loaded weights."""
+    rule = loaded.preprocessing
+    ecosystem, _, file = loaded.source.partition(":")
+    transform: dict[str, Any] = {"crop": rule.crop}
+    if loaded.task == "classify":
+        transform |= {
+            "fraction": rule.fraction,
+            "method": rule.method,
+            "antialias": rule.antialias,
+        }
+    return {
+        "task": loaded.task,
+        "model": {name: value for name, value in loaded.options.items() if value is not None}
+        | {"num_classes": loaded.classes},
+        "classes": classes,
+        "resolution": rule.size,
+        "eval": transform,
+        "source": {
+            "ecosystem": ecosystem,
+            "file": Path(file).name,
+            "sha256": loaded.sha256,
+        },
+    }
+
+
+def read_classes(path: str | None, count: int) -> list[str]:
+    """Reads the names of classes, one a line; without a file there are none.
+
+    Raises:
+      UsageError: the file cannot be read, or names more or fewer classes than there are.
+    """
+    if path is None:
+        return []
+    try:
+        names = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"the names of classes in {path!r} cannot be read: {reason}.") from error
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) != count:
+        raise UsageError(
+            f"{path!r} names {len(names)} classes and the classifier has {count}, a classifier's "
+            "background not counted: write one name a line."
+        )
+    return names
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="ECOSYSTEM",
+        help="whose names and order of axes: slim, keras, torchvision, timm, hf, …",
+    )
+    parser.add_argument("path", help="file to write: .safetensors or .npz; for keras also .h5")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.model_folder import load_model
+    from mnv2_jax.weights import export_weights
+
+    saved = load_model(arguments.model)
+    if saved.task == "detect":
+        raise UsageError(
+            f"{arguments.model!r} is a model of the task {saved.task}: the ecosystems' files hold "
+            "classifiers and segmenters."
+        )
+    export_weights(saved.model, saved.variables, arguments.to, arguments.path)
+    print(f"wrote {arguments.path}")
+    if saved.task == "segment" and arguments.to == "hf":
+        stride = saved.model.backbone.output_stride
+        print(f"load it with MobileNetV2Config(output_stride={stride})", file=sys.stderr)
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="[ECOSYSTEM:]FILE", help="weights; whose they are is told by names"
+    )
+    json_argument(parser)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.weights.inspect import doctor
+
+    findings = doctor(arguments.checkpoint)
+    if arguments.json:
+        print(json.dumps([finding._asdict() for finding in findings]))
+        return
+    for finding in findings:
+        print(f"{finding.topic:>13}  {finding.found}")
+        if finding.change:
+            print(f"{'':>13}  -> {finding.change}")
+
+
+IMPORT = Verb(
+    "Turn published weights into a model of this project.",
+    _import_arguments,
+    _import,
+    ("mnv2 import torchvision:mobilenet_v2-b0353104.pth models/v1",),
+)
+EXPORT_WEIGHTS = Verb(
+    "Write a model's weights under the names of another project.",
+    _export_arguments,
+    _export,
+    ("mnv2 export-weights --model models/v1 --to timm v1.safetensors",),
+)
+DOCTOR = Verb(
+    "Say what a file of weights is, and what has to agree with it.",
+    _doctor_arguments,
+    _doctor,
+    ("mnv2 doctor mobilenet_v2-b0353104.pth",),
+)

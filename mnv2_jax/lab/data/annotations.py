@@ -1,0 +1,128 @@
+"""What annotations of objects and pixels must look like, and what becomes of those that do not.
+
+Data sets of detection contain boxes that are none: without area, with crossed corners, outside of
+their image. The field's readers drop those, and so does `clean_objects`, which says how many and
+why. A class that the data set does not have is another matter: it means the wrong list of classes,
+so the record is refused.
+
+COCO's crowds are boxes around many objects of a class. Nothing is learned from them, and in an
+evaluation detections in one count neither as hits nor as mistakes. Among the classes of a record, a
+crowd of class c stands as `crowd_of(c)`, so that what looks for objects (0 or more) passes it over.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnv2_jax.lab.data.record import BadRecord
+
+IGNORED = 255
+PADDING_CLASS = -1
+FIRST_CROWD = -2
+
+
+class Objects(NamedTuple):
+    """The objects of one image, in fixed shapes.
+
+    Attributes:
+      boxes: (n, 4) float32: top, left, bottom, right in fractions of the image; padded with zeros.
+      classes: (n,) int32, padded with -1; of crowds `crowd_of` their class.
+      dropped: how many objects were left out, by reason.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    dropped: dict[str, int]
+
+
+def crowd_of(classes: Any) -> Any:
+    """Returns what stands for crowds of these classes, and of that the classes: its own inverse.
+
+    >>> crowd_of(np.array([0, 5])), crowd_of(crowd_of(5))
+    (array([-2, -7]), 5)
+    """
+    return FIRST_CROWD - classes
+
+
+def clean_objects(
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    num_classes: int,
+    max_objects: int,
+    name: str,
+    crowd: np.ndarray | None = None,
+) -> Objects:
+    """Clips boxes to the image, drops what is no box, and pads to `max_objects`.
+
+    Dropped and counted are boxes that are not finite, that have no area or crossed corners, that
+    lie outside of the image, and, where there are too many, the smallest, crowds first.
+
+    Args:
+      boxes: (n, 4) in fractions of the image.
+      classes: (n,), indices from 0.
+      num_classes: how many there are.
+      max_objects: rows of the result.
+      name: names the record in errors.
+      crowd: (n,) bool, which of the boxes are crowds; None where none is.
+
+    Raises:
+      BadRecord: the shapes do not fit, or a class is not in 0..num_classes - 1.
+
+    >>> boxes = np.array([[0.5, 0.5, 1.5, 1.0], [0.3, 0.3, 0.3, 0.9]])
+    >>> clean_objects(boxes, np.array([4, 2]), 10, 2, "image 7")
+    Objects(boxes=array([[0.5, 0.5, 1. , 1. ], [0. , 0. , 0. , 0. ]], dtype=float32),
+            classes=array([ 4, -1], dtype=int32), dropped={'no area': 1})
+    """
+    boxes, classes = np.asarray(boxes, np.float64), np.asarray(classes)
+    if not boxes.size:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or classes.shape != boxes.shape[:1]:
+        raise BadRecord(
+            name, f"boxes of shape {boxes.shape} with classes of shape {classes.shape}, not (n, 4)"
+        )
+    unknown = sorted({int(c) for c in classes if not 0 <= c < num_classes})
+    if unknown:
+        raise BadRecord(name, f"class {unknown[0]} where the classes are 0 to {num_classes - 1}")
+    finite = np.all(np.isfinite(boxes), axis=1)
+    boxes = np.where(finite.reshape(-1, 1), boxes, 0)
+    clipped = boxes.clip(0, 1)
+    area, visible = _area(boxes), _area(clipped)
+    crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool)
+    kept = np.flatnonzero(visible > 0)
+    largest = np.sort(kept[np.lexsort((-visible[kept], crowd[kept]))][:max_objects])
+    counts = {
+        "not finite": int((~finite).sum()),
+        "no area": int((finite & (area <= 0)).sum()),
+        "outside": int(((area > 0) & (visible <= 0)).sum()),
+        "too many": len(kept) - len(largest),
+    }
+    padded = np.zeros((max_objects, 4), np.float32)
+    padded[: len(largest)] = clipped[largest]
+    padded_classes = np.full(max_objects, PADDING_CLASS, np.int32)
+    padded_classes[: len(largest)] = np.where(crowd, crowd_of(classes), classes)[largest]
+    return Objects(padded, padded_classes, {why: n for why, n in counts.items() if n})
+
+
+def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
+    """Refuses a map of labels with values that are neither a class nor 255 (ignored).
+
+    Raises:
+      BadRecord: with the value.
+
+    >>> check_labels(np.array([[0, 20, 255]]), 21, "image 7")
+    """
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise BadRecord(name, f"labels are {labels.dtype} {labels.shape}, not integers (h, w)")
+    found = np.unique(labels)
+    wrong = [int(v) for v in found if v != IGNORED and not 0 <= v < num_classes]
+    if wrong:
+        raise BadRecord(
+            name,
+            f"label {wrong[0]} where the classes are 0 to {num_classes - 1}, and "
+            f"{IGNORED} is ignored",
+        )
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    top, left, bottom, right = boxes.T
+    return np.maximum(bottom - top, 0) * np.maximum(right - left, 0)

@@ -1,0 +1,223 @@
+"""ILSVRC2012 straight from its official tar files, which are never unpacked.
+
+The first opening walks the tar headers once and keeps an index of offsets, beside the archive or
+in the cache folder; afterwards a record is one `pread`. Images are not turned by their EXIF tags,
+as in the pipelines that published accuracies come from.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import image
+from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
+from mnv2_jax.lab.data.record import BadRecord, Record
+
+TRAIN = "ILSVRC2012_img_train.tar"
+TEST = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+SYNSETS = "meta.mat"
+INDEX_FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+class TarSource:
+    """JPEG files inside one uncompressed tar file, by offset."""
+
+    def __init__(self, path: Path, index: dict[str, np.ndarray], classes: tuple[str, ...]):
+        self.classes = classes
+        self._path = path
+        self._index = index
+        self._file = None
+        self._opening = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._index["label"])
+
+    def __getitem__(self, index: int) -> Record:
+        name = f"{self._path}:{self._index['name'][index].decode()}"
+        size = int(self._index["size"][index])
+        try:
+            data = os.pread(self._descriptor(), size, int(self._index["offset"][index]))
+        except OSError as error:
+            raise BadRecord(name, error.strerror or str(error)) from error
+        if len(data) != size:
+            raise BadRecord(name, f"{len(data)} of {size} bytes are left")
+        return {
+            "image": image.decode(data, name, orient=False),
+            "label": int(self._index["label"][index]),
+        }
+
+    def arrays(self) -> None:
+        return None
+
+    def _descriptor(self) -> int:
+        with self._opening:
+            if self._file is None:
+                self._file = self._path.open("rb", buffering=0)
+            return self._file.fileno()
+
+    def __del__(self):
+        if self._file is not None:
+            self._file.close()
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        del state["_opening"]
+        return state | {"_file": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state
+        self._opening = threading.Lock()
+
+
+def open_imagenet(split: str, root: str | None) -> TarSource:
+    """Opens the training or the validation ("test") images, labelled by sorted WordNet id."""
+    needed = (TRAIN,) if split == "train" else (TEST, DEVKIT)
+    get = (
+        f"Register at https://image-net.org/download, put {' and '.join(needed)} in one folder "
+        "and give it as the root"
+    )
+    if root is None:
+        raise UsageError(f"imagenet2012 needs a root. {get}.")
+    for name in needed:
+        if not (Path(root) / name).is_file():
+            raise UsageError(f"imagenet2012: {name} is not in {root}. {get}.")
+    path = Path(root) / needed[0]
+    if split == "train":
+        index = _cached_index(path, _index_train)
+        return TarSource(path, index, tuple(index.pop("classes").tolist()))
+    index = _cached_index(path, _index_test)
+    labels, classes = read_devkit(Path(root) / DEVKIT)
+    if len(labels) != len(index["name"]):
+        raise UsageError(
+            f"{path} has {len(index['name']):,} images and {DEVKIT} {len(labels):,} labels. "
+            "Download the one that is cut short again."
+        )
+    return TarSource(path, index | {"label": labels}, classes)
+
+
+def _index_train(path: Path) -> dict[str, np.ndarray]:
+    """Indexes a tar file of one tar file per class, named by WordNet id."""
+    rows, classes = [], []
+    with path.open("rb") as file:
+        inner = list(tar_members(file.fileno(), str(path), 0, path.stat().st_size))
+        for label, member in enumerate(sorted(inner)):
+            archive = f"{path}:{member.name}"
+            if not member.name.endswith(".tar"):
+                raise UsageError(f"{archive} is no tar file of a class. Is this {TRAIN}?")
+            classes.append(PurePosixPath(member.name).stem)
+            end = member.offset + member.size
+            images = tar_members(file.fileno(), archive, member.offset, end)
+            rows += [(image.name, image.offset, image.size, label) for image in sorted(images)]
+    return _as_arrays(path, rows) | {"classes": np.array(classes)}
+
+
+def _index_test(path: Path) -> dict[str, np.ndarray]:
+    """Indexes a flat tar file of images, in the order of their names, which the labels follow."""
+    with path.open("rb") as file:
+        members = sorted(tar_members(file.fileno(), str(path), 0, path.stat().st_size))
+    return _as_arrays(path, [(*member, 0) for member in members])
+
+
+def _as_arrays(path: Path, rows: list[tuple]) -> dict[str, np.ndarray]:
+    if not rows:
+        raise UsageError(f"{path} has no images. Download it again.")
+    large = next((name for name, _, size, _ in rows if size > MAX_MEMBER_BYTES), None)
+    if large is not None:
+        raise UsageError(f"{path} holds {large}, above {MAX_MEMBER_BYTES:,} bytes.")
+    names, offsets, sizes, labels = zip(*rows, strict=True)
+    return {
+        "name": np.array([name.encode() for name in names]),
+        "offset": np.array(offsets, np.int64),
+        "size": np.array(sizes, np.int64),
+        "label": np.array(labels, np.int32),
+    }
+
+
+def _cached_index(
+    path: Path, make: Callable[[Path], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Loads the index of an unchanged archive, or makes and keeps it."""
+    status = path.stat()
+    stamp = np.array([INDEX_FORMAT, status.st_size, status.st_mtime_ns])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnv2_jax"
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    places = (path.with_name(path.name + ".index.npz"), cache / f"{path.name}.{digest}.index.npz")
+    for place in places:
+        index = _load_index(place, stamp)
+        if index is not None:
+            return index
+    log.info("indexing %s once; this reads all its headers", path)
+    index = make(path)
+    for place in places:
+        try:
+            _save_index(place, index | {"stamp": stamp})
+            break
+        except OSError as error:
+            log.warning("cannot keep the index of %s at %s: %s", path, place, error)
+    return index
+
+
+def _load_index(place: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Loads an index that belongs to this very archive; None if there is none or it is damaged."""
+    try:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            index = dict(arrays)
+        if not np.array_equal(index.pop("stamp"), stamp):
+            return None
+        ends = index["offset"] + index["size"]
+        sound = len(index["name"]) == len(index["label"]) == len(ends) and ends.max() <= stamp[1]
+        return index if sound else None
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # zipfile and numpy raise anything on damaged files
+        log.warning("ignoring the damaged index %s: %s", place, error)
+        return None
+
+
+def _save_index(place: Path, arrays: dict[str, Any]) -> None:
+    """Writes an index whole or not at all: processes may race for it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=place.parent, suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_devkit(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads the validation labels, renumbered by sorted WordNet id, and those ids.
+
+    The development kit numbers classes in an order of its own; `meta.mat` says which id each is.
+    """
+    from scipy.io import loadmat
+
+    files = read_tar_gz(path, (SYNSETS, GROUND_TRUTH))
+    try:
+        synsets = loadmat(io.BytesIO(files[SYNSETS]), squeeze_me=True)["synsets"]
+        leaves = synsets[synsets["num_children"] == 0]
+        wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        classes = tuple(sorted(wordnet.values()))
+        number = {key: classes.index(name) for key, name in wordnet.items()}
+        truth = files[GROUND_TRUTH].split()
+        return np.array([number[int(line)] for line in truth], np.int32), classes
+    except Exception as error:  # scipy raises anything on a damaged meta.mat
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"{path} has no usable {SYNSETS} and {GROUND_TRUTH} ({reason}). Download it again."
+        ) from error

@@ -1,0 +1,329 @@
+"""Scenes for detection and segmentation without a download: real items on textured backgrounds.
+
+Each scene shows Fashion-MNIST items, in color and many sizes, some behind others and some cut by
+the border. Boxes and masks are exact: they are made of the pixels that are seen. A scene depends
+on its seed and index alone, so a set of any length costs no space.
+"""
+
+import json
+import xml.etree.ElementTree as xml
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data.annotations import PADDING_CLASS
+from mnv2_jax.lab.data.image import resize
+from mnv2_jax.lab.data.sources import Source
+
+ATTEMPTS = 8
+FAINTEST = 40  # below it, Fashion-MNIST has stray specks around its items
+LEAST_VISIBLE = 0.4  # of an item's pixels
+LEAST_PIXELS = 12
+MOST_OBJECTS = 254  # instances are numbered in a byte
+JPEG_QUALITY = 95
+
+
+class Scene(NamedTuple):
+    """One picture and what is in it.
+
+    Attributes:
+      image: (h, w, 3) uint8.
+      classes: (n,) int32, one for each object, indices from 0.
+      instances: (h, w) uint8: 0 where there is no object, i + 1 where object i is seen.
+    """
+
+    image: np.ndarray
+    classes: np.ndarray
+    instances: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(h, w) uint8: 0 for the background, class + 1 elsewhere."""
+        return np.append(0, self.classes + 1).astype(np.uint8)[self.instances]
+
+    @property
+    def corners(self) -> np.ndarray:
+        """(n, 4) int32 boxes in pixels: top, left, bottom, right, the last two exclusive."""
+        found = np.zeros((len(self.classes), 4), np.int32)
+        for i in range(len(found)):
+            rows, columns = (np.flatnonzero((self.instances == i + 1).any(a)) for a in (1, 0))
+            found[i] = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+        return found
+
+
+class Scenes:
+    """A source of scenes: random access, picklable, deterministic by (seed, index).
+
+    Records have `image` (h, w, 3) uint8; `boxes` (max_objects, 4) float32, top, left, bottom and
+    right in fractions of the image, padded with zeros; `classes` (max_objects,) int32, padded with
+    -1; and `label` (h, w) uint8, 0 for the background and class + 1 for objects.
+
+    >>> from mnv2_jax.lab.data import open_source
+    >>> scenes = Scenes(open_source("fashion_mnist_small", "train"), length=1000, size=(64, 96))
+    >>> record = scenes[7]
+    >>> record["image"].shape, record["boxes"].shape, record["label"].shape
+    ((64, 96, 3), (8, 4), (64, 96))
+    """
+
+    def __init__(
+        self,
+        items: Source,
+        length: int,
+        size: tuple[int, int] = (128, 128),
+        max_objects: int = 8,
+        scales: tuple[float, float] = (0.15, 0.7),
+        seed: int = 0,
+        least_visible: float = LEAST_VISIBLE,
+    ):
+        """Describes a set of scenes.
+
+        Args:
+          items: pictures on black, small enough to be kept in memory.
+          length: number of scenes.
+          size: height and width.
+          max_objects: a scene has up to this many; fewer where they would hide one another.
+          scales: smallest and largest height of an item, as a share of the image's shorter side.
+          seed: sets with other seeds have other scenes.
+          least_visible: share of every item's pixels that others leave to be seen.
+
+        Raises:
+          UsageError: a number that no scene can have.
+        """
+        arrays = items.arrays()
+        if arrays is None or not len(items):
+            raise UsageError("scenes need items that fit in memory: use fashion_mnist_small.")
+        if length < 1 or min(size) < 8 or not 1 <= max_objects <= MOST_OBJECTS:
+            raise UsageError(
+                f"{length} scenes of {size[1]}x{size[0]} with up to {max_objects} objects: there "
+                f"must be at least 1, of 8x8 pixels or more, with 1 to {MOST_OBJECTS} objects."
+            )
+        if not 0 < scales[0] <= scales[1] <= 2:
+            raise UsageError(f"scales are {scales}: 0 < smallest <= largest <= 2 is needed.")
+        self.classes = items.classes
+        self.pixel_classes = ("background", *items.classes)
+        self.size, self.max_objects, self.scales, self.seed = size, max_objects, scales, seed
+        self.least_visible = least_visible
+        self._length, self._items = length, arrays
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict:
+        scene = self.scene(index)
+        n = len(scene.classes)
+        boxes = np.zeros((self.max_objects, 4), np.float32)
+        boxes[:n] = scene.corners / np.tile(self.size, 2)
+        classes = np.full(self.max_objects, PADDING_CLASS, np.int32)
+        classes[:n] = scene.classes
+        return {"image": scene.image, "boxes": boxes, "classes": classes, "label": scene.labels}
+
+    def arrays(self) -> None:
+        """None: scenes are made one by one."""
+
+    def scene(self, index: int) -> Scene:
+        """Composes one scene.
+
+        Raises:
+          IndexError: there is none of this index.
+        """
+        if not 0 <= index < self._length:
+            raise IndexError(f"scene {index} of {self._length}")
+        rng = np.random.default_rng((self.seed, index))
+        image = texture(rng, *self.size)
+        instances, areas, classes = np.zeros(self.size, np.uint8), [], []
+        for _ in range(rng.integers(1, self.max_objects + 1)):
+            for _ in range(ATTEMPTS):
+                which = rng.integers(len(self._items["image"]))
+                shape, paint = self._cut_out(self._items["image"][which], rng)
+                window, part = _place(self.size, shape.shape, rng)
+                mask = shape[part]
+                after = instances.copy()
+                after[window][mask] = len(areas) + 1
+                if _all_visible(after, [*areas, int(shape.sum())], self.least_visible):
+                    image[window][mask] = paint()[part][mask]
+                    instances = after
+                    areas.append(int(shape.sum()))
+                    classes.append(self._items["label"][which])
+                    break
+        return Scene(image, np.array(classes, np.int32), instances)
+
+    def _cut_out(
+        self, item: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        """Gives the pixels that are a resized item's own (h, w), and what paints it (h, w, 3).
+
+        Most items find no place, and those need no paint.
+        """
+        rows, columns = (np.flatnonzero((item[..., 0] > FAINTEST).any(a)) for a in (1, 0))
+        if not len(rows):  # an all-black picture is an object as it is
+            rows, columns = np.arange(item.shape[0]), np.arange(item.shape[1])
+            item = np.full_like(item, FAINTEST + 1)
+        item = item[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, :1]
+        height = np.exp(rng.uniform(*np.log(self.scales))) * min(self.size)
+        width = height * item.shape[1] / item.shape[0] * rng.uniform(0.8, 1.25)
+        height, width = max(3, round(height)), max(3, round(width))
+        turned = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        tint = rng.uniform(0.35, 1, 3)
+
+        def resized(values: np.ndarray) -> np.ndarray:
+            # Pillow's interpolation, the same on every machine.
+            return resize(values, height, width)[:, turned, 0]
+
+        def paint() -> np.ndarray:
+            return np.rint(resized(item)[..., None] * tint).astype(np.uint8)
+
+        return resized(np.where(item > FAINTEST, 255, 0).astype(np.uint8)) >= 128, paint
+
+
+def _place(
+    size: tuple[int, int], item: tuple[int, ...], rng: np.random.Generator
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Gives where an item goes in the image, and which part of it; up to a fifth is cut off."""
+    window, part = [], []
+    for n, m in zip(size, item, strict=True):
+        low, high = sorted((-(m // 5), n - m + m // 5))
+        start = int(rng.integers(low, high + 1))
+        window.append(slice(max(0, start), min(n, start + m)))
+        part.append(slice(window[-1].start - start, window[-1].stop - start))
+    return (window[0], window[1]), (part[0], part[1])
+
+
+def _all_visible(instances: np.ndarray, areas: list[int], least: float) -> bool:
+    seen = np.bincount(instances.ravel(), minlength=len(areas) + 1)[1:]
+    return bool((seen >= np.maximum(np.multiply(areas, least), LEAST_PIXELS)).all())
+
+
+def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Draws a background: clouds of color, three gratings and grain, (height, width, 3) uint8."""
+    base = rng.integers(50, 160, 3, np.uint8)
+    coarse = base + rng.integers(0, 60, (5, 5, 3), np.uint8)
+    image = resize(coarse, height, width, "bicubic").astype(np.float32)
+    rows = image.reshape(height, -1)
+    for _ in range(3):
+        angle, period = rng.uniform(0, np.pi), rng.uniform(4, 32)
+        color = rng.uniform(-14, 14, 3)
+        # A wave across the image is sin(y + x) = sin y cos x + cos y sin x: no sine for each pixel.
+        y, x = (
+            np.arange(n) * (along * 2 * np.pi / period)
+            for n, along in ((height, np.cos(angle)), (width, np.sin(angle)))
+        )
+        for down, across in ((np.sin(y), np.cos(x)), (np.cos(y), np.sin(x))):
+            colored = np.outer(across, color).ravel()
+            rows += down.astype(np.float32)[:, None] * colored.astype(np.float32)
+    image += rng.integers(-10, 11, image.shape, np.int8)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_coco(scenes: Scenes, folder: str | Path) -> None:
+    """Writes `images/*.png` and `annotations.json` as COCO has them, masks as run lengths.
+
+    Category ids count from 1; boxes are [left, top, width, height] in pixels.
+
+    Raises:
+      UsageError: the folder has something in it.
+    """
+    folder = _new_folder(folder, "images")
+    images, annotations = [], []
+    for i, scene in enumerate(_every(scenes)):
+        name = f"{i:012}.png"
+        _save(scene.image, folder / "images" / name)
+        h, w = scene.instances.shape
+        images.append({"id": i, "file_name": name, "height": h, "width": w})
+        for k, (top, left, bottom, right) in enumerate(scene.corners.tolist()):
+            mask = scene.instances == k + 1
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": int(scene.classes[k]) + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": {"size": [h, w], "counts": run_lengths(mask)},
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(scenes.classes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content), "utf-8")
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Encodes a mask as COCO does: lengths of runs down the columns, the first of zeros.
+
+    >>> run_lengths(np.array([[0, 1], [1, 1]], bool))
+    [1, 3]
+    """
+    flat = np.concatenate([[0], mask.ravel("F").astype(np.int8), [-1]])
+    return np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
+
+
+def write_voc(scenes: Scenes, folder: str | Path, split: str = "train") -> None:
+    """Writes a folder as Pascal VOC has it: `JPEGImages`, `Annotations`, `SegmentationClass`.
+
+    The names are listed in `ImageSets/Main` and `ImageSets/Segmentation`, the classes in
+    `classes.txt`. Corners in the XML count from 1 and are inclusive.
+
+    Raises:
+      UsageError: the folder has something in it.
+    """
+    parts = ("JPEGImages", "Annotations", "SegmentationClass")
+    folder = _new_folder(folder, *parts, "ImageSets/Main", "ImageSets/Segmentation")
+    names = []
+    for i, scene in enumerate(_every(scenes)):
+        names.append(f"{i:06}")
+        _save(scene.image, folder / "JPEGImages" / f"{names[-1]}.jpg")
+        _save(scene.labels, folder / "SegmentationClass" / f"{names[-1]}.png")
+        root = xml.Element("annotation")
+        xml.SubElement(root, "filename").text = f"{names[-1]}.jpg"
+        size = xml.SubElement(root, "size")
+        for tag, n in zip(("height", "width", "depth"), scene.image.shape, strict=True):
+            xml.SubElement(size, tag).text = str(n)
+        for c, (top, left, bottom, right) in zip(scene.classes, scene.corners, strict=True):
+            found = xml.SubElement(root, "object")
+            xml.SubElement(found, "name").text = scenes.classes[c]
+            xml.SubElement(found, "difficult").text = "0"
+            box = xml.SubElement(found, "bndbox")
+            corners = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
+            for tag, n in corners.items():
+                xml.SubElement(box, tag).text = str(n)
+        xml.ElementTree(root).write(folder / "Annotations" / f"{names[-1]}.xml", "utf-8")
+    for task in ("Main", "Segmentation"):
+        (folder / "ImageSets" / task / f"{split}.txt").write_text("\n".join(names) + "\n", "utf-8")
+    (folder / "classes.txt").write_text("\n".join(scenes.classes) + "\n", "utf-8")
+
+
+def _every(scenes: Scenes) -> Iterator[Scene]:
+    return (scenes.scene(i) for i in range(len(scenes)))
+
+
+def _new_folder(folder: str | Path, *parts: str) -> Path:
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an empty folder: give a new one.")
+    for part in parts:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    if image.ndim == 2:  # labels: indices into VOC's palette, as its own files are
+        picture = Image.fromarray(image, "P")
+        picture.putpalette(voc_palette().ravel().tolist())
+    picture.save(path, quality=JPEG_QUALITY)
+
+
+def voc_palette() -> np.ndarray:
+    """Returns VOC's 256 colors (256, 3): the bits of the index, dealt to red, green and blue.
+
+    >>> voc_palette()[[0, 1, 2, 15, 255]].tolist()
+    [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192]]
+    """
+    index = np.arange(256)
+    bits = [sum(((index >> (3 * j + c)) & 1) << (7 - j) for j in range(3)) for c in range(3)]
+    return np.stack(bits, axis=1).astype(np.uint8)

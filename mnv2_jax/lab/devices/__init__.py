@@ -1,0 +1,1 @@
+"""Devices, hosts and the process that a training runs on."""

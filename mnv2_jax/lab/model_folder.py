@@ -1,0 +1,183 @@
+"""A trained model as a folder: `model.safetensors`, `config.json` and a model card, `README.md`.
+
+These are the names that model hubs expect, so the folder can be uploaded as it is. The tensors are
+named by their path (`params/block_0/filter/conv/kernel`); the JSON holds what builds the network,
+its dialect among it, the class names and the image size. There is no training state, and nothing
+in any of the files is executed.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.models.build import build, build_deeplab, build_ssdlite, look_up
+
+TENSORS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
+# What the description was called before the folder had the hub's names.
+EARLIER = "model.json"
+MAX_RESOLUTION = 2**13  # as in a configuration; what is more is damage
+
+
+class Kind(NamedTuple):
+    """What a task's models are built with, and what they are called in a card.
+
+    Attributes:
+      build: plain options to the network.
+      title: of the network.
+      pipeline: the hub's word for the task.
+    """
+
+    build: Callable[..., Any]
+    title: str
+    pipeline: str
+
+
+KINDS = {
+    "classify": Kind(build, "MobileNetV2", "image-classification"),
+    "detect": Kind(build_ssdlite, "MobileNetV2 + SSDLite", "object-detection"),
+    "segment": Kind(build_deeplab, "MobileNetV2 + DeepLabv3", "image-segmentation"),
+}
+
+
+class Saved(NamedTuple):
+    """A model with its variables and what is needed to use it on images.
+
+    Attributes:
+      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`, by the description's task.
+      variables: `params` and `batch_stats`.
+      classes: their names; background is not among them.
+      resolution: height and width of the images.
+      description: all of the JSON.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    classes: tuple[str, ...]
+    resolution: int
+    description: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """What the model does: one of `KINDS`."""
+        return self.description.get("task", "classify")
+
+    @property
+    def backbone(self) -> Any:
+        """The `MobileNetV2` in the model, whose dialect and channels hold for the images."""
+        return getattr(self.model, "backbone", self.model)
+
+
+def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> None:
+    """Writes a model; an older one in the folder is replaced only once the new one is complete.
+
+    Args:
+      folder: made if needed.
+      variables: `params` and `batch_stats`.
+      description: `model` (options of the task's builder), `classes`, `resolution`, `task` (one of
+        `KINDS`, "classify" if left out), and anything else worth keeping.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = flatten_dict(jax.device_get(variables), sep="/")
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    for name, write in (
+        (TENSORS, lambda path: save_file(tensors, path, metadata={"format": "flax"})),
+        (CARD, lambda path: path.write_text(model_card(tensors, description))),
+        (DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1))),
+    ):
+        partial = folder / f".{name}.partial"
+        write(partial)
+        os.replace(partial, folder / name)
+
+
+def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> str:
+    """Returns the card that a hub shows: what the network is, where from, and how to load it."""
+    kind = KINDS[description.get("task", "classify")]
+    options = ", ".join(f"{name} {value}" for name, value in description["model"].items())
+    parameters = sum(leaf.size for name, leaf in tensors.items() if name.startswith("params/"))
+    size = description["resolution"]
+    source = description.get("source")
+    origin = (
+        f"Imported from `{source['file']}` of {source['ecosystem']}, sha256 {source['sha256']}.\n\n"
+        if source
+        else ""
+    )
+    return (
+        f"---\nlibrary_name: mnv2_jax\npipeline_tag: {kind.pipeline}\n"
+        f"tags:\n- mobilenetv2\n- jax\n- flax\n---\n\n"
+        f"# {kind.title}\n\n"
+        f"{parameters:,} parameters; {len(description['classes'])} named classes; images of "
+        f"{size}×{size} pixels.\n\nNetwork: {options}.\n\n{origin}"
+        "```python\nfrom mnv2_jax.lab.model_folder import load_model\n\n"
+        "saved = load_model(folder)\n"
+        "outputs = saved.model.apply(saved.variables, images)\n```\n"
+    )
+
+
+def load_model(folder: str | Path) -> Saved:
+    """Reads what `save_model` wrote.
+
+    Raises:
+      UsageError: the folder holds no model, its parts do not fit each other, or its numbers are
+        not finite.
+    """
+    folder = Path(folder)
+    described = DESCRIPTION if (folder / DESCRIPTION).is_file() else EARLIER
+    for name, found in ((TENSORS, TENSORS), (DESCRIPTION, described)):
+        if not (folder / found).is_file():
+            raise UsageError(
+                f"{str(folder)!r} is no saved model, for it has no {name}: give the folder of a "
+                "finished run, such as runs/NAME/VARIANT/seed_0, or of `mnv2 import`."
+            )
+    try:
+        description = json.loads((folder / described).read_text())
+        tensors = load_file(folder / TENSORS)
+        kind = look_up("task", description.get("task", "classify"), KINDS)
+        model = kind.build(**description["model"])
+        classes, resolution = tuple(description["classes"]), int(description["resolution"])
+        if not 1 <= resolution <= MAX_RESOLUTION:
+            raise ValueError(f"its resolution is {resolution}, not from 1 to {MAX_RESOLUTION}")
+    except KeyError as error:
+        raise UsageError(
+            f"{str(folder / described)!r} says nothing of {error}: it is no description of a model "
+            "of this project; weights of another one are brought in by `mnv2 import`."
+        ) from error
+    except (
+        OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError,
+    ) as error:  # fmt: skip
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UsageError(f"the model in {str(folder)!r} cannot be read: {reason}.") from error
+    saved = Saved(model, unflatten_dict(tensors, sep="/"), classes, resolution, description)
+    shape = (1, resolution, resolution, saved.backbone.in_channels)
+    expected: Any = flatten_dict(
+        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.float32)),
+        sep="/",
+    )
+    wrong = [
+        name
+        for name in sorted(expected.keys() | tensors.keys())
+        if name not in expected
+        or name not in tensors
+        or expected[name].shape != tensors[name].shape
+        or expected[name].dtype != tensors[name].dtype
+    ]
+    if wrong:
+        raise UsageError(
+            f"the tensors in {str(folder)!r} do not fit the network that {described} describes: "
+            f"{len(wrong)} differ, {wrong[0]} first."
+        )
+    diverged = next((name for name, leaf in tensors.items() if not np.isfinite(leaf).all()), None)
+    if diverged is not None:
+        raise UsageError(
+            f"the model in {str(folder)!r} holds NaN or infinite numbers in {diverged}: its "
+            "training diverged, or the file is damaged; take another one."
+        )
+    return saved

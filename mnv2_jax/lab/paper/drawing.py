@@ -1,0 +1,89 @@
+"""Pictures of one style, as PNG for Markdown and as SVG that takes the colours of its page."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from mnv2_jax.lab.train.report import COLOURS as PALETTE
+
+COLOURS = PALETTE[:6]  # black, the seventh, is the text's
+INK = "#000000"
+# What the page declares for light and dark: a colour of the palette -> a variable of CSS.
+VARIABLES = {colour.lower(): f"--c{i}" for i, colour in enumerate(COLOURS)}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mnv2_jax",  # the same picture gets the same bytes
+}
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Any:
+    """Returns a figure of `width` × `height` inches without a backend, and its axes as an array."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(fig)
+        return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def plain_axes(ax: Any) -> None:
+    """Takes away what carries no information, and draws a faint grid."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.2, linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def write_png(fig: Any, path: Path) -> None:
+    """Writes a figure on white."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        # Without the version of matplotlib the same picture is the same file.
+        fig.savefig(path, dpi=120, facecolor="white", metadata={"Software": None})
+
+
+def svg(fig: Any, prefix: str) -> str:
+    """Returns a figure as SVG to stand inside HTML.
+
+    Text and axes take the page's colour (`currentColor`), the palette's colours become variables.
+    Ids get a prefix, for several pictures share a page; addresses of name spaces, which HTML does
+    not need, are left out.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text).replace("xlink:href", "href")
+    text = text.replace("url(#", f"url(#{prefix}-")
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = text.replace(INK, "currentColor").replace("stroke: #b0b0b0", "stroke: currentColor")
+    for colour, name in VARIABLES.items():
+        text = text.replace(colour, f"var({name})")
+    width = re.search(r'width="([\d.]+)pt"', text)
+    # The box of coordinates is enough; the page decides the size, up to the drawn one.
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    limit = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+    return text.replace("<svg", f"<svg{limit}", 1).strip()

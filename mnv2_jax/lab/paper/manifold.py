@@ -1,0 +1,200 @@
+"""Fig. 1: what ReLU leaves of a spiral that a random matrix T takes to n dimensions.
+
+Everything is numpy: points x (p, 2), T (n, 2), and back by the pseudo-inverse, T⁺ ReLU(T x).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mnv2_jax.lab.paper.content import HERE, Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.paper.drawing import COLOURS, figure, plain_axes
+
+DIMENSIONS = (2, 3, 5, 15, 30)  # as in the paper
+CURVE = (*range(2, 13), 15, 20, 25, 30)
+SEED = 0
+DRAWS = 400
+POINTS = 400
+
+
+class Loss(NamedTuple):
+    """What is lost in n dimensions, over many random T.
+
+    Attributes:
+      n: dimensions.
+      error: relative error of the way back, one for each T.
+      collapsed: share of points that no map could bring back, one for each T.
+    """
+
+    n: int
+    error: np.ndarray
+    collapsed: np.ndarray
+
+
+def spiral(points: int = POINTS, turns: float = 2.5) -> Float[np.ndarray, "p 2"]:
+    """Returns points of an Archimedean spiral around the origin, of radius up to 1.
+
+    >>> spiral(3, turns=1)[-1].round(6)
+    array([ 1., -0.])
+    """
+    t = np.linspace(0.02, 1.0, points)
+    angle = 2 * np.pi * turns * t
+    return np.stack([t * np.cos(angle), t * np.sin(angle)], axis=1)
+
+
+def through_relu(
+    x: Float[np.ndarray, "p 2"], embedding: Float[np.ndarray, "n 2"]
+) -> Float[np.ndarray, "p 2"]:
+    """Embeds points, applies ReLU, and projects back by the pseudo-inverse.
+
+    >>> through_relu(np.array([[1.0, -2.0]]), np.eye(2))
+    array([[1., 0.]])
+    """
+    return np.maximum(x @ embedding.T, 0) @ np.linalg.pinv(embedding).T
+
+
+def relative_error(x: Float[np.ndarray, "p 2"], back: Float[np.ndarray, "p 2"]) -> float:
+    """Returns |x - a x'| / |x|, with the scale a that brings x' nearest.
+
+    ReLU(z) = (z + |z|) / 2, so that in many dimensions half of x comes back: a scale, and no loss.
+
+    >>> x = np.array([[3.0, 4.0]])
+    >>> relative_error(x, x / 2), relative_error(x, np.array([[-4.0, 3.0]]))
+    (0.0, 1.0)
+    """
+    power = float((back**2).sum())
+    scale = float((x * back).sum()) / power if power else 0.0
+    return float(np.sqrt(((x - scale * back) ** 2).sum() / (x**2).sum()))
+
+
+def collapsed_share(x: Float[np.ndarray, "p 2"], embedding: Float[np.ndarray, "n 2"]) -> float:
+    """Returns the share of points with fewer than two positive coordinates after T.
+
+    By Lemma 2 of the appendix these are exactly the points that ReLU(T x) does not determine. For
+    T symmetric around 0 the expected share is (n + 1) / 2ⁿ, whatever the points are.
+
+    >>> collapsed_share(np.array([[1.0, 1.0], [1.0, -1.0]]), np.eye(2))
+    0.5
+    """
+    return float(((x @ embedding.T > 0).sum(axis=1) < 2).mean())
+
+
+def losses(
+    dimensions: Sequence[int] = CURVE, draws: int = DRAWS, seed: int = SEED
+) -> Iterator[Loss]:
+    """Measures the loss in each dimension over random T with standard normal entries."""
+    x = spiral()
+    rng = np.random.default_rng(seed)
+    for n in dimensions:
+        embeddings = rng.normal(size=(draws, n, 2))
+        yield Loss(
+            n,
+            np.array([relative_error(x, through_relu(x, t)) for t in embeddings]),
+            np.array([collapsed_share(x, t) for t in embeddings]),
+        )
+
+
+def figure_1(sources: Sources) -> Iterator[Part]:
+    """Fig. 1, and the loss behind it as a curve."""
+    del sources
+    x = spiral()
+    # The first matrices that the generator draws: none was chosen for its looks.
+    rng = np.random.default_rng(SEED)
+    shown = [through_relu(x, rng.normal(size=(n, 2))) for n in DIMENSIONS]
+    yield Picture(
+        "fig-1",
+        _spirals(x, shown),
+        "A spiral, and what comes back from 2, 3, 5, 15 and 30 dimensions after ReLU: rays and "
+        "corners from 2 and 3, a deformed but unfolded spiral from 15 and 30.",
+    )
+    yield Text(
+        f"A spiral is embedded in n dimensions by a random matrix T, passes ReLU, and comes back "
+        f"by the pseudo-inverse of T. The colour runs along the spiral; T is the first that the "
+        f"generator draws (seed {SEED})."
+    )
+    found = list(losses())
+    yield Picture(
+        "fig-1-loss",
+        _curves(found),
+        "Relative error of reconstruction and share of collapsed points, both falling with n.",
+    )
+    yield Text(
+        f"How much is lost, over {DRAWS} random T for each n. Left: the relative error of the way "
+        "back after the best scale; line: mean, band: the middle 80 %. Right: the share of points "
+        "with fewer than two positive coordinates, which by Lemma 2 no map can bring back; the "
+        "line is its exact expectation, (n + 1) / 2ⁿ."
+    )
+    rows = []
+    for loss in (loss for loss in found if loss.n in DIMENSIONS):
+        low, high = np.percentile(loss.error, (10, 90))
+        rows.append(
+            (
+                loss.n,
+                f"{loss.error.mean():.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{loss.collapsed.mean():.2%}",
+                f"{expected_collapse(loss.n):.2%}",
+            )
+        )
+    yield Table(
+        ("n", "relative error", "middle 80 %", "points collapsed", "expected"),
+        tuple(rows),
+        ("", HERE, HERE, HERE, HERE),
+    )
+    yield Note(
+        "The paper shows pictures only. What ReLU leaves of T x is not x but about x / 2, so the "
+        "error is taken after the best single scale."
+    )
+
+
+def expected_collapse(n: int) -> float:
+    """Returns (n + 1) / 2ⁿ, the chance that fewer than two of n signs are positive.
+
+    >>> expected_collapse(3)
+    0.5
+    """
+    return (n + 1) / 2**n
+
+
+def _spirals(x: np.ndarray, shown: Sequence[np.ndarray]) -> object:
+    from matplotlib import colormaps
+
+    fig, axes = figure(10.2, 2.15, columns=1 + len(shown))
+    colours = colormaps["turbo"](np.linspace(0.08, 0.92, 50))
+    titles = ("input", *(f"n = {n}" for n in DIMENSIONS))
+    for ax, points, title in zip(axes.flat, (x, *shown), titles, strict=True):
+        for piece, colour in zip(np.array_split(np.arange(len(x) - 1), 50), colours, strict=True):
+            run = points[piece[0] : piece[-1] + 2]
+            ax.plot(*run.T, color=colour, linewidth=1.8, solid_capstyle="round")
+        ax.set_title(title)
+        ax.set_aspect("equal", "datalim")
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return fig
+
+
+def _curves(found: Sequence[Loss]) -> object:
+    fig, axes = figure(10.2, 3.1, columns=2)
+    n = [loss.n for loss in found]
+    left, right = axes.flat
+    low, high = np.percentile([loss.error for loss in found], (10, 90), axis=1)
+    left.fill_between(n, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    left.plot(n, [loss.error.mean() for loss in found], "o-", color=COLOURS[0], markersize=3.5)
+    left.set_ylabel("relative error")
+    left.set_ylim(0)
+    # Beyond, a collapse is rarer than one in all the matrices that are drawn.
+    common = [loss for loss in found if expected_collapse(loss.n) > 1 / (10 * DRAWS)]
+    few = [loss.n for loss in common]
+    right.plot(few, [expected_collapse(m) for m in few], color=COLOURS[1], label="expected")
+    share = [loss.collapsed.mean() for loss in common]
+    right.plot(few, share, "o", color=COLOURS[0], markersize=4.5, label="found")
+    right.set_yscale("log")
+    right.set_ylabel("share of points collapsed")
+    right.legend(frameon=False)
+    for ax, ticks in ((left, [2, 5, 10, 15, 20, 25, 30]), (right, [2, 3, 5, 8, 10, 12, 15])):
+        plain_axes(ax)
+        ax.set_xlabel("dimensions n")
+        ax.set_xticks(ticks)
+    return fig

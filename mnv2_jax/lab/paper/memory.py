@@ -1,0 +1,151 @@
+"""Sec. 5.1: the memory of inference against t, as the paper counts it and as XLA allocates it."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax.accounting import bottleneck_memory
+from mnv2_jax.inference.run import fold, folded_apply
+from mnv2_jax.lab.paper.content import HERE, PLAIN, Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.paper.drawing import COLOURS, figure, plain_axes
+from mnv2_jax.models.mobilenet import MobileNetV2
+from mnv2_jax.models.spec import unroll
+
+SIZE, LARGE = 224, 1024
+SPLITS = (1, 2, 3, 4, 5, 6)  # the paper advises 2 to 5
+COMPILED = (2, 3, 5)
+SHOWN = (None, 1, 2, 5)  # in the profile
+BAND = 1 << 20  # bytes of an expanded tensor above which `folded_apply` cuts a block by rows
+WHOLE, BANDS = "whole tensors", "bands of rows"
+
+
+def temporary_bytes(model: MobileNetV2, size: int = SIZE, band: float | None = None) -> int:
+    """Returns what XLA allocates beside weights, input and output to run a model on one image.
+
+    Args:
+      model: its `split` is the paper's t.
+      size: of the square image.
+      band: computes it with batch norm folded and blocks in bands of rows of so many bytes instead.
+    """
+    image = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    apply = model.apply
+    if band is not None:
+        variables = jax.eval_shape(partial(fold, model), variables)
+        apply = partial(folded_apply, model, band=band)
+    compiled = jax.jit(apply).lower(variables, image).compile()
+    analysis: Any = compiled.memory_analysis()
+    return int(analysis.temp_size_in_bytes)
+
+
+def measure(size: int) -> dict[str, int]:
+    """Returns the temporaries of every way to compute the network at a size."""
+    groups = {f"t = {t}": temporary_bytes(MobileNetV2(split=t), size) for t in COMPILED}
+    whole, bands = (temporary_bytes(MobileNetV2(), size, band) for band in (None, BAND))
+    return {WHOLE: whole, **groups, BANDS: bands}
+
+
+def peak_elements(split: int | None, size: int = SIZE) -> int:
+    """Returns the activations that must exist at once, as Sec. 5.1 counts them.
+
+    >>> peak_elements(None), peak_elements(5)
+    (1505280, 682394)
+    """
+    return max(n for _, n in bottleneck_memory(unroll(), (size, size), split))
+
+
+def section_5_1(sources: Sources) -> Iterator[Part]:
+    """Memory against t."""
+    del sources
+    measured = {size: measure(size) for size in (SIZE, LARGE)}
+    yield Picture(
+        "sec-5.1",
+        _draw(measured),
+        "Activations alive through the network, whole and in t groups; and what XLA allocates.",
+    )
+    yield Text(
+        "Left: activations alive while each operation runs, at 16 bit, if every convolution is an "
+        "operation (whole) or every block is one, its inner tensors in t groups. Right: the "
+        f"temporaries of XLA's `memory_analysis()` on {jax.default_backend().upper()} for one "
+        "image in 32 bit, as a share of those of whole tensors."
+    )
+    counts = [(WHOLE, peak_elements(None)), *((f"t = {t}", peak_elements(t)) for t in SPLITS)]
+    yield Table(
+        ("blocks computed in", "peak, elements", "peak, kB at 16 bit"),
+        tuple((name, f"{peak:,}", f"{2 * peak / 1000:,.0f}") for name, peak in counts),
+        (PLAIN, HERE, HERE),
+        f"By the paper's count: MobileNetV2 1.0, one image of {SIZE}×{SIZE}",
+    )
+    yield Table(
+        (
+            "blocks computed in",
+            *(text for n in measured for text in (f"MB at {n}×{n}", f"of whole at {n}")),
+        ),
+        tuple(
+            (
+                name,
+                *(
+                    text
+                    for found in measured.values()
+                    for text in (_mega(found[name]), f"{found[name] / found[WHOLE]:.2f}")
+                ),
+            )
+            for name in measured[SIZE]
+        ),
+        (PLAIN, HERE, HERE, HERE, HERE),
+        "As XLA allocates it: temporaries of the same network in 32 bit",
+    )
+    yield Note(
+        "t = 1 is a block as one operation that still holds its inner tensors, which the paper's "
+        "bound leaves out. The split as the paper has it folds batch norm and cuts the weights "
+        "into groups within the program, so that copies of weights are among its temporaries; "
+        "they do not grow with the image, the activations do. Bands of rows, which "
+        f"`mnv2_jax/inference/run.py` cuts blocks into whose expanded tensor is large (here above "
+        f"{BAND >> 20} MiB), save at both. What each costs in time: `python -m benchmarks.memory`."
+    )
+
+
+def _mega(count: int) -> str:
+    return f"{count / 1e6:.2f}"
+
+
+def _draw(measured: dict[int, dict[str, int]]) -> Any:
+    fig, axes = figure(10.2, 3.3, columns=2, width_ratios=(3, 2))
+    left, right = axes.flat
+    for colour, split in zip(COLOURS, SHOWN, strict=False):
+        label = "whole" if split is None else f"t = {split}"
+        left.plot(*_profile(split), color=colour, linewidth=1.6, drawstyle="steps-mid", label=label)
+    left.set_xticks(range(19), ["stem", *map(str, range(17)), "last"])
+    left.set_xlabel("block")
+    left.set_ylabel("activations, kB at 16 bit")
+    left.legend(frameon=False)
+    for i, (size, found) in enumerate(measured.items()):
+        for j, count in enumerate(found.values()):
+            share, x = count / found[WHOLE], j + 0.38 * i - 0.19
+            label = f"{size}²" if not j else None
+            right.bar(x, share, color=COLOURS[i], width=0.36, label=label)
+            right.annotate(
+                f"{share:.2f}", (x, share), (0, 2), textcoords="offset points",
+                ha="center", fontsize=7.5,
+            )  # fmt: skip
+    names = [name.replace(" tensors", "").replace(" of rows", "") for name in measured[SIZE]]
+    right.set_xticks(range(len(names)), names)
+    right.set_ylabel("XLA temporaries, share of whole")
+    right.set_ylim(top=1.12 * max(n / f[WHOLE] for f in measured.values() for n in f.values()))
+    right.legend(frameon=False, title="image", title_fontsize=8.5)
+    for ax in axes.flat:
+        plain_axes(ax)
+    right.grid(visible=False, axis="x")
+    return fig
+
+
+def _profile(split: int | None) -> tuple[Sequence[int], Sequence[float]]:
+    """The most memory in stem, blocks 0 to 16 and last convolution, in kB."""
+    peaks: dict[str, int] = {}
+    for name, elements in bottleneck_memory(unroll(), (SIZE, SIZE), split):
+        part = name.split("/")[0]
+        peaks[part] = max(peaks.get(part, 0), elements)
+    return range(len(peaks)), [2 * n / 1000 for n in peaks.values()]

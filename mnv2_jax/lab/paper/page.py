@@ -1,0 +1,174 @@
+"""The report as one HTML page that needs nothing else, and as Markdown."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from mnv2_jax.lab.paper.content import PLAIN, Image, Item, Missing, Note, Part, Picture, Table, Text
+from mnv2_jax.lab.paper.drawing import svg
+from mnv2_jax.lab.paper.style import STYLE
+from mnv2_jax.markdown import markdown_table
+
+EMPTY = ("", "–", "not run", "reference", "no expansion")  # in columns of numbers
+TITLE = "MobileNetV2, table by table"
+PAPER_LINK = "[arXiv 1801.04381](https://arxiv.org/abs/1801.04381)"
+
+
+class Section(NamedTuple):
+    """An item with the parts that were computed for it."""
+
+    item: Item
+    parts: tuple[Part, ...]
+
+
+def introduction(command: str) -> list[str]:
+    """Returns the paragraphs that say what the report is."""
+    return [
+        "Every table and figure with numbers in “MobileNetV2: Inverted Residuals and Linear "
+        f"Bottlenecks” ({PAPER_LINK}), made again by this project.",
+        "What the paper prints is headed “paper”. What is headed “counted” or “corrected” was "
+        "counted on this project's own models, layer by layer, when the report was made; “here” "
+        "was trained or measured by it. What only a training can give is taken from the results of "
+        "experiments, and where there is none yet, the command that makes it is shown. Figures 2, "
+        "3 and 4 are drawings without numbers and are left out.",
+        f"Made by `{command}`.",
+    ]
+
+
+def html_page(sections: Sequence[Section], command: str, facts: str) -> str:
+    """Composes the page; pictures stand in it as SVG, and nothing is loaded from elsewhere."""
+    links = "".join(
+        f'<li><a href="#{s.item.key}"><b>{s.item.name}</b> {html.escape(s.item.title)}</a></li>'
+        for s in sections
+    )
+    intro = "".join(f"<p>{inline(text)}</p>" for text in introduction(command))
+    body = "\n".join(_section(section) for section in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f'<link rel="icon" href="data:,">\n<title>{TITLE}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<header><h1>{TITLE}</h1>{intro}"
+        '<p class="key"><span class="paper">printed in the paper</span> '
+        '<span class="here">counted or measured here</span></p></header>\n'
+        f'<nav aria-label="contents"><ol>{links}</ol></nav>\n<main>\n{body}\n</main>\n'
+        f"<footer><p>{inline(facts)}</p></footer>\n</body>\n</html>\n"
+    )
+
+
+def markdown_page(sections: Sequence[Section], command: str, facts: str) -> str:
+    """Composes the same as Markdown, with pictures in files of their own beside it."""
+    parts = [f"# {TITLE}", *introduction(command)]
+    for item, shown in sections:
+        parts += [f"## {item.name}: {item.title}", f"`{item.command}`"]
+        parts += [_markdown(part) for part in shown]
+    return "\n\n".join([*parts, "---", facts]) + "\n"
+
+
+def pictures(sections: Iterable[Section]) -> list[Picture | Image]:
+    """Returns the pictures of all sections."""
+    return [part for s in sections for part in s.parts if isinstance(part, (Picture, Image))]
+
+
+def inline(text: str) -> str:
+    r"""Turns a paragraph's marks into HTML, and everything else into itself.
+
+    >>> inline("a < b, `c*d*`, **e**, *f* and \\*")
+    'a &lt; b, <code>c*d*</code>, <strong>e</strong>, <em>f</em> and *'
+    """
+    pieces = []
+    for i, piece in enumerate(html.escape(text, quote=False).split("`")):
+        if i % 2:
+            pieces.append(_code(piece))
+            continue
+        piece = re.sub(r"\[([^\]]+)\]\((https://[^)\s]+)\)", r'<a href="\2">\1</a>', piece)
+        piece = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece)
+        piece = re.sub(r"(?<!\\)\*(\S.*?)(?<!\\)\*", r"<em>\1</em>", piece)
+        pieces.append(piece.replace("\\*", "*"))
+    return "".join(pieces)
+
+
+def _code(escaped: str) -> str:
+    """Keeps an option in one piece, where a browser would break a line after its hyphens."""
+    words = (
+        f'<span class="word">{word}</span>' if word.startswith("--") else word
+        for word in escaped.split(" ")
+    )
+    return f"<code>{' '.join(words)}</code>"
+
+
+def _section(section: Section) -> str:
+    item, parts = section
+    shown = "\n".join(_html(part) for part in parts)
+    return (
+        f'<section id="{item.key}">\n<h2><span>{item.name}</span> {html.escape(item.title)}</h2>\n'
+        f'<p class="command">{_code(html.escape(item.command))}</p>\n{shown}\n</section>'
+    )
+
+
+def _html(part: Part) -> str:
+    if isinstance(part, Table):
+        return _html_table(part)
+    if isinstance(part, Picture):
+        drawn = svg(part.figure, part.name.replace(".", "-"))
+        label = html.escape(part.alt, quote=True)
+        return f'<figure role="img" aria-label="{label}">{drawn}</figure>'
+    if isinstance(part, Image):
+        data = base64.b64encode(part.path.read_bytes()).decode()
+        label = html.escape(part.alt, quote=True)
+        return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"></figure>'
+    if isinstance(part, Missing):
+        what = inline(_capital(part.what))
+        return f'<p class="missing">{what}:<br>{_code(html.escape(part.command))}</p>'
+    kind = ' class="note"' if isinstance(part, Note) else ""
+    return f"<p{kind}>{inline(part.text)}</p>"
+
+
+def _html_table(table: Table) -> str:
+    origins = table.origins or (PLAIN,) * len(table.header)
+    columns = list(zip(*table.rows, strict=True))
+    numeric = [all(_is_number(cell) or cell in EMPTY for cell in column) for column in columns]
+
+    def row(tag: str, cells: Iterable[object]) -> str:
+        shown = []
+        for cell, origin, numbers in zip(cells, origins, numeric, strict=True):
+            right = numbers or (tag == "td" and _is_number(cell))
+            names = " ".join(name for name in (origin, "number" * right) if name)
+            mark = f' class="{names}"' if names else ""
+            shown.append(f"<{tag}{mark}>{inline(str(cell))}</{tag}>")
+        return f"<tr>{''.join(shown)}</tr>"
+
+    # Not HTML's caption, which would be broken to the width of a narrow table.
+    caption = f'<p class="caption">{inline(table.caption)}</p>' if table.caption else ""
+    body = "\n".join(row("td", cells) for cells in table.rows)
+    return (
+        f'{caption}<div class="table"><table><thead>{row("th", table.header)}</thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _is_number(cell: object) -> bool:
+    """Whether a cell begins with a number that is a word of its own, as "16 / 400" does."""
+    return re.fullmatch(r"[-+]?\d[\d,.]*%?( .*)?", str(cell)) is not None
+
+
+def _markdown(part: Part) -> str:
+    if isinstance(part, Table):
+        caption = [f"*{part.caption}*"] if part.caption else []
+        return "\n\n".join([*caption, markdown_table(part.header, part.rows)])
+    if isinstance(part, Picture):
+        return f"![{part.alt}]({part.name}.png)"
+    if isinstance(part, Image):
+        return f"![{part.alt}]({part.name}.png)"
+    if isinstance(part, Missing):
+        return f"> {_capital(part.what)}: `{part.command}`"
+    if isinstance(part, Text):
+        return part.text
+    return f"> **Note.** {part.text}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

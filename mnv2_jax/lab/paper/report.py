@@ -1,0 +1,127 @@
+"""The whole report: the items in the paper's order, computed and written."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.lab.paper.ablations import figure_6a, figure_6b
+from mnv2_jax.lab.paper.channels import figure_7
+from mnv2_jax.lab.paper.content import Image, Item, Sources
+from mnv2_jax.lab.paper.drawing import write_png
+from mnv2_jax.lab.paper.manifold import figure_1
+from mnv2_jax.lab.paper.memory import section_5_1
+from mnv2_jax.lab.paper.page import Section, html_page, markdown_page, pictures
+from mnv2_jax.lab.paper.tables import (
+    table_1,
+    table_2,
+    table_3,
+    table_4,
+    table_5,
+    table_6,
+    table_7,
+)
+from mnv2_jax.lab.paper.tradeoff import figure_5
+from mnv2_jax.lab.train.report import environment
+
+HTML, MARKDOWN = "report.html", "report.md"
+ONLY = "python main.py paper "
+EXPERIMENT = "python main.py --config experiments/"
+
+ITEMS = (
+    Item("fig-1", "Fig. 1", "What ReLU leaves of a spiral", ONLY + "fig-1", figure_1),
+    Item("table-1", "Table 1", "The bottleneck residual block", ONLY + "table-1", table_1),
+    Item("table-2", "Table 2", "The network", "python main.py account", table_2),
+    Item("table-3", "Table 3", "The largest tensor at each size", ONLY + "table-3", table_3),
+    Item("sec-5.1", "Sec. 5.1", "Memory-efficient inference", ONLY + "sec-5.1", section_5_1),
+    Item("fig-5", "Fig. 5", "Accuracy against multiply-adds", EXPERIMENT + "tradeoff.py", figure_5),
+    Item(
+        "fig-6a",
+        "Fig. 6a",
+        "Linear or ReLU6 bottleneck",
+        EXPERIMENT + "ablate_linear.py",
+        figure_6a,
+    ),
+    Item(
+        "fig-6b", "Fig. 6b", "Where the shortcut is", EXPERIMENT + "ablate_shortcut.py", figure_6b
+    ),
+    Item("table-4", "Table 4", "ImageNet classification", ONLY + "table-4", table_4),
+    Item("table-5", "Table 5", "SSD and SSDLite", ONLY + "table-5", table_5),
+    Item("table-6", "Table 6", "Detection on COCO", ONLY + "table-6", table_6),
+    Item("table-7", "Table 7", "Segmentation on VOC 2012", ONLY + "table-7", table_7),
+    Item("fig-7", "Fig. 7", "Positive channels in each layer", ONLY + "fig-7", figure_7),
+)
+
+
+def choose(keys: Sequence[str]) -> list[Item]:
+    """Returns the items of the given keys in the paper's order; all for none.
+
+    A key may be written as in the paper, and Fig. 6 stands for both of its halves.
+
+    >>> [item.key for item in choose(["Table 3", "fig6"])]
+    ['table-3', 'fig-6a', 'fig-6b']
+
+    Raises:
+      UsageError: there is no such item.
+    """
+    known = {item.key for item in ITEMS}
+    chosen: set[str] = set()
+    for word in keys:
+        written = re.fullmatch(r"(table|fig|sec)[a-z]*[\W_]*(\d[\d.]*[a-z]?)", word.lower())
+        key = f"{written[1]}-{written[2]}" if written else word
+        found = known & {key, f"{key}a", f"{key}b"}
+        if not found:
+            raise unknown("item", word, known)
+        chosen |= found
+    return [item for item in ITEMS if not keys or item.key in chosen]
+
+
+def write_paper(
+    out: Path,
+    sources: Sources,
+    keys: Sequence[str] = (),
+    command: str = "python main.py paper",
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Computes the items and writes `report.html`, `report.md` and the latter's pictures.
+
+    Args:
+      out: folder, made if needed.
+      sources: results and model to draw on.
+      keys: of the items; none means all.
+      command: that was given, for the report.
+      progress: is told a line for each item.
+
+    Returns:
+      The files, the page first.
+
+    Raises:
+      UsageError: an item is unknown, a result or model cannot be read, or the folder not written.
+    """
+    items = choose(keys)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be made: {error}. Choose another --out.") from error
+    sections = []
+    for number, item in enumerate(items, 1):
+        began = time.monotonic()
+        sections.append(Section(item, tuple(item.parts(sources))))
+        seconds = time.monotonic() - began
+        progress(f"[{number:>2}/{len(items)}] {item.name:<8} {item.title:<34} {seconds:5.1f} s")
+    facts = environment()
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    about = f"Made on {facts['device']}, {facts['platform']}, with {versions}."
+    try:
+        for picture in pictures(sections):
+            place = out / f"{picture.name}.png"
+            if isinstance(picture, Image):
+                place.write_bytes(picture.path.read_bytes())
+            else:
+                write_png(picture.figure, place)
+        (out / MARKDOWN).write_text(markdown_page(sections, command, about), "utf-8")
+        (out / HTML).write_text(html_page(sections, command, about), "utf-8")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error}. Choose another --out.") from error
+    return [out / HTML, out / MARKDOWN, *(out / f"{p.name}.png" for p in pictures(sections))]

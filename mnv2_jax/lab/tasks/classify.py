@@ -1,0 +1,128 @@
+"""Image classification: softmax cross-entropy, top-1 and top-5 accuracy, distillation."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from mnv2_jax.lab.tasks import augment
+from mnv2_jax.lab.tasks.task import Batch, Sums, Task, Variables, means
+from mnv2_jax.models.dialect import normalize
+from mnv2_jax.models.mobilenet import MobileNetV2
+
+
+class Teacher(NamedTuple):
+    """A trained network whose softened answers a student learns from (arXiv 1503.02531).
+
+    Attributes:
+      logits: normalised images -> logits.
+      weight: share of the distillation term in the loss, 0 to 1.
+      temperature: softens both distributions; the term is scaled by its square.
+    """
+
+    logits: Callable[[Float[Array, "b h w c"]], Float[Array, "b classes"]]
+    weight: float
+    temperature: float
+
+
+def classify(
+    model: MobileNetV2,
+    image_shape: tuple[int, int, int],
+    augmentations: tuple[augment.Augmentation, ...] = (),
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    teacher: Teacher | None = None,
+) -> Task:
+    """Builds the classification task.
+
+    Batches hold `image` (b, h, w, c) uint8, `label` (b,) int32, `mask` (b,) float32 and `row` (b,),
+    the row in the global batch.
+
+    Args:
+      model: with a classifier.
+      image_shape: (h, w, c), for initialisation.
+      augmentations: applied to every training image on the device.
+      label_smoothing: share of the target spread over all classes (slim's recipe has 0.1).
+      mixup, cutmix: Beta parameters; 0 is off. With both, each batch takes one at random.
+      teacher: adds a distillation term.
+    """
+    classes = model.num_classes
+    assert classes is not None
+
+    def init(key: Array) -> Variables:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        return dict(model.init(key, images))
+
+    def mix(key: Array, images: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
+        choice, key = jax.random.split(key)
+        if mixup and cutmix:
+            mixed = augment.mixup(key, images, targets, mask, mixup)
+            cut = augment.cutmix(key, images, targets, mask, cutmix)
+            first = jax.random.bernoulli(choice)
+            return jnp.where(first, mixed[0], cut[0]), jnp.where(first, mixed[1], cut[1])
+        if mixup:
+            return augment.mixup(key, images, targets, mask, mixup)
+        return augment.cutmix(key, images, targets, mask, cutmix) if cutmix else (images, targets)
+
+    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
+        augment_key, key = jax.random.split(key)
+        pixels = augment.each(augmentations, augment_key, batch["image"], batch["row"])
+        # What is drawn once for all rows at hand differs between devices by their first row.
+        mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, batch["row"][0]))
+        images = normalize(pixels, model.dialect)
+        # What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
+        images = jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
+        targets = jax.nn.one_hot(batch["label"], classes)
+        images, targets = mix(mix_key, images, targets, batch["mask"])
+        targets = (1 - label_smoothing) * targets + label_smoothing / classes
+        logits, updates = cast(
+            tuple[Array, Variables],
+            model.apply(
+                variables,
+                images,
+                train=True,
+                mask=batch["mask"],
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            ),
+        )
+        losses = optax.softmax_cross_entropy(logits, targets)
+        if teacher is not None:
+            soft = jax.nn.softmax(teacher.logits(images) / teacher.temperature)
+            term = optax.softmax_cross_entropy(logits / teacher.temperature, soft)
+            losses = (1 - teacher.weight) * losses + (
+                teacher.weight * teacher.temperature**2 * term
+            )
+        hits = _top(logits, batch["label"], 1)
+        return _sums(batch["mask"], loss=losses, accuracy=hits), updates["batch_stats"]
+
+    def metrics(variables: Variables, batch: Batch) -> Sums:
+        logits = jnp.asarray(model.apply(variables, normalize(batch["image"], model.dialect)))
+        return scores(logits, batch)
+
+    return Task(init, loss, metrics, means, monitor="accuracy")
+
+
+def scores(logits: Float[Array, "b classes"], batch: Batch) -> Sums:
+    """Returns loss, top-1 and, above five classes, top-5 accuracy of a batch as sums."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    top = {"accuracy": _top(logits, batch["label"], 1)}
+    if logits.shape[1] > 5:
+        top["top5"] = _top(logits, batch["label"], 5)
+    return _sums(batch["mask"], loss=losses, **top)
+
+
+def _top(logits: Array, labels: Array, k: int) -> Array:
+    """1.0 where the label's logit is among the k largest; ties and NaN count against the label."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    return (jnp.sum(~(logits < own), axis=1) <= k).astype(jnp.float32)
+
+
+def _sums(mask: Array, **values: Array) -> Sums:
+    # A masked row may hold anything, also NaN, which a product with 0 would keep.
+    count = mask.sum()
+    return {name: (jnp.where(mask > 0, v, 0.0).sum(), count) for name, v in values.items()}

@@ -1,0 +1,239 @@
+"""Object detection (Sec. 6.2): SSD's loss as the authors configured it, and average precision.
+
+Average precision needs every detection of the whole set in the order of its score. What adds up
+over batches and devices is a histogram of scores: of the detections in each of 1,000 bins, how many
+there are and how many hit. From these, `summarize` computes COCO's figure to within the width of a
+bin, exactly whatever the batches were.
+
+Batches hold `image` (b, h, w, c) uint8, `boxes` (b, g, 4) as in `mnv2_jax.models.boxes`, `classes`
+(b, g) int32 and `mask` (b,) float32. An object whose class is not among the model's (padding has
+-1) or whose box has no area inside the image counts nowhere. Classes below -1 are of crowds
+(`mnv2_jax.lab.data.annotations`): nothing is learned from them, and detections in them do not
+count.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from mnv2_jax.lab.data.annotations import FIRST_CROWD
+from mnv2_jax.lab.tasks.task import Batch, Sums, Task, Variables, means
+from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, encode, iou, match
+from mnv2_jax.models.dialect import normalize
+from mnv2_jax.models.ssdlite import SSDLite
+
+NEGATIVES_PER_POSITIVE = 3
+MIN_NEGATIVES = 3
+"""In each image; both as in the authors' hard example miner."""
+
+THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
+"""IoU from which a detection is a hit: COCO's ten."""
+
+SCORE_BINS = 1000
+LARGEST_LOGIT = 10.0
+RECALLS = np.linspace(0, 1, 101)
+
+
+def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
+    """Builds the detection task.
+
+    The loss is the sum over the batch of smooth L1 of the codes of matched anchors and sigmoid
+    cross-entropy over all slots of the matched ones and the hardest others, 1:1, divided by the
+    number of matches. `metrics` are made readable by `summarize`.
+
+    Args:
+      model: predicts boxes and classes.
+      image_shape: (h, w, c) of the images, which sets the anchors.
+    """
+    anchors = model.anchors(image_shape[:2])
+
+    def init(key: Array) -> Variables:
+        return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+
+    def sums(codes: Array, logits: Array, batch: Batch) -> Sums:
+        boxes, classes = _usable(batch, model.num_classes)
+        boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
+        box, label, matches = jax.vmap(image_losses, in_axes=(0, 0, 0, 0, None))(
+            codes, logits, boxes, classes, anchors
+        )
+        box, label, matches = (
+            jnp.where(batch["mask"] > 0, v, 0).sum() for v in (box, label, matches)
+        )
+        count = matches.astype(jnp.float32)
+        return {
+            "loss": (box + label, count),
+            "box_loss": (box, count),
+            "class_loss": (label, count),
+        }
+
+    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
+        del key
+        images = normalize(batch["image"], model.backbone.dialect)
+        # What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
+        images = jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
+        (codes, logits), updates = cast(
+            tuple[tuple[Array, Array], Variables],
+            model.apply(variables, images, train=True, mask=batch["mask"], mutable=["batch_stats"]),
+        )
+        return sums(codes, logits, batch), updates["batch_stats"]
+
+    def metrics(variables: Variables, batch: Batch) -> Sums:
+        images = normalize(batch["image"], model.backbone.dialect)
+        codes, logits = cast(tuple[Array, Array], model.apply(variables, images))
+        found = detections(codes, logits, anchors)
+        boxes, classes = _usable(batch, model.num_classes)
+        return sums(codes, logits, batch) | score_histograms(
+            found, boxes, classes, batch["mask"], model.num_classes
+        )
+
+    return Task(init, loss, metrics, summarize, monitor="map")
+
+
+def predict(model: SSDLite, variables: Variables, images: UInt8[Array, "b h w c"]) -> Detections:
+    """Detects objects in images of pixels 0..255; every field has the batch as its first axis."""
+    pixels = normalize(images, model.backbone.dialect)
+    codes, logits = cast(tuple[Array, Array], model.apply(variables, pixels))
+    return detections(codes, logits, model.anchors((images.shape[1], images.shape[2])))
+
+
+def _usable(batch: Batch, num_classes: int) -> tuple[Array, Array]:
+    """Clips the boxes of objects and crowds; those that count nowhere get zeros and class -1."""
+    boxes, classes = clip(batch["boxes"]), batch["classes"]
+    usable = (area(boxes) > 0) & (classes < num_classes)
+    return jnp.where(usable[..., None], boxes, 0), jnp.where(usable, classes, -1)
+
+
+def image_losses(
+    codes: Float[Array, "a 4"],
+    logits: Float[Array, "a slots"],
+    boxes: Float[Array, "g 4"],
+    classes: Int[Array, " g"],
+    anchors: Float[Array, "a 4"],
+) -> tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
+    """Returns one image's loss of boxes, loss of classes, and number of matched anchors.
+
+    Args:
+      codes, logits: what the network says of every anchor; slot 0 is the background.
+      boxes, classes: the objects, padded with boxes without area.
+      anchors: of the network.
+    """
+    assigned = match(boxes, anchors)
+    positive = assigned >= 0
+    slots = jnp.where(positive, classes[assigned] + 1, 0)
+    targets = jax.nn.one_hot(slots, logits.shape[1])
+    class_losses = optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=1)
+    box_losses = optax.huber_loss(codes, encode(boxes[assigned], anchors), delta=1.0).sum(axis=1)
+    kept = positive | hard_negatives(class_losses, positive)
+    return (
+        jnp.where(positive, box_losses, 0).sum(),
+        jnp.where(kept, class_losses, 0).sum(),
+        positive.sum(),
+    )
+
+
+def hard_negatives(losses: Float[Array, " a"], positive: Bool[Array, " a"]) -> Bool[Array, " a"]:
+    """Chooses the background anchors of the largest loss: three for each positive, at least three.
+
+    >>> losses = jnp.array([9.0, 0.1, 5.0, 0.3, 0.2])
+    >>> hard_negatives(losses, jnp.array([True, False, False, False, False]))
+    Array([False, False,  True,  True,  True], dtype=bool)
+    """
+    order = jnp.argsort(jnp.where(positive, jnp.inf, -losses))
+    rank = jnp.argsort(order)
+    limit = jnp.maximum(NEGATIVES_PER_POSITIVE * positive.sum(), MIN_NEGATIVES)
+    return ~positive & (rank < limit)
+
+
+def hits(
+    found: Detections, boxes: Float[Array, "g 4"], classes: Int[Array, " g"]
+) -> tuple[Bool[Array, "k t"], Bool[Array, "k t"]]:
+    """Says which detections of one image hit an object, and which count, for each of `THRESHOLDS`.
+
+    Best first, a detection takes the object of its class that it overlaps most among those that no
+    better one has taken, if their IoU is at least the threshold. One that takes none does not count
+    if at least that share of it lies in a crowd of its class. (COCO's rules.)
+    """
+    overlap = iou(found.boxes, boxes)
+    overlap = jnp.where(found.classes[:, None] == classes[None, :], overlap, 0)
+    needed = jnp.asarray(THRESHOLDS)[:, None]
+
+    def take(free: Array, row: Array) -> tuple[Array, Array]:
+        candidates = jnp.where(free & (row[None, :] >= needed), row[None, :], 0)  # (t, g)
+        hit = candidates.max(axis=1) > 0
+        chosen = jnp.arange(len(boxes))[None, :] == candidates.argmax(axis=1)[:, None]
+        return free & ~(chosen & hit[:, None]), hit
+
+    free = jnp.ones((len(THRESHOLDS), len(boxes)), bool)
+    hit = jax.lax.scan(take, free, overlap)[1] & found.valid[:, None]
+    of_crowd = found.classes[:, None] == FIRST_CROWD - classes[None, :]
+    share = jnp.where(of_crowd, covered(found.boxes, boxes), 0).max(axis=1, initial=0)
+    counts = found.valid[:, None] & (hit | (share[:, None] < needed.T))
+    return hit, counts
+
+
+def score_histograms(
+    found: Detections,
+    boxes: Float[Array, "b g 4"],
+    classes: Int[Array, "b g"],
+    mask: Float[Array, " b"],
+    num_classes: int,
+) -> Sums:
+    """Counts detections and hits by class, score and threshold, as int32.
+
+    Returns:
+      `precision`: (hits, detections), each (classes, bins, thresholds); `recall`: (hits, objects),
+      each (classes, thresholds).
+    """
+    kept = mask[:, None] > 0
+    hit, valid = (v & kept[..., None] for v in jax.vmap(hits)(found, boxes, classes))  # (b, k, t)
+    logit = jnp.log(found.scores) - jnp.log1p(-found.scores)
+    place = (logit / LARGEST_LOGIT + 1) / 2 * SCORE_BINS
+    bins = jnp.clip(jnp.nan_to_num(place), 0, SCORE_BINS - 1).astype(jnp.int32)
+    empty = jnp.zeros((num_classes, SCORE_BINS, len(THRESHOLDS)), jnp.int32)
+    hit, valid = (empty.at[found.classes, bins].add(v.astype(jnp.int32)) for v in (hit, valid))
+    counted = jnp.where(kept, classes, -1)
+    objects = jax.nn.one_hot(counted, num_classes, dtype=jnp.int32).sum(axis=(0, 1))
+    objects = jnp.broadcast_to(objects[:, None], (num_classes, len(THRESHOLDS)))
+    return {"precision": (hit, valid), "recall": (hit.sum(axis=1), objects)}
+
+
+def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Turns summed metrics into numbers: the losses, `map` (COCO's) and `map50` (at IoU 0.5).
+
+    Classes without objects take no part; without any object both are NaN.
+    """
+    single = sums.keys() - {"precision", "recall"}
+    found = means({name: pair for name, pair in sums.items() if name in single})
+    if "precision" not in sums:
+        return found
+    hit, valid = (np.asarray(v, np.int64) for v in sums["precision"])
+    each = average_precision(hit, valid, np.asarray(sums["recall"][1], np.int64))
+    present = each[~np.isnan(each[:, 0])]
+    whole = (present.mean(), present[:, 0].mean()) if len(present) else (np.nan, np.nan)
+    return found | {"map": float(whole[0]), "map50": float(whole[1])}
+
+
+def average_precision(
+    hit: Int[np.ndarray, "c bins t"],
+    valid: Int[np.ndarray, "c bins t"],
+    objects: Int[np.ndarray, "c t"],
+) -> Float[np.ndarray, "c t"]:
+    """Returns the mean over 101 recalls of the best precision at no less recall (COCO's).
+
+    Args:
+      hit, valid: hits and detections by class, score (worst first) and threshold.
+      objects: how many there are; where there are none, the result is NaN.
+    """
+    hit, valid = (np.cumsum(v[:, ::-1], axis=1) for v in (hit, valid))
+    precision = hit / np.maximum(valid, 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    found = np.full(objects.shape, np.nan)
+    for c, t in np.argwhere(objects > 0):
+        first = np.searchsorted(hit[c, :, t] / objects[c, t], RECALLS)
+        found[c, t] = np.append(precision[c, :, t], 0)[first].mean()
+    return found

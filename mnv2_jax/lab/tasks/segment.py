@@ -1,0 +1,190 @@
+"""Semantic segmentation (Sec. 6.3): softmax cross-entropy per pixel, mean IoU, multi-scale inputs.
+
+Mean IoU needs the whole set's confusion matrix, but of it only two sums for each class: the pixels
+that are of the class in both prediction and label, and those that are in either. They are integers
+and add up over batches and devices, so the result is exact whatever the batches were.
+
+Batches hold `image` (b, h, w, c) uint8, `label` (b, h, w) integers, `mask` (b,) float32 and `row`
+(b,). A label that is no class of the model (255 marks what nobody could tell) counts nowhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from mnv2_jax.lab.tasks.task import Batch, Sums, Task, Variables, means
+from mnv2_jax.models.deeplab import DeepLabV3, resize_aligned
+from mnv2_jax.models.dialect import normalize
+
+IGNORED = 255
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""What Table 7 calls multi-scale."""
+
+
+class Views(NamedTuple):
+    """How often a segmenter looks at an image; the class probabilities are averaged.
+
+    Attributes:
+      scales: of the inputs, above 0; `SCALES` are the paper's.
+      flip: adds every input's mirror image.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+ONCE = Views()
+
+
+def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
+    """Builds the segmentation task.
+
+    The loss is the mean cross-entropy over all labelled pixels of the batch. `metrics` are made
+    readable by `summarize`.
+
+    Args:
+      model: from images to logits of every pixel.
+      image_shape: (h, w, c), for initialisation.
+    """
+
+    def init(key: Array) -> Variables:
+        return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+
+    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
+        # Rows of one device draw together, so devices differ by their first row.
+        key = jax.random.fold_in(key, batch["row"][0])
+        images = normalize(batch["image"], model.backbone.dialect)
+        # What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
+        images = jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
+        logits, updates = cast(
+            tuple[Array, Variables],
+            model.apply(
+                variables,
+                images,
+                train=True,
+                mask=batch["mask"],
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            ),
+        )
+        return _sums(logits, batch), updates["batch_stats"]
+
+    return Task(init, loss, evaluation(model), summarize, monitor="miou")
+
+
+def evaluation(model: DeepLabV3, views: Views = ONCE) -> Callable[[Variables, Batch], Sums]:
+    """Builds the metrics of an evaluation, made readable by `summarize`.
+
+    Args:
+      model: the segmenter.
+      views: looks at each image; of several, the loss is that of the averaged probabilities.
+    """
+
+    def metrics(variables: Variables, batch: Batch) -> Sums:
+        if views == ONCE:
+            images = normalize(batch["image"], model.backbone.dialect)
+            logits = jnp.asarray(model.apply(variables, images))
+        else:
+            found = probabilities(model, variables, batch["image"], *views)
+            logits = jnp.log(jnp.maximum(found, jnp.finfo(jnp.float32).tiny))
+        labels, counted = _labels(batch, model.num_classes)
+        pair = intersection_and_union(logits.argmax(axis=-1), labels, counted, model.num_classes)
+        return _sums(logits, batch) | {"iou": pair}
+
+    return metrics
+
+
+def _sums(logits: Array, batch: Batch) -> Sums:
+    labels, counted = _labels(batch, logits.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = (logits.argmax(axis=-1) == labels) & counted
+    return {
+        "loss": (jnp.where(counted, losses, 0).sum(), counted.sum().astype(jnp.float32)),
+        "accuracy": (right.sum(), counted.sum()),
+    }
+
+
+def _labels(batch: Batch, num_classes: int) -> tuple[Array, Array]:
+    """Gives labels that are classes, and which pixels count."""
+    labels = batch["label"].astype(jnp.int32)
+    counted = (labels >= 0) & (labels < num_classes) & (batch["mask"].reshape(-1, 1, 1) > 0)
+    return jnp.where(counted, labels, 0), counted
+
+
+def intersection_and_union(
+    predicted: Int[Array, "*n"],
+    labels: Int[Array, "*n"],
+    counted: Bool[Array, "*n"],
+    num_classes: int,
+) -> tuple[Int[Array, " classes"], Int[Array, " classes"]]:
+    """Counts the pixels of each class in both, and in either, of prediction and label.
+
+    As int32, sums hold up to 2,147 million pixels: twice the validation set of Cityscapes.
+
+    >>> both, either = intersection_and_union(
+    ...     jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 1, 1]), jnp.ones(4, bool), 3)
+    >>> both, either
+    (Array([1, 2, 0], dtype=int32), Array([2, 3, 0], dtype=int32))
+    """
+
+    def count(classes: Array, where: Array) -> Array:
+        chosen = jnp.where(where, classes, num_classes).ravel()
+        return jnp.bincount(chosen, length=num_classes + 1)[:num_classes].astype(jnp.int32)
+
+    both = count(labels, counted & (predicted == labels))
+    return both, count(labels, counted) + count(predicted, counted) - both
+
+
+def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Turns summed metrics into numbers: `loss`, pixel `accuracy` and `miou`.
+
+    Classes in neither prediction nor label take no part in the mean; without any it is NaN.
+
+    >>> summarize({"iou": (np.array([1, 2, 0]), np.array([2, 4, 0]))})
+    {'miou': 0.5}
+    """
+    found = means({name: pair for name, pair in sums.items() if name != "iou"})
+    if "iou" not in sums:
+        return found
+    both, either = (np.asarray(v, np.float64) for v in sums["iou"])
+    each = both[either > 0] / either[either > 0]
+    return found | {"miou": float(each.mean()) if len(each) else float("nan")}
+
+
+def probabilities(
+    model: DeepLabV3,
+    variables: Variables,
+    images: UInt8[Array, "b h w c"],
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Float[Array, "b h w classes"]:
+    """Averages the class probabilities over resized and mirrored inputs (Table 7's MF).
+
+    Args:
+      model, variables: a trained segmenter.
+      images: pixels 0..255.
+      scales, flip: see `Views`. A resized side is n·scale rounded, with the corners kept in place.
+    """
+    pixels, size = normalize(images, model.backbone.dialect), images.shape[1:3]
+    found = []
+    for scale in scales:
+        scaled = resize_aligned(pixels, tuple(max(1, round(n * scale)) for n in size))
+        for turn in (1, -1) if flip else (1,):
+            logits = jnp.asarray(model.apply(variables, scaled[:, :, ::turn]))[:, :, ::turn]
+            found.append(jax.nn.softmax(resize_aligned(logits, size)))
+    return sum(found[1:], found[0]) / len(found)
+
+
+def predict(
+    model: DeepLabV3,
+    variables: Variables,
+    images: UInt8[Array, "b h w c"],
+    views: Views = ONCE,
+) -> Int[Array, "b h w"]:
+    """Returns the class of every pixel of images of pixels 0..255."""
+    return probabilities(model, variables, images, *views).argmax(axis=-1)

@@ -1,0 +1,270 @@
+"""Checkpoints of the whole training state, checked on restore; the only module that knows Orbax.
+
+Orbax commits a step atomically but notices neither damage to array data nor a change of type, so a
+SHA-256 of every array is stored with the step. A step that does not restore as it was saved is left
+aside with a warning, and the next older one is tried.
+"""
+
+import copy
+import gc
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.devices.hosts import agree, gather
+from mnv2_jax.lab.train.log import say_no_more
+
+log = logging.getLogger(__name__)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a user is to read what Orbax logs.
+
+    A slow disk is no fault, for the save waits and nothing is lost; and what Orbax logs with a
+    traceback it raises as well, to be told in one line.
+    """
+    return not record.exc_info and "Waiting for previous save" not in record.getMessage()
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_worth_telling)
+
+_tell = sys.unraisablehook
+
+
+def _tell_but_of_closed_loops(unraisable: Any) -> None:
+    """Reads and writes that Orbax has given up call back into an event loop that is gone."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _tell(unraisable)
+
+
+sys.unraisablehook = _tell_but_of_closed_loops
+
+
+class Restored(NamedTuple):
+    """A training state from disk, and what was saved beside it."""
+
+    state: Any
+    extra: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the latest `keep`, and the best by the monitored metric.
+
+    With `keep` 0 they are only read, and a run that is under way is not disturbed.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["monitor"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        with _quiet():
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            if keep:
+                options = ocp.CheckpointManagerOptions(
+                    cleanup_tmp_directories=True, preservation_policy=policy
+                )
+            # Orbax refuses relative paths, and only at the first save.
+            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def save(self, state: Any, extra: dict[str, Any], monitor: float | None = None) -> None:
+        """Starts saving in the background; a step that is there already is left alone.
+
+        Args:
+          state: the training state; it may be donated as soon as this returns.
+          extra: JSON values to restore beside it.
+          monitor: the metric that ranks checkpoints, higher is better; None if not measured.
+        """
+        step = int(np.max(jax.device_get(state.step)))
+        if step in self._manager.all_steps():
+            return
+        # Orbax writes the record later, when the caller may have changed it.
+        record = {"sha256": fingerprints(state), "arrays": arrays_of(state)}
+        record |= copy.deepcopy(extra)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        )
+        metrics = None if monitor is None else {"monitor": monitor}
+        try:
+            self._manager.save(step, args=items, metrics=metrics)
+        except (OSError, ValueError) as error:
+            raise _unwritable(self._manager.directory, error) from error
+
+    def restore(self, like: Any) -> Restored | None:
+        """Returns the newest state that is whole, or None if there is no checkpoint.
+
+        Args:
+          like: a state of the structure, shapes and shardings to restore into.
+
+        Raises:
+          UsageError: checkpoints are there, but none can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        agree({f"steps in {self._manager.directory}": steps})
+        reasons = []
+        for step in steps:
+            found, reason = None, ""
+            with _quiet():
+                try:
+                    found = self._restore_step(step, like)
+                except Exception as error:  # Orbax raises whatever the damage leads it to
+                    reason = _first_line(error)
+            # What one host cannot read, none goes on from.
+            reason = next(filter(None, gather(reason)), "")
+            if found is None or reason:
+                reasons.append(f"step {step}: {reason}")
+                log.warning("this checkpoint cannot be used: %s", reasons[-1])
+                continue
+            for damaged in steps[: steps.index(step)]:
+                self._manager.delete(damaged)
+            return found
+        if reasons:
+            raise UsageError(
+                f"no checkpoint in {self._manager.directory} can be used ({'; '.join(reasons)}): "
+                "give another --workdir, or remove this one to start over."
+            )
+        return None
+
+    def _restore_step(self, step: int, like: Any) -> Restored:
+        record = self.record(step)
+        expected, there = record.pop("sha256"), record.pop("arrays", None)
+        if there is not None and (changes := _changes(there, arrays_of(like))):
+            raise ValueError(f"saved (-) and configured (+) arrays differ, {changes}")
+        state = self._state(step, like)
+        actual = fingerprints(state)
+        damaged = [name for name in actual if expected.get(name) != actual[name]]
+        if damaged or len(expected) != len(actual):
+            raise ValueError(f"{len(damaged)} arrays differ from what was saved, {damaged[:1]}")
+        return Restored(state, record)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What was saved beside a step's arrays, with their hashes."""
+        found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        return dict(found["record"])
+
+    def _state(self, step: int, like: Any) -> Any:
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state = ocp.args.StandardRestore(wanted)
+        return self._manager.restore(step, args=ocp.args.Composite(state=state))["state"]
+
+    def inspect(self) -> dict[int, str]:
+        """Reads every step, compares it with its hashes, and says what is wrong with it, or ""."""
+        found = {}
+        place = SingleDeviceSharding(jax.local_devices()[0])
+        for step in sorted(self._manager.all_steps()):
+            try:
+                with _quiet():
+                    expected = self.record(step)["sha256"]
+                    # The manager knows no handler of the state before it has restored one.
+                    folder = self._manager.directory / str(step) / "state"
+                    saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
+                    like = jax.tree.map(
+                        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                        getattr(saved, "tree", saved),
+                    )
+                    actual = fingerprints(self._state(step, like))
+                # Without a configuration, tuples and dataclasses are read as dictionaries.
+                ours, theirs = ({_plain(k): v for k, v in d.items()} for d in (actual, expected))
+                damaged = [name for name in theirs if ours.get(name) != theirs[name]]
+                found[step] = f"{damaged[0]} is not what was saved" if damaged else ""
+            except Exception as error:  # Orbax raises whatever the damage leads it to
+                found[step] = _first_line(error)
+        return found
+
+    def wait(self) -> None:
+        """Blocks until what was started is on disk.
+
+        Raises:
+          UsageError: it could not be written; earlier steps are as they were.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise _unwritable(self._manager.directory, error) from error
+
+    def close(self) -> None:
+        """Waits, and frees the manager's threads."""
+        self.wait()
+        self._manager.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Mutes what Orbax says of damage, with tracebacks: one warning of ours stands for all that."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.disabled = True
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()  # reads that were given up speak when they are collected
+        sys.unraisablehook = hook
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def fingerprints(state: Any) -> dict[str, str]:
+    """SHA-256 of every array of a state, by path; type and shape take part."""
+    prints = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+        prints[jax.tree_util.keystr(path)] = digest.hexdigest()
+    return prints
+
+
+def arrays_of(state: Any) -> dict[str, str]:
+    """Type and shape of every array of a state, by path, such as "float32(3, 3)"."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.dtype(leaf.dtype).name}{tuple(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _changes(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """What two sets of arrays do not have in common, in one line; "" if that is nothing."""
+    lines = [
+        f"{sign}{name} {side[name]}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+        for sign, side in (("-", saved), ("+", wanted))
+        if name in side
+    ]
+    return ", ".join(lines[:6]) + (f" and {len(lines) - 6} more" if len(lines) > 6 else "")
+
+
+def _plain(path: str) -> str:
+    """A path of names and numbers, however they are accessed: `.params['a'][0]` is params/a/0."""
+    return "/".join(a or b or c for a, b, c in re.findall(r"\.(\w+)|\['(.*?)'\]|\[(\d+)\]", path))
+
+
+def _unwritable(folder: Any, error: Exception) -> UsageError:
+    say_no_more()
+    return UsageError(
+        f"the checkpoint cannot be written to {folder}: {_first_line(error)}. Earlier steps are as "
+        "they were; free some space, or give another --workdir."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

@@ -1,0 +1,138 @@
+"""One training step as a pure function, the same for jit, shard_map, pmap and vmapped seeds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array
+
+from mnv2_jax.lab.tasks.task import Batch, Sums, Task
+from mnv2_jax.lab.train.state import TrainState
+
+Step = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Any]]]
+
+
+def make_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+    axis: str | None = None,
+    groups: int = 1,
+) -> Step:
+    """Builds step(state, batch, key) -> (state, metrics).
+
+    Gradients are those of the summed loss over all rows of all devices, divided by their count, so
+    a masked row weighs nothing wherever it lies. A step whose loss, gradient, statistics or new
+    parameters are not finite changes nothing but the counters: not parameters, statistics, averages
+    nor optimizer.
+
+    Args:
+      task: what is learnt.
+      optimizer: from gradients to updates.
+      ema_decay: of the moving averages of parameters and statistics; 0 for none. It warms up as
+        min(decay, (1 + step) / (10 + step)), TensorFlow's rule.
+      accumulate: splits the batch into this many parts, one after the other; batch statistics are
+        those of each part.
+      axis: the mapped device axis (`shard_map`, `pmap`); None where the batch is whole.
+      groups: batch statistics of a whole batch are taken over this many groups of rows, each on its
+        own, as on so many devices; their running averages are averaged.
+    """
+
+    def gradients(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, Any, Sums]:
+        def objective(params: Any) -> tuple[Array, tuple[Any, Sums]]:
+            variables = {"params": params, "batch_stats": stats}
+            if groups == 1:
+                sums, new_stats = task.loss(variables, batch, key)
+            else:
+                sums, new_stats = jax.vmap(task.loss, in_axes=(None, 0, None))(
+                    variables, _fold(batch, groups), key
+                )
+                sums = jax.tree.map(lambda v: v.sum(0), sums)
+                new_stats = jax.tree.map(lambda v: v.mean(0), new_stats)
+            return sums["loss"][0], (new_stats, sums)
+
+        (_, (stats, sums)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return grads, stats, sums
+
+    def accumulated(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, Any, Sums]:
+        def part(carry: Any, item: tuple[Batch, Array]) -> tuple[Any, None]:
+            grads, stats, sums = carry
+            more_grads, stats, more_sums = gradients(params, stats, *item)
+            add = jax.tree.map(jnp.add, (grads, sums), (more_grads, more_sums))
+            return (add[0], stats, add[1]), None
+
+        parts = _unfold(batch, accumulate), jax.random.split(key, accumulate)
+        first = jax.tree.map(lambda v: v[0], parts)
+        shapes = jax.eval_shape(gradients, params, stats, *first)
+        grads, _, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return lax.scan(part, (grads, stats, sums), parts)[0]
+
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(key, state.step)
+        compute = gradients if accumulate == 1 else accumulated
+        grads, stats, sums = compute(state.params, state.batch_stats, batch, key)
+        if axis is not None:
+            grads, sums = lax.psum((grads, sums), axis)
+            stats = lax.pmean(stats, axis)
+        count = jnp.maximum(sums["loss"][1], 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        norm = tree_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = _average(state, {"params": params, "batch_stats": stats}, ema_decay)
+        sane = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(norm)
+        sane &= jnp.isfinite(tree_norm((params, stats)))
+        new = (params, stats, opt_state, ema)
+        old = (state.params, state.batch_stats, state.opt_state, state.ema)
+        params, stats, opt_state, ema = choose(sane, new, old)
+        skip = 1 - sane.astype(jnp.int32)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=stats,
+            opt_state=opt_state,
+            ema=ema,
+            skipped=state.skipped + skip,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+        )
+        return state, {
+            "sums": sums,
+            "gradient_norm": norm,
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+
+    return step
+
+
+def tree_norm(tree: Any) -> Array:
+    """The root of the sum of squares, in a fifth of what `optax.tree.norm` has to trace."""
+    return jnp.sqrt(sum(jnp.sum(lax.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def choose(sane: Array, new: Any, old: Any) -> Any:
+    """The new tree, or all of the old one."""
+    return jax.tree.map(lambda n, o: lax.select(sane, n, o), new, old)
+
+
+def _average(state: TrainState, new: dict[str, Any], decay: float) -> Any:
+    if not decay:
+        return {}
+    done = state.step.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1 + done) / (10 + done))
+    # In this form, TensorFlow's, the average of what never changes stays equal to it.
+    return jax.tree.map(lambda a, n: a - (1 - rate) * (a - n), state.ema, new)
+
+
+def _fold(batch: Batch, groups: int) -> Batch:
+    """Cuts rows into `groups` runs of neighbours: (b, ...) to (groups, b / groups, ...)."""
+    return jax.tree.map(lambda v: v.reshape(groups, -1, *v.shape[1:]), batch)
+
+
+def _unfold(batch: Batch, parts: int) -> Batch:
+    """Deals rows out to `parts` batches, so that rows stay on the device that holds them."""
+    return jax.tree.map(lambda v: jnp.moveaxis(v.reshape(-1, parts, *v.shape[1:]), 1, 0), batch)

@@ -1,0 +1,205 @@
+"""Sweeps: an experiment is {variants} × {seeds}, and a plain training is a sweep of one run."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.lab.devices.hosts import agree, together
+from mnv2_jax.lab.train.config import difference, flatten, unknown_key
+from mnv2_jax.lab.train.log import RESULT, write_json
+from mnv2_jax.lab.train.loop import fit
+from mnv2_jax.lab.train.report import write_report
+from mnv2_jax.lab.train.run import Run, make_run
+from mnv2_jax.version import __version__
+
+CONFIG = "config.json"
+MAX_SEED = 2**32  # jax.random.key takes no more bits, and would give larger seeds' keys twice
+
+
+def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
+    """Trains every variant with every seed that is not finished yet, and writes the report.
+
+    Args:
+      config: with `sweep.variants` and `sweep.seeds`.
+      workdir: of the whole sweep; continued if it holds the same configuration.
+      command: that was given, for the report.
+      quiet: no progress bars.
+
+    Returns:
+      The path of the Markdown report; None on all hosts but the first.
+
+    Raises:
+      UsageError: the configuration cannot be used, or the folder holds another one.
+    """
+    with together():
+        check_names(config)
+        variants = {name: variant_config(config, name) for name in config.sweep.variants}
+        groups = list(seed_groups(config))
+        check_owner(workdir, config)
+    waiting = {
+        name: [seeds for seeds in groups if not _finished(workdir / name, seeds)]
+        for name in variants
+    }
+    agree(
+        _plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
+    )
+    # A mistake in the last variant is found before the first is trained, or the folder made.
+    ready: dict[str, Run] = {}
+    with together():
+        for name, left in waiting.items():
+            if left:
+                ready = {name: make_run(variants[name], len(left[0]))}
+    try:
+        claim(workdir, config)
+        for number, (name, variant) in enumerate(variants.items(), 1):
+            title = f"{name} ({number}/{len(variants)})"
+            run = ready.pop(name, None)
+            for seeds in waiting[name]:
+                if run is None or run.replicas != len(seeds):
+                    run = make_run(variant, len(seeds))
+                _train(run, seeds, variant, workdir / name, title, quiet)
+        return write_report(workdir, config, command) if jax.process_index() == 0 else None
+    except OSError as error:
+        raise UsageError(
+            f"{workdir} cannot be used: {error}. What is there stays: free some space or choose "
+            "another --workdir, and give the same command again to go on."
+        ) from error
+
+
+def _finished(folder: Path, seeds: tuple[int, ...]) -> bool:
+    return all((folder / f"seed_{seed}" / RESULT).is_file() for seed in seeds)
+
+
+def _train(
+    run: Run, seeds: tuple[int, ...], config: Any, folder: Path, title: str, quiet: bool
+) -> None:
+    began = time.monotonic()
+    title += f" seed {', '.join(map(str, seeds))}"
+    fit(run, seeds, config, folder, title, quiet)
+    if not quiet and jax.process_index() == 0:
+        print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def check_names(config: Any) -> None:
+    """Checks that the reference and the claim of a sweep name variants of it.
+
+    Raises:
+      UsageError: one does not.
+    """
+    variants = config.sweep.variants
+    for key, names in (
+        ("reference", (config.sweep.reference,)),
+        ("claim", tuple(config.sweep.claim)),
+    ):
+        for name in names:
+            if name not in variants:
+                raise unknown(f"variant in sweep.{key}", name, variants)
+    for name in variants:
+        if not name or Path(name).name != name:
+            raise UsageError(
+                f"variant {name!r} of the sweep cannot name a folder: leave out slashes and dots."
+            )
+
+
+def variant_config(config: Any, name: str) -> Any:
+    """Returns the configuration of one variant: the sweep's with the variant's changes.
+
+    Raises:
+      UsageError: the variant sets a key that does not exist, or to a value of another type.
+    """
+    variant, changes = config.copy_and_resolve_references(), config.sweep.variants[name]
+    known = flatten(config)
+    if not isinstance(changes, ConfigDict):
+        raise UsageError(
+            f"variant {name!r} of the sweep is {changes!r}: give the keys that it changes, as in "
+            "{'model': {'bottleneck': 'relu6'}}."
+        )
+    for key, value in flatten(changes).items():
+        if key not in known and value != {}:
+            raise unknown_key(key, known, f"configuration key of variant {name!r}")
+    try:
+        variant.update(changes.to_dict())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"variant {name!r} of the sweep cannot be applied: {reason}") from error
+    return variant
+
+
+def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
+    """Yields the seeds that are trained together."""
+    seeds = tuple(config.sweep.seeds)
+    fit = all(type(seed) is int and 0 <= seed < MAX_SEED for seed in seeds)
+    if not seeds or not fit or len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"sweep.seeds is {seeds!r}: give at least one integer from 0 to {MAX_SEED - 1}, each "
+            "once."
+        )
+    size = config.sweep.at_once or len(seeds)
+    for start in range(0, len(seeds), size):
+        yield seeds[start : start + size]
+
+
+def check_owner(workdir: Path, config: Any) -> None:
+    """Refuses a folder that holds a sweep of another configuration.
+
+    Raises:
+      UsageError: with the difference; or the folder cannot be read.
+    """
+    path = workdir / CONFIG
+    try:
+        theirs = json.loads(path.read_text()) if path.is_file() else _plain(config)
+        changes = difference(dict(theirs), _plain(config))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}. Give another --workdir, or remove this one."
+        ) from error
+    if changes:
+        raise UsageError(
+            f"{workdir} holds a sweep of another configuration ({changes}): give another "
+            "--workdir, or remove this one."
+        )
+
+
+def claim(workdir: Path, config: Any) -> None:
+    """Makes the folder of a sweep, which from then on belongs to its configuration.
+
+    Raises:
+      UsageError: another host does not see it.
+    """
+    path = workdir / CONFIG
+    with together():
+        try:
+            if jax.process_index() == 0 and not path.is_file():
+                workdir.mkdir(parents=True, exist_ok=True)
+                write_json(path, _plain(config))
+        except OSError as error:
+            raise UsageError(
+                f"{workdir} cannot be used: {error}. Give another --workdir."
+            ) from error
+    with together():
+        if not path.is_file():
+            raise UsageError(
+                f"{workdir} is not the folder that host 0 made: give a --workdir on a file system "
+                "that all hosts share."
+            )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A configuration as JSON gives it back, which has lists for tuples."""
+    return json.loads(json.dumps(flatten(config), default=str))
+
+
+def default_workdir(config: Any, overrides: Sequence[str]) -> Path:
+    """Names the folder of a sweep after its experiment, and after its overrides if it has any."""
+    suffix = ""
+    if overrides:
+        suffix = "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
+    return Path("runs") / f"{config.name}{suffix}"

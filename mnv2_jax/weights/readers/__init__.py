@@ -1,0 +1,1 @@
+"""Readers of weight files, one module a format; none executes what a file holds."""

@@ -1,0 +1,164 @@
+"""Reads and writes Keras' HDF5 files data set by data set, without Keras and without its code.
+
+Keras has two layouts. The older one (`.h5`) names layer and variable: `Conv1/Conv1/kernel:0`. The
+newer one (`.weights.h5`, and inside `.keras`) numbers the variables of layers that are named by
+their class, `layers/conv2d_1/vars/0`; the layer's own name is an attribute of `vars`.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.weights.limits import DamagedError, check_claim, max_unpacked, shown
+
+NORM_VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
+VARIABLES = {
+    "conv2d": ("kernel",),
+    "depthwise_conv2d": ("kernel",),
+    "batch_normalization": NORM_VARIABLES,
+    "dense": ("kernel", "bias"),
+}
+"""What the numbers of the newer layout stand for, by the layer's class."""
+
+ALIASES = (
+    (r"^depthwise_kernel$", "kernel"),
+    (r"^mobl0_conv_0_(depthwise|project)$", r"expanded_conv_\1"),
+    (r"^bn0_conv_0_bn_(depthwise|project)$", r"expanded_conv_\1_BN"),
+    (r"^mobl(\d+)_conv_\1_(expand|depthwise|project)$", r"block_\1_\2"),
+    (r"^bn(\d+)_conv_\1_bn_(expand|depthwise|project)$", r"block_\1_\2_BN"),
+    (r"^Logits$", "predictions"),
+)
+"""Names of Keras 2 and what Keras 3 calls the same thing."""
+
+
+def read_hdf5(data: bytes) -> dict[str, np.ndarray]:
+    """Reads every variable of the model as `layer/variable`, such as `Conv1/kernel`.
+
+    Links to other files are not followed, and data that lies in other files is refused.
+
+    Raises:
+      UsageError: h5py is missing.
+      DamagedError: a data set claims what cannot be.
+    """
+    h5py = _import_h5py()
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(io.BytesIO(data), "r") as file:
+        left = max_unpacked(len(data))
+        for path, dataset in _datasets(h5py, file):
+            name = _name(path, dataset)
+            if name is None:
+                continue
+            if dataset.external or dataset.is_virtual:
+                raise DamagedError(f"{shown(path)} keeps its data in other files")
+            if dataset.dtype.kind not in "fiu" or dataset.shape is None:
+                raise DamagedError(f"{shown(path)} holds no numbers")
+            check_claim(path, dataset.shape, dataset.dtype.itemsize, left)
+            if dataset.chunks is None:  # only chunks can be compressed
+                check_claim(path, dataset.shape, dataset.dtype.itemsize, len(data))
+            left -= dataset.size * dataset.dtype.itemsize
+            if name in found:
+                raise DamagedError(f"it holds {shown(name)} twice")
+            found[name] = dataset[()]
+    return found
+
+
+def _datasets(h5py: Any, file: Any) -> Iterator[tuple[str, Any]]:
+    names: list[str] = []
+    file.visit(names.append)  # hard links alone
+    for name in names:
+        item = file[name]
+        if isinstance(item, h5py.Dataset):
+            yield name, item
+
+
+def _name(path: str, dataset: Any) -> str | None:
+    """Gives a data set its layer and variable; None where it is no part of the network."""
+    *groups, leaf = path.split("/")
+    if not groups or groups[0].startswith("optimizer"):
+        return None
+    layer = groups[-1]
+    if layer == "vars" and leaf.isdigit():
+        kind = re.sub(r"_\d+$", "", groups[-2]) if len(groups) > 1 else ""
+        variables = VARIABLES.get(kind, ())
+        name = dataset.parent.attrs.get("name")
+        layer = groups[-2] if len(groups) > 1 else "vars"
+        if isinstance(name, str):
+            layer = name
+        if int(leaf) < len(variables):
+            leaf = variables[int(leaf)]
+    return f"{_current(layer)}/{_current(leaf.removesuffix(':0'))}"
+
+
+def _current(name: str) -> str:
+    for old, new in ALIASES:
+        name = re.sub(old, new, name)
+    return name
+
+
+def write_hdf5(
+    stream: io.BytesIO, tensors: Mapping[str, np.ndarray], numbered: bool = False
+) -> None:
+    """Writes variables named `layer/variable` so that Keras' `model.load_weights` reads them.
+
+    Args:
+      stream: receives the file.
+      tensors: in the order of the network's layers.
+      numbered: write the newer layout, which names layers by their class and number.
+    """
+    h5py = _import_h5py()
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in tensors.items():
+        layer, variable = name.split("/")
+        layers.setdefault(layer, {})[variable] = array
+    with h5py.File(stream, "w") as file:
+        if numbered:
+            _write_numbered(file, layers)
+        else:
+            _write_named(file, layers)
+
+
+def _write_named(file: Any, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    file.attrs["layer_names"] = [name.encode() for name in layers]
+    file.attrs["backend"], file.attrs["keras_version"] = "jax", "3.0.0"
+    for layer, variables in layers.items():
+        group = file.create_group(layer)
+        group.attrs["weight_names"] = [f"{layer}/{name}".encode() for name in variables]
+        for name, array in variables.items():
+            group.create_dataset(f"{layer}/{name}", data=array)
+
+
+def _write_numbered(file: Any, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    counts: dict[str, int] = {}
+    for layer, variables in layers.items():
+        kind = _kind(variables)
+        number = counts[kind] = counts.get(kind, -1) + 1
+        group = file.create_group(
+            f"layers/{kind}_{number}/vars" if number else f"layers/{kind}/vars"
+        )
+        group.attrs["name"] = layer
+        for i, name in enumerate(VARIABLES[kind]):
+            group.create_dataset(str(i), data=variables[name])
+
+
+def _kind(variables: Mapping[str, np.ndarray]) -> str:
+    if "gamma" in variables:
+        return "batch_normalization"
+    if variables["kernel"].ndim == 2:
+        return "dense"
+    one_map = variables["kernel"].shape[2:] == (variables["kernel"].shape[2], 1)
+    return "depthwise_conv2d" if one_map and variables["kernel"].shape[0] == 3 else "conv2d"
+
+
+def _import_h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UsageError(
+            "h5py is not installed, and Keras' .h5 and .keras are HDF5: install h5py, or give the "
+            "weights as .safetensors or .npz."
+        ) from error
+    return h5py

@@ -1,0 +1,144 @@
+"""Color operations against Pillow's, policies and mixing by their invariants."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+
+from mnv2_jax.lab.data import augment
+from tests.lab.data.pictures import photo
+
+FACTORS = st.floats(0.0, 2.0)
+
+
+def noise(height=24, width=31, channels=3, seed=0):
+    shape = (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def assert_close(found, expected, tolerance):
+    assert found.dtype == np.uint8
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("operation", "enhancer"),
+    [
+        (augment.brightness, ImageEnhance.Brightness),
+        (augment.contrast, ImageEnhance.Contrast),
+        (augment.saturation, ImageEnhance.Color),
+        (augment.sharpness, ImageEnhance.Sharpness),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+@given(factor=FACTORS, seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_enhancements_are_pillows(operation, enhancer, channels, factor, seed):
+    pixels = noise(channels=channels, seed=seed)
+    whole = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    expected = np.asarray(enhancer(whole).enhance(factor)).reshape(pixels.shape)
+    assert_close(operation(pixels, factor), expected, tolerance=2)
+    assert_close(operation(pixels, 1.0), pixels, tolerance=0)
+
+
+@given(seed=st.integers(0, 100), bits=st.integers(1, 8), threshold=st.integers(0, 256))
+@settings(max_examples=25, deadline=None)
+def test_tables_are_pillows(seed, bits, threshold):
+    pixels = (noise(seed=seed) // 3 + seed).astype(np.uint8)
+    whole = Image.fromarray(pixels)
+    for found, expected in (
+        (augment.posterize(pixels, bits), ImageOps.posterize(whole, bits)),
+        (augment.solarize(pixels, threshold), ImageOps.solarize(whole, threshold)),
+        (augment.equalize(pixels), ImageOps.equalize(whole)),
+        (augment.luma(pixels)[..., 0], whole.convert("L")),
+    ):
+        np.testing.assert_array_equal(found, np.asarray(expected))
+    assert_close(augment.autocontrast(pixels), np.asarray(ImageOps.autocontrast(whole)), 1)
+
+
+def test_flat_images_survive_every_operation():
+    for space in (augment.NARROW, augment.WIDE):
+        for operation in augment.policy_operations(space).values():
+            for shape in ((1, 1, 3), (2, 5, 1), (8, 8, 3)):
+                flat = np.full(shape, 200, np.uint8)
+                for strength in (-1.0, -0.1, 0.0, 1.0):
+                    assert operation(flat, strength).shape == shape
+    assert_close(augment.equalize(flat), flat, 0)
+    assert_close(augment.autocontrast(flat), flat, 0)
+
+
+def test_hue_turns_the_circle():
+    pixels = np.array([[[255, 0, 0], [128, 128, 128], [0, 0, 255]]], np.uint8)
+    third = augment.hue(pixels, 1 / 3)
+    assert_close(third, np.array([[[0, 255, 0], [128, 128, 128], [255, 0, 0]]], np.uint8), 1)
+    gray = noise(channels=1)
+    assert augment.hue(gray, 0.2) is gray
+
+
+def test_geometry_moves_the_right_way():
+    pixels = noise(9, 9)
+    operations = augment.policy_operations(augment.WIDE)
+    np.testing.assert_array_equal(augment.rotate(pixels, 90), np.rot90(pixels))
+    np.testing.assert_array_equal(augment.rotate(pixels, 0), pixels)
+    whole = Image.fromarray(pixels)
+    expected = np.asarray(whole.rotate(30, fillcolor=(128, 128, 128)))
+    np.testing.assert_array_equal(augment.rotate(pixels, 30), expected)
+    moved = operations["translate_x"](noise(4, 40), 1.0)
+    np.testing.assert_array_equal(moved[:, :8], noise(4, 40)[:, 32:])
+    assert (moved[:, 8:] == augment.GRAY).all()
+    moved = operations["translate_y"](noise(40, 4), -1.0)
+    np.testing.assert_array_equal(moved[32:], noise(40, 4)[:8])
+    sheared = operations["shear_x"](pixels, 0.5)
+    np.testing.assert_array_equal(sheared[4], pixels[4])
+    assert (sheared != pixels).any()
+
+
+def test_policies_list_the_fourteen_operations_of_the_papers():
+    for space in (augment.NARROW, augment.WIDE):
+        assert len(augment.policy_operations(space)) == 14
+
+
+def test_strength_zero_changes_nothing_but_the_histogram_operations():
+    pixels = noise()
+    for name, operation in augment.policy_operations(augment.NARROW).items():
+        if name not in ("autocontrast", "equalize"):
+            np.testing.assert_array_equal(operation(pixels, 0.0), pixels)
+
+
+@given(seed=st.integers(0, 2**32), channels=st.sampled_from([1, 3]))
+@settings(max_examples=40, deadline=None)
+def test_random_transforms_keep_the_kind_and_repeat_with_their_generator(seed, channels):
+    pixels = noise(channels=channels)
+    before = pixels.copy()
+    for transform in (
+        augment.rand_augment,
+        augment.trivial_augment,
+        augment.color_jitter,
+        augment.random_erasing,
+        lambda image, rng: augment.color_jitter(image, rng, 0.4, 0.1),
+    ):
+        first, again = (transform(pixels, np.random.default_rng(seed)) for _ in range(2))
+        assert first.dtype == np.uint8
+        assert first.shape == pixels.shape
+        np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_erasing_covers_its_area_and_nothing_else():
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    for _ in range(50):
+        erased = augment.random_erasing(pixels, rng, probability=1.0, area=(0.1, 0.2))
+        rows, columns = np.nonzero(erased.any(axis=-1))
+        box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert 0.09 * 100**2 < box < 0.21 * 100**2
+    kept = [augment.random_erasing(pixels, rng) is pixels for _ in range(1000)]
+    assert abs(np.mean(kept) - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 1000)
+
+
+def test_a_smooth_photo_is_not_changed_much_by_gentle_jitter():
+    pixels = photo()
+    jittered = augment.color_jitter(pixels, np.random.default_rng(0), 0.05)
+    assert 0 < np.abs(jittered.astype(int) - pixels).mean() < 20

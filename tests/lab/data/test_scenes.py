@@ -1,0 +1,213 @@
+"""Scenes: exact annotations, determinism, variety, and what the writers write, read back."""
+
+import json
+import pickle
+import xml.etree.ElementTree as xml
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.data.pipeline import train_batches
+from mnv2_jax.lab.data.scenes import Scenes, run_lengths, write_coco, write_voc
+from mnv2_jax.lab.data.sources import ArraySource
+
+PINNED = {  # scene 0 at 32×32, boxes in pixels
+    "classes": [6, 5, 7, 9, 6, 3],
+    "boxes": [[7, 0, 18, 6], [4, 11, 18, 26], [17, 0, 28, 9], [11, 0, 31, 32], [3, 17, 12, 23],
+              [17, 8, 29, 15]],
+}  # fmt: skip
+
+
+def make(split="train", **options):
+    return Scenes(
+        open_source("fashion_mnist_small", split), **{"length": 200, "size": (64, 80)} | options
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    source = make()
+    return [source.scene(i) for i in range(120)]
+
+
+def test_a_scene_depends_on_seed_and_index_alone():
+    one, other = make(), make(length=9)
+    copy = pickle.loads(pickle.dumps(one))
+    for i in (8, 3):
+        for key, value in one[i].items():
+            np.testing.assert_array_equal(value, other[i][key])
+            np.testing.assert_array_equal(value, copy[i][key])
+    assert (one[3]["image"] != make(seed=1)[3]["image"]).any()
+    assert len({one.scene(i).image.tobytes() for i in range(20)}) == 20
+
+
+def test_one_scene_is_as_it_was():
+    """Pinned, so that a change of the drawing is noticed: results on scenes depend on it."""
+    scene = make(size=(32, 32)).scene(0)
+    assert scene.classes.tolist() == PINNED["classes"]
+    assert scene.corners.tolist() == PINNED["boxes"]
+
+
+def test_records_have_the_shapes_that_are_promised(scenes):
+    source = make(max_objects=5)
+    assert len(source) == 200 and len(source.classes) == 10
+    for i in range(30):
+        record = source[i]
+        assert record["image"].shape == (64, 80, 3) and record["image"].dtype == np.uint8
+        assert record["boxes"].shape == (5, 4) and record["boxes"].dtype == np.float32
+        assert record["label"].shape == (64, 80) and record["label"].dtype == np.uint8
+        valid = record["classes"] >= 0
+        n = valid.sum()
+        assert 1 <= n <= 5 and valid[:n].all() and not record["boxes"][n:].any()
+        boxes = record["boxes"][:n]
+        assert (boxes[:, 2:] > boxes[:, :2]).all() and boxes.min() >= 0 and boxes.max() <= 1
+        assert set(np.unique(record["label"])) == {0, *(record["classes"][:n] + 1)} or (
+            0 not in record["label"]
+        )
+
+
+def test_boxes_are_those_of_the_pixels_that_are_seen(scenes):
+    for scene in scenes:
+        assert scene.instances.max() == len(scene.classes)
+        for i, (top, left, bottom, right) in enumerate(scene.corners):
+            mask = scene.instances == i + 1
+            inside = mask[top:bottom, left:right]
+            assert inside.sum() == mask.sum() >= 12
+            assert inside[0].any() and inside[-1].any()
+            assert inside[:, 0].any() and inside[:, -1].any()
+            np.testing.assert_array_equal(scene.labels[mask], scene.classes[i] + 1)
+        np.testing.assert_array_equal(scene.labels == 0, scene.instances == 0)
+
+
+def test_scenes_vary(scenes):
+    counts = np.bincount([len(scene.classes) for scene in scenes], minlength=9)
+    assert (counts[1:7] > 0).all() and counts[0] == 0
+    sizes = np.concatenate([np.diff(s.corners.reshape(-1, 2, 2), axis=1)[:, 0, 0] for s in scenes])
+    assert sizes.min() <= 12 and sizes.max() >= 40
+    assert len(set(np.concatenate([scene.classes for scene in scenes]))) == 10
+    overlaps = border = 0
+    for scene in scenes:
+        boxes = scene.corners
+        border += bool((boxes[:, :2] == 0).any())
+        for i, a in enumerate(boxes):
+            for b in boxes[i + 1 :]:
+                low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+                overlaps += bool((high > low).all())
+    assert overlaps > 50 and border > 20
+
+
+def test_splits_show_different_items():
+    """The items of training and test are disjoint, and so are their scenes."""
+    train, test = make("train"), make("test")
+    assert (train[0]["image"] != test[0]["image"]).any()
+
+
+def test_scenes_go_through_the_pipeline():
+    (batch,) = train_batches(make(size=(16, 24)), batch_size=6, seed=0, steps=1, threads=1)
+    shapes = {name: value.shape for name, value in batch.items()}
+    assert shapes == {
+        "image": (6, 16, 24, 3), "boxes": (6, 8, 4), "classes": (6, 8), "label": (6, 16, 24),
+        "mask": (6,), "id": (6,),
+    }  # fmt: skip
+    assert batch["label"].dtype == np.uint8 and batch["mask"].all()
+
+
+def test_run_lengths_decode_to_the_mask():
+    rng = np.random.default_rng(0)
+    for shape in [(1, 1), (3, 5), (8, 8), (7, 2)] * 10:
+        mask = rng.random(shape) < rng.random()
+        counts = run_lengths(mask)
+        assert sum(counts) == mask.size and all(n > 0 for n in counts[1:])
+        values = np.repeat(np.arange(len(counts)) % 2, counts)
+        np.testing.assert_array_equal(values.reshape(shape, order="F"), mask)
+
+
+def test_coco_read_back(tmp_path):
+    source = make(length=4)
+    write_coco(source, tmp_path / "coco")
+    content = json.loads((tmp_path / "coco/annotations.json").read_text("utf-8"))
+    assert [c["id"] for c in content["categories"]] == list(range(1, 11))
+    assert [c["name"] for c in content["categories"]] == list(source.classes)
+    assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"])
+    for image in content["images"]:
+        scene = source.scene(image["id"])
+        stored = np.asarray(Image.open(tmp_path / "coco/images" / image["file_name"]))
+        np.testing.assert_array_equal(stored, scene.image)
+        assert (image["height"], image["width"]) == stored.shape[:2]
+        own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert [a["category_id"] - 1 for a in own] == scene.classes.tolist()
+        for i, a in enumerate(own):
+            left, top, width, height = a["bbox"]
+            assert [top, left, top + height, left + width] == scene.corners[i].tolist()
+            values = np.repeat(np.arange(len(a["segmentation"]["counts"])) % 2,
+                               a["segmentation"]["counts"])  # fmt: skip
+            mask = values.reshape(a["segmentation"]["size"], order="F") > 0
+            np.testing.assert_array_equal(mask, scene.instances == i + 1)
+            assert a["area"] == mask.sum() and a["iscrowd"] == 0
+
+
+def test_voc_read_back(tmp_path):
+    source, folder = make(length=3), tmp_path / "voc"
+    write_voc(source, folder, "val")
+    names = (folder / "ImageSets/Segmentation/val.txt").read_text().split()
+    assert names == (folder / "ImageSets/Main/val.txt").read_text().split()
+    assert (folder / "classes.txt").read_text().split("\n")[:-1] == list(source.classes)
+    for i, name in enumerate(names):
+        scene = source.scene(i)
+        stored = np.asarray(Image.open(folder / f"JPEGImages/{name}.jpg")).astype(int)
+        assert np.abs(stored - scene.image).mean() < 8  # JPEG
+        labels = Image.open(folder / f"SegmentationClass/{name}.png")
+        assert labels.mode == "P" and labels.getpalette()[3:6] == [128, 0, 0]
+        np.testing.assert_array_equal(np.asarray(labels), scene.labels)
+        root = xml.parse(folder / f"Annotations/{name}.xml").getroot()
+        assert [int(root.find(f"size/{t}").text) for t in ("height", "width")] == [64, 80]
+        objects = root.findall("object")
+        assert [o.find("name").text for o in objects] == [source.classes[c] for c in scene.classes]
+        for o, corners in zip(objects, scene.corners, strict=True):
+            found = [int(o.find(f"bndbox/{t}").text) for t in ("ymin", "xmin", "ymax", "xmax")]
+            np.testing.assert_array_equal(found, corners + np.array([1, 1, 0, 0]))
+
+
+def test_writers_never_overwrite(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    for write in (write_coco, write_voc):
+        with pytest.raises(UsageError, match="not an empty folder"):
+            write(make(length=1), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 0}, "0 scenes of 80x64"),
+        ({"size": (4, 64)}, "64x4"),
+        ({"max_objects": 0}, "up to 0 objects"),
+        ({"max_objects": 255}, "up to 255 objects"),
+        ({"scales": (0.5, 0.2)}, r"scales are \(0.5, 0.2\)"),
+        ({"scales": (0.0, 0.2)}, "0 < smallest"),
+    ],
+)
+def test_impossible_scenes_are_refused_in_one_line(options, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        make(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [-1, 200])
+def test_there_is_no_scene_beyond_the_set(index):
+    with pytest.raises(IndexError, match=f"scene {index} of 200"):
+        make()[index]
+
+
+def test_items_of_any_content_can_be_placed():
+    """Black pictures and single pixels are objects too, and the smallest canvas holds them."""
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    images[1, 4, 4], images[2] = 255, 255
+    source = Scenes(
+        ArraySource(images, np.arange(3), ("a", "b", "c")), 60, (8, 8), 20, scales=(0.5, 2.0)
+    )
+    found = [source.scene(i) for i in range(60)]
+    assert {c for scene in found for c in scene.classes} == {0, 1, 2}

@@ -1,0 +1,98 @@
+"""Several hosts: what they compare before the first step, and how they wait for each other."""
+
+import time
+
+import pytest
+
+from mnv2_jax import UsageError
+from mnv2_jax.lab.devices import hosts as cluster
+from tests.processes import MAIN, environment, finish, free_port, spawn
+
+EXPERIMENT = '''"""One thin block on the digits."""
+
+from tests.lab.train.setting import tiny
+
+
+def get_config():
+    return tiny(steps=4, seeds=(0,))
+'''
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("localhost:1", 2, None), "belong together"),
+        ((None, 2, 0), "belong together"),
+        (("localhost", 2, 0), "write ADDRESS:PORT"),
+        ((":123", 2, 0), "write ADDRESS:PORT"),
+        (("localhost:70000", 2, 0), "write ADDRESS:PORT"),
+        (("localhost:1e3", 2, 0), "write ADDRESS:PORT"),
+        (("localhost:123", 2, 2), "from 0 to 1"),
+        (("localhost:123", 2, -1), "from 0 to 1"),
+    ],
+)
+def test_addresses_that_cannot_be_right(given, message):
+    with pytest.raises(UsageError, match=message) as error, cluster.connected(*given):
+        pytest.fail("connected")
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_host_waits_for_nobody():
+    with cluster.connected():
+        assert cluster.gather("mine") == ["mine"]
+        cluster.agree({"anything": 1})
+
+
+def test_what_fails_here_is_raised_here():
+    with pytest.raises(UsageError, match="as it was"), cluster.together():
+        raise UsageError("as it was")
+
+
+def hosts(place, *commands):
+    """Starts the command line for each list of arguments, as hosts of one training."""
+    (place / "tiny.py").write_text(EXPERIMENT)
+    base = [*MAIN, "--config", str(place / "tiny.py"), "--quiet", "--hosts", "2"]
+    base += ["--coordinator", f"localhost:{free_port()}"]
+    env = environment(place)
+    return [
+        (err, status)
+        for _, err, status in finish([spawn([*base, *own], env, place) for own in commands])
+    ]
+
+
+def last_line(err):
+    assert "Traceback" not in err, err
+    return err.strip().splitlines()[-1]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["0", "1"])
+def test_a_host_that_is_left_alone_says_so(tmp_path, host):
+    began = time.monotonic()
+    ((err, status),) = hosts(tmp_path, ["--host", host, "--wait", "2"])
+    assert status == 2
+    assert f"host {host} of 2" in last_line(err) and "waited 2 s" in last_line(err)
+    assert time.monotonic() - began < 60  # starting Python included
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_hosts_that_differ_are_refused_before_the_first_step(tmp_path):
+    other = "--config.optimizer.momentum=0.5"
+    found = hosts(
+        tmp_path, ["--workdir", "w", "--host", "0"], ["--workdir", "w", "--host", "1", other]
+    )
+    for err, status in found:
+        assert status == 2
+        assert "optimizer.momentum: 0.9 on host 0, 0.5 on host 1" in last_line(err)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_hosts_without_a_common_folder_are_refused_before_the_first_step(tmp_path):
+    found = hosts(tmp_path, ["--workdir", "a", "--host", "0"], ["--workdir", "b", "--host", "1"])
+    for err, status in found:
+        assert status == 2
+        assert "is not the folder that host 0 made" in last_line(err)

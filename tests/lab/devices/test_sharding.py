@@ -1,0 +1,161 @@
+"""Plans of devices, and two hosts on one machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2_jax import UsageError
+from mnv2_jax.lab.devices.sharding import LAUNCHERS, global_batch, launch, make_plan
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "scope", "norm_axis", "step_axis", "groups"),
+    [
+        ("jit", "global", None, None, 1),
+        ("jit", "device", None, None, 4),
+        ("shard_map", "global", "batch", "batch", 1),
+        ("shard_map", "device", None, "batch", 1),
+        ("pmap", "global", "batch", "batch", 1),
+        ("pmap", "device", None, "batch", 1),
+    ],
+)
+def test_who_averages_what(launcher, scope, norm_axis, step_axis, groups):
+    plan = make_plan(launcher, scope, 4, batch_size=8)
+    assert (plan.norm_axis, plan.step_axis, plan.groups) == (norm_axis, step_axis, groups)
+    assert plan.mesh.size == 4
+
+
+@pytest.mark.parametrize(("replicas", "devices"), [(2, 2), (3, 3), (6, 6), (7, 7), (16, 8), (5, 5)])
+def test_replicas_take_as_many_devices_as_divide_them(replicas, devices):
+    assert make_plan(replicas=replicas).mesh.size == devices
+
+
+def test_all_devices_by_default():
+    assert make_plan().mesh.size == len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"launcher": "xmap"}, "unknown parallel.launcher 'xmap'"),
+        ({"batch_norm": "sync"}, "unknown parallel.batch_norm 'sync'"),
+        ({"devices": 9}, "parallel.devices is 9, but 8 CPU device"),
+        ({"devices": -1}, "parallel.devices is -1"),
+        ({"batch_size": 60}, "batch_size is 60, which does not divide over 8 device(s): try 64"),
+        ({"batch_size": 1}, "try 8"),
+        ({"batch_size": 24, "accumulate": 2}, "8 device(s) × 2 parts: try 3"),
+        ({"batch_size": 9, "accumulate": 2, "replicas": 2}, "1 device(s) × 2 parts"),
+        ({"replicas": 2, "launcher": "pmap"}, "set sweep.at_once to 1"),
+        ({"replicas": 2, "batch_norm": "device"}, "set sweep.at_once to 1"),
+    ],
+)
+def test_impossible_plans_are_refused(arguments, message):
+    with pytest.raises(UsageError) as error:
+        make_plan(**arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_every_device_gets_its_rows_in_order(launcher):
+    plan = make_plan(launcher, devices=4, batch_size=8)
+
+    def step(state, resident, batch, key):
+        ids = batch["id"]
+        if plan.step_axis is None:
+            return state + ids.sum(), {"ids": ids}
+        total = jax.lax.psum(ids.sum(), plan.step_axis)
+        return state + total, {"ids": jax.lax.all_gather(ids, plan.step_axis, tiled=True)}
+
+    rows = global_batch({"id": np.arange(8, dtype=np.int32)}, plan)
+    state = jax.device_put(np.int32(5), plan.state)
+    state, metrics = launch(step, plan)(state, {}, rows, jax.random.key(0))
+    assert int(state) == 5 + 28
+    np.testing.assert_array_equal(metrics["ids"], np.arange(8))
+
+
+@pytest.mark.parametrize("arguments", [{"launcher": "pmap"}, {"replicas": 2}])
+def test_what_runs_on_one_host_only(monkeypatch, arguments):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="one host"):
+        make_plan(**arguments)
+
+
+TWO_HOSTS = """
+import sys
+import jax
+index, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, index, initialization_timeout=60)
+import itertools
+import numpy as np
+from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.train.run import make_run
+from tests.lab.train.setting import tiny
+for launcher, scope in (("jit", "global"), ("jit", "device"), ("shard_map", "global")):
+    config = tiny(parallel={"launcher": launcher, "batch_norm": scope}, eval_batch_size=50,
+                  model={"dropout": 0.0})
+    run = make_run(config, 1)
+    state = run.fresh(run.keys((0,)))
+    resident = jax.device_put(run.train.resident, run.plan.everywhere)
+    for rows in itertools.islice(run.rows((0,), 0), 3):
+        state, metrics = run.step(state, resident, rows, run.keys((0,)))
+    found = run.evaluate(state.variables)
+    total = float(np.asarray(metrics["sums"]["loss"][0]))
+    print(launcher, scope, total, float(found["loss"][0]), float(found["accuracy"][0]), flush=True)
+"""
+
+
+def answers(text):
+    """(launcher, scope) -> numbers, of the lines that the script above prints."""
+    rows = [line.split() for line in text.splitlines() if line.count(" ") == 4]
+    return {(row[0], row[1]): [float(v) for v in row[2:]] for row in rows}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # starved of processor time it takes minutes
+def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
+    script = tmp_path / "hosts.py"
+    script.write_text(TWO_HOSTS)
+    alone = tmp_path / "alone.py"
+    alone.write_text(
+        TWO_HOSTS.replace('"jax_num_cpu_devices", 2', '"jax_num_cpu_devices", 4').replace(
+            "jax.distributed.initialize", "(lambda *a, **k: None)"
+        )
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, *arguments], env=environment, text=True, cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    both = [start(str(script), str(i), port) for i in range(2)]
+    try:
+        outputs = [process.communicate(timeout=540) for process in both]
+    finally:  # one that waits for a peer in vain would outlive the tests
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in both] == [0, 0], outputs[0][1][-2000:]
+    single = start(str(alone), "0", port)
+    expected = answers(single.communicate(timeout=300)[0])
+    assert len(expected) == 3
+    for out, _ in outputs:
+        found = answers(out)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=str(name))

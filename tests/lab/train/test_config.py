@@ -1,0 +1,206 @@
+"""Configuration files and overrides: what they may be, and one line for what they may not."""
+
+import math
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments.imagenet import base
+from mnv2_jax import UsageError
+from mnv2_jax.lab.train.config import difference, flatten, load_config, set_key
+
+IMAGENET = "experiments/imagenet.py"
+
+
+def refused(call, *arguments) -> str:
+    with pytest.raises(UsageError) as error:
+        call(*arguments)
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 1200
+    return text
+
+
+def written(tmp_path, text, name="mine.py"):
+    (tmp_path / name).write_text(text)
+    return str(tmp_path / name)
+
+
+HEADER = "from ml_collections import ConfigDict\n"
+
+
+def test_presets_and_overrides():
+    paper, slim = load_config(IMAGENET), load_config(f"{IMAGENET}:slim")
+    assert (paper.loss.label_smoothing, slim.loss.label_smoothing) == (0.0, 0.1)
+    changed = load_config(IMAGENET, ["model.width=0.5", "sweep.seeds=(1,2)", "data.root=a=b"])
+    assert (changed.model.width, changed.sweep.seeds, changed.data.root) == (0.5, (1, 2), "a=b")
+    assert changed.is_locked
+
+
+def test_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    place = Path("experiments/ablate_linear.py").absolute()
+    monkeypatch.chdir(tmp_path)
+    assert load_config(str(place)).name == "ablate_linear"
+
+
+def test_a_file_that_is_not_there_lists_those_that_are(tmp_path):
+    text = refused(load_config, "experiments/ablate_liner.py")
+    assert "did you mean experiments/ablate_linear.py" in text and "imagenet.py" in text
+    assert "imagenet.py" in refused(load_config, "nowhere/at/all.py")
+    assert "no configuration files there" in refused(load_config, str(tmp_path / "x.py"))
+    assert "is not a file" in refused(load_config, str(tmp_path))
+    assert "is not a file" in refused(load_config, "")
+
+
+def test_presets_that_are_not_there():
+    assert "unknown preset 'slin': did you mean 'slim'" in refused(load_config, f"{IMAGENET}:slin")
+    text = refused(load_config, "experiments/ablate_linear.py:digit")
+    assert "did you mean 'digits'" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("x = 'cut\n", "SyntaxError"),
+        ("\0", "null bytes"),
+        ("import not_a_module\n", "line 1: ModuleNotFoundError"),
+        ("a = 1\nb = a.c\n", "line 2: AttributeError"),
+        ("print(1 / 0)\n", "line 1: ZeroDivisionError"),
+        ("config = 1\n", "defines no function get_config"),
+        ("get_config = 3\n", "defines no function get_config"),
+        ("def get_config():\n    return {}\n", "must return a ConfigDict"),
+        ("def get_config():\n    pass\n", "returned None"),
+        ("def get_config(a, b):\n    pass\n", "TypeError"),
+        (HEADER + "def get_config():\n    c = ConfigDict()\n    c.a.b = 1\n", "line 4: Attribute"),
+        (
+            HEADER + "def get_config():\n    c = ConfigDict({'ab': 1}).lock()\n    c.abc = 1\n",
+            "line 4: AttributeError",
+        ),
+        ("def get_config():\n    raise ValueError('one\\ntwo')\n", "line 2: ValueError: one two"),
+        ("def get_config():\n    raise ValueError('x' * 10**6)\n", "xxx…"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, content, message):
+    assert message in refused(load_config, written(tmp_path, content))
+
+
+def test_files_of_another_kind(tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: 1")
+    assert "is not a Python file" in refused(load_config, str(tmp_path / "mine.yaml"))
+    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
+    assert "does not load" in refused(load_config, str(tmp_path / "binary.py"))
+
+
+def test_a_preset_for_a_file_without_presets(tmp_path):
+    path = written(tmp_path, HEADER + "def get_config():\n    return ConfigDict()\n")
+    assert "has no presets, but 'large'" in refused(load_config, f"{path}:large")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("model.widht", "model.width"),
+        ("batchsize", "batch_size"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("", "batch_size"),
+        ("model.width.x", "model.width"),
+        ("model.", "model.width"),
+        ("__class__", "batch_size"),
+    ],
+)
+def test_unknown_keys_say_what_may_have_been_meant(key, meant):
+    text = refused(set_key, base(), key, "1")
+    assert f"unknown configuration key {key!r}" in text
+    assert meant in text or meant.split(".")[0] in text
+
+
+def test_a_group_is_not_a_key():
+    assert "is a group: set one of model.activation, " in refused(set_key, base(), "model", "1")
+    assert "has no value: write batch_size=VALUE" in refused(load_config, IMAGENET, ["batch_size"])
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("batch_size", "64", 64),
+        ("epochs", "3", 3.0),
+        ("epochs", "1e-3", 1e-3),
+        ("optimizer.staircase", "False", False),
+        ("optimizer.staircase", "true", True),
+        ("data.name", "digits", "digits"),
+        ("data.name", "7", "7"),
+        ("model.expansion", "4", 4),
+        ("model.expansion", "None", None),
+        ("data.root", "None", None),
+        ("data.root", "/a b/ü", "/a b/ü"),
+        ("sweep.seeds", "[3, 4]", (3, 4)),
+        ("sweep.seeds", "(5,)", (5,)),
+        ("data.train.area", "(0.5, 1)", (0.5, 1.0)),
+        ("init.frozen", "('stem',)", ("stem",)),
+    ],
+)
+def test_values_take_the_type_of_their_key(key, text, value):
+    config = base().lock()
+    set_key(config, key, text)
+    found = flatten(config)[key]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("batch_size", "64.0"),
+        ("batch_size", "many"),
+        ("batch_size", "None"),
+        ("batch_size", "True"),
+        ("batch_size", ""),
+        ("epochs", "None"),
+        ("epochs", "3 epochs"),
+        ("epochs", "False"),
+        ("optimizer.staircase", "1"),
+        ("optimizer.staircase", "yes"),
+        ("sweep.seeds", "3"),
+        ("sweep.seeds", "(a, b)"),
+        ("sweep.seeds", "(0.5,)"),
+        ("sweep.seeds", "((1,),)"),
+        ("sweep.seeds", "(True,)"),
+        ("data.train.area", "('a', 1)"),
+        ("model.expansion", "six"),
+        ("epochs", "__import__('os').getcwd()"),
+        ("epochs", "[" * 10000),
+        ("sweep.seeds", "{1: 2}"),
+    ],
+)
+def test_values_of_another_type_are_refused(key, text):
+    config = base().lock()
+    before = flatten(config)
+    message = refused(set_key, config, key, text)
+    assert key in message and "it takes" in message
+    assert flatten(config) == before
+
+
+def test_absurd_numbers_are_numbers_until_they_are_checked():
+    config = base().lock()
+    set_key(config, "epochs", "1e400")
+    assert config.epochs == math.inf
+    set_key(config, "epochs", "1" + "0" * 400)
+    assert config.epochs == math.inf
+
+
+def test_differences_name_every_key_that_changed():
+    a, b = flatten(base()), flatten(base())
+    assert difference(a, b) == ""
+    b["model.width"], b["new"] = 0.5, None
+    del b["steps"]
+    assert (
+        difference(a, b) == "model.width: 1.0 -> 0.5, new: (absent) -> None, steps: 0 -> (absent)"
+    )
+
+
+def test_a_group_without_keys_is_not_lost():
+    assert flatten(ConfigDict({"variants": {"a": {}, "b": {"x": 1}}})) == {
+        "variants.a": {}, "variants.b.x": 1
+    }  # fmt: skip

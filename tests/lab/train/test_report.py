@@ -1,0 +1,180 @@
+"""Statistics over seeds against scipy's, the wording of verdicts, and the report's numbers."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mnv2_jax.lab.train.log import RunLog, read_rows
+from mnv2_jax.lab.train.report import paired_difference, report_text, verdicts, write_report
+from tests.events import scalars
+from tests.lab.train.setting import tiny
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 30])
+def test_intervals_are_those_of_a_paired_t_test(n):
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(0.8, 0.02, n), rng.normal(0.78, 0.03, n)
+    found = paired_difference(a, b)
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose(found, (np.mean(a - b), interval.low, interval.high), rtol=1e-9)
+
+
+def test_pairing_cancels_what_a_seed_does_to_both():
+    seeds = np.random.default_rng(0).normal(size=8)
+    found = paired_difference(seeds + 0.01, seeds)
+    np.testing.assert_allclose(found, (0.01, 0.01, 0.01), rtol=1e-9)
+
+
+def test_one_seed_has_no_interval():
+    assert paired_difference([0.5], [0.25]) == (0.25, -math.inf, math.inf)
+
+
+NOISE = [0.80, 0.82, 0.79, 0.81]
+
+
+@pytest.mark.parametrize(
+    ("linear", "relu6", "outcome"),
+    [
+        ([0.91, 0.93, 0.90, 0.93], NOISE, "**as in the paper**"),
+        (NOISE, [0.91, 0.93, 0.90, 0.93], "**the opposite of the paper**"),
+        (NOISE, [0.82, 0.80, 0.80, 0.80], "**within noise**"),
+        (NOISE, NOISE, "**within noise**"),
+        ([0.9], [0.1], "**within noise**"),
+    ],
+)
+def test_a_verdict_is_as_sure_as_its_interval(linear, relu6, outcome):
+    (line,) = verdicts(tiny(), {"linear": linear, "relu6": relu6})
+    assert line.count("**") == 2 and outcome in line
+    assert line.startswith("- The paper has *linear* above *relu6*.")
+    mean = 100 * (np.mean(linear) - np.mean(relu6))
+    assert f"{mean:+.1f} points" in line
+
+
+def test_a_claim_of_three_is_two_verdicts_and_none_is_none():
+    config = tiny()
+    with config.unlocked():
+        config.sweep.claim = ("a", "b", "c")
+    lines = verdicts(config, {"a": [0.9, 0.91], "b": [0.5, 0.51], "c": [0.1, 0.12]})
+    assert lines[0].count("as in the paper") == 2 and len(lines[0].splitlines()) == 2
+    config.sweep.claim = ()
+    assert verdicts(config, {"a": [0.9]}) == []
+
+
+def result(seed, score, skipped=0, **more):
+    metrics = {"eval/accuracy": score, **more}
+    return {"seed": seed, "steps": 12, "seconds": 10.0, "metrics": metrics, "skipped": skipped}
+
+
+def test_the_report_gives_n_mean_std_and_how_to_repeat_it():
+    config = tiny(seeds=(0, 1, 2))
+    scores = {"linear": [0.9, 0.8, 0.85], "relu6": [0.7, 0.71, 0.75]}
+    runs = {name: [result(i, v) for i, v in enumerate(values)] for name, values in scores.items()}
+    command = ["python", "main.py", "--config", "a b.py"]
+    text = report_text(config, scores, runs, "eval/accuracy", command)
+    rows = {
+        cells[0]: cells
+        for line in text.splitlines()
+        if line.startswith("|") and len(cells := [c.strip() for c in line.strip("|").split("|")])
+    }
+    assert rows["linear"][1:4] == ["3", "85.0", "5.0"] and rows["linear"][4] == "reference"
+    low, high = 100 * np.array(stats.ttest_rel(*scores.values()).confidence_interval())
+    assert rows["relu6"][1:4] == ["3", "72.0", "2.6"]
+    assert rows["relu6"][4] == f"-13.0 points [{-high:+.1f}, {-low:+.1f}]"
+    assert rows["relu6"][5] == "30 s"
+    for part in ("'a b.py'", "seeds: 0, 1, 2", "versions: ", "device: ", "after 12 steps of 16"):
+        assert part in text
+    assert "skipped" not in text and "averaged" not in text
+    runs["linear"][0]["skipped"] = 4
+    assert "4 steps were not finite" in report_text(config, scores, runs, "eval/accuracy", command)
+
+
+def write_runs(workdir, config, metrics):
+    for number, (name, extra) in enumerate(metrics.items()):
+        for seed in config.sweep.seeds:
+            folder = workdir / name / f"seed_{seed}"
+            log = RunLog(folder, 0)
+            for step in (0, 6, 12):
+                for split in ("eval", *extra):
+                    log.write(step, split, {"accuracy": 0.1 * number + 0.01 * step + 0.001 * seed})
+            log.close()
+            more = {f"{split}/accuracy": 0.9 for split in extra}
+            value = result(seed, 0.5 + 0.1 * number, **more)
+            (folder / "result.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("splits", "metric"),
+    [
+        ({"linear": (), "relu6": ()}, "eval/accuracy"),
+        ({"linear": ("eval_ema",), "relu6": ("eval_ema",)}, "eval_ema/accuracy"),
+        ({"linear": ("eval_ema",), "relu6": ()}, "eval/accuracy"),
+    ],
+)
+def test_averaged_weights_are_compared_where_all_have_them(tmp_path, splits, metric):
+    config = tiny()
+    write_runs(tmp_path, config, splits)
+    text = write_report(tmp_path, config, ("c",)).read_text()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["metric"] == metric
+    assert ("averaged weights" in text) == metric.startswith("eval_ema")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [run["seed"] for run in results["runs"]["linear"]] == [0, 1]
+
+
+def test_a_log_goes_on_after_its_checkpoint_and_drops_what_came_later(tmp_path):
+    log = RunLog(tmp_path, 0)
+    for step in (0, 2, 4, 6):
+        log.write(step, "train", {"loss": float(step)})
+    log.close()
+    again = RunLog(tmp_path, 4)
+    again.write(6, "train", {"loss": 60.0})
+    again.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["loss"]) for r in rows] == [(0, 0.0), (2, 2.0), (4, 4.0), (6, 60.0)]
+    RunLog(tmp_path, 0).close()  # no checkpoint: everything is done again
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_an_evaluation_that_is_done_again_is_written_once(tmp_path, due):
+    """A signal came inside an evaluation, and the next attempt was killed right after it."""
+    log = RunLog(tmp_path, 0)
+    for split in ("train", "eval", "eval_ema"):
+        log.write(3, split, {"loss": 1.0})
+    log.close()
+    RunLog(tmp_path, 3, due).close()
+    kept = [row["split"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert kept == (["train"] if due else ["train", "eval", "eval_ema"])
+    assert sorted(scalars(tmp_path / "tensorboard")) == sorted((f"{k}/loss", 3) for k in kept)
+
+
+def test_events_up_to_a_checkpoint_outlive_a_kill(tmp_path):
+    log = RunLog(tmp_path / "killed", 0)
+    for step in range(200):
+        log.write(step, "train", {"loss": float(step)})
+    log.flush()
+    log.write(200, "train", {"loss": 200.0})
+    shutil.copytree(tmp_path / "killed", tmp_path / "run")  # what the kill left on disk
+    log.close()
+    again = RunLog(tmp_path / "run", 199)
+    again.write(200, "train", {"loss": 200.0})
+    again.close()
+    expected = {("train/loss", step): float(step) for step in range(201)}
+    assert scalars(tmp_path / "run" / "tensorboard") == expected
+
+
+def test_rows_are_json_also_where_numbers_are_not_finite(tmp_path):
+    log = RunLog(tmp_path, 0)
+    log.write(1, "train", {"loss": math.nan, "norm": math.inf, "skipped": 3})
+    log.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    row = json.loads(line, parse_constant=refuse)
+    assert row == {"step": 1, "split": "train", "loss": None, "norm": None, "skipped": 3}

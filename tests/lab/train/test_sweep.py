@@ -1,0 +1,467 @@
+"""Whole sweeps in this process: what is written, what is not repeated, and how a run goes on."""
+
+import json
+import logging
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mnv2_jax import UsageError
+from mnv2_jax.lab.train import loop, run, sweep
+from mnv2_jax.lab.train.checkpoint import Checkpoints
+from mnv2_jax.lab.train.log import read_rows
+from mnv2_jax.lab.train.run import make_run
+from mnv2_jax.lab.train.sweep import run_sweep, seed_groups, variant_config
+from tests.lab.train.setting import tiny
+
+COMMAND = ("python", "main.py")
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    on_one_device(monkeypatch)
+
+
+def on_one_device(monkeypatch):
+    """Steps of a few rows are quicker on one device than on eight."""
+    make_plan = run.make_plan
+
+    def plan(launcher, batch_norm, devices, *others):
+        return make_plan(launcher, batch_norm, devices or 1, *others)
+
+    monkeypatch.setattr(run, "make_plan", plan)
+
+
+def one(steps=12, seeds=(0,), **changes):
+    """A sweep of one variant."""
+    config = tiny(steps=steps, seeds=seeds, **changes)
+    with config.unlocked():
+        del config.sweep.variants["relu6"]
+        config.sweep.claim = ()
+    return config
+
+
+def train(config, workdir):
+    return run_sweep(config, workdir, COMMAND, quiet=True)
+
+
+def outcome(workdir):
+    """What two equal trainings have in common: models, log rows, and results but for the time."""
+    found = {}
+    for place in sorted(workdir.glob("*/seed_*")):
+        name = f"{place.parent.name}/{place.name}"
+        found[f"{name} model"] = (place / "model.safetensors").read_bytes()
+        found[f"{name} rows"] = read_rows(place / "metrics.jsonl")
+        result = json.loads((place / "result.json").read_text())
+        del result["seconds"]
+        found[f"{name} result"] = result
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+        train(one(), workdir)
+    return workdir
+
+
+def test_what_a_sweep_writes(undisturbed):
+    seed = undisturbed / "linear" / "seed_0"
+    assert sorted(p.name for p in undisturbed.iterdir()) == [
+        "config.json", "curves.png", "linear", "report.md", "results.json",
+    ]  # fmt: skip
+    files = {p.name for p in seed.iterdir() if not p.name.startswith("tensorboard")}
+    assert files == {
+        "README.md",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+    }
+    rows = read_rows(seed / "metrics.jsonl")
+    steps = {split: [r["step"] for r in rows if r["split"] == split] for split in ("train", "eval")}
+    assert steps == {"train": [2, 4, 6, 8, 10, 12], "eval": [0, 3, 6, 9, 12]}
+    assert [r["step"] for r in rows if r["split"] == "eval_ema"] == steps["eval"]
+    train_row = next(r for r in rows if r["split"] == "train")
+    assert set(train_row) >= {"loss", "accuracy", "learning_rate", "gradient_norm", "skipped"}
+    rates = [r["learning_rate"] for r in rows if r["split"] == "train"]
+    expected = [0.05 * (1 + np.cos(np.pi * (step - 1) / 12)) for step in steps["train"]]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    result = json.loads((seed / "result.json").read_text())
+    last = [r for r in rows if r["split"] == "eval_ema"][-1]
+    assert result["metrics"]["eval_ema/accuracy"] == last["accuracy"]
+    report = (undisturbed / "report.md").read_text()
+    assert f"{100 * last['accuracy']:.1f}" in report and "averaged weights" in report
+    assert not list(undisturbed.rglob("*partial*")) + list(undisturbed.rglob("*tmp*"))
+
+
+def test_the_training_rows_are_means_over_their_steps(tmp_path):
+    """One row for two steps is the mean of one row each."""
+    fine, coarse = tmp_path / "fine", tmp_path / "coarse"
+    train(one(4, log_every=1), fine)
+    train(one(4, log_every=2), coarse)
+    rows = [
+        [r for r in read_rows(w / "linear/seed_0/metrics.jsonl") if r["split"] == "train"]
+        for w in (fine, coarse)
+    ]
+    for name in ("loss", "accuracy"):
+        means = np.reshape([r[name] for r in rows[0]], (2, 2)).mean(1)
+        np.testing.assert_allclose([r[name] for r in rows[1]], means, rtol=1e-6)
+
+
+def test_the_same_again_is_bit_equal(undisturbed, tmp_path):
+    train(one(), tmp_path / "again")
+    assert outcome(tmp_path / "again") == outcome(undisturbed)
+
+
+def test_a_finished_sweep_is_not_repeated(undisturbed, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.glob("linear/**/*")}
+    monkeypatch.setattr(sweep, "make_run", lambda *_: pytest.fail("it was finished"))
+    train(one(), undisturbed)
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("linear/**/*")} == before
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGTERM, times=1):
+    """Sends a signal to this process while a step is logged."""
+    update, sent = loop.RunLog.write, []
+
+    def write(self, at, split, values):
+        while at >= step and len(sent) < times:
+            sent.append(at)
+            os.kill(os.getpid(), number)
+        update(self, at, split, values)
+
+    monkeypatch.setattr(loop.RunLog, "write", write)
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGTERM, 9), (signal.SIGINT, 2), (signal.SIGTERM, 6)],  # at 6 before its evaluation
+)
+def test_a_signal_saves_and_the_same_command_goes_on(
+    undisturbed, tmp_path, monkeypatch, number, step
+):
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step, number)
+        with pytest.raises(loop.Interrupted) as raised:
+            train(one(), tmp_path)
+    assert raised.value.number == number
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert not (tmp_path / "linear/seed_0/result.json").exists()
+    (saved,) = (tmp_path / "linear").glob("checkpoints_*")
+    assert (saved / str(step)).is_dir()
+    seen = []
+    step_of = loop.step_of
+    monkeypatch.setattr(loop, "step_of", lambda s: seen.append(step_of(s)) or seen[-1])
+    train(one(), tmp_path)
+    assert seen[0] == step  # nothing lost, nothing done twice
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 2, signal.SIGINT, times=2)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        train(one(), tmp_path)
+    assert raised.type is KeyboardInterrupt
+
+
+class Killed(BaseException):
+    """Stands for a process that ends here: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("step", [0, 4, 12])
+def test_what_was_done_after_the_last_checkpoint_is_done_again(
+    undisturbed, tmp_path, monkeypatch, step
+):
+    """Also where nothing was saved yet, or everything but the result."""
+    write = loop.RunLog.write
+
+    def die(self, at, split, values):
+        write(self, at, split, values)
+        if at == step and (split == "eval_ema" or at == 4):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.RunLog, "write", die)
+        with pytest.raises(Killed):
+            train(one(), tmp_path)
+    train(one(), tmp_path)
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_killed_while_the_result_is_written(undisturbed, tmp_path, monkeypatch):
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_json", die)
+        with pytest.raises(Killed):
+            train(one(), tmp_path)
+    train(one(), tmp_path)
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_log_line_that_was_cut_is_left_out(undisturbed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(loop.Interrupted):
+            train(one(), tmp_path)
+    log = tmp_path / "linear/seed_0/metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 10, "spl')
+    train(one(), tmp_path)
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_damaged_checkpoint_costs_some_steps_and_one_warning(
+    undisturbed, tmp_path, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(loop.Interrupted):
+            train(one(), tmp_path)
+    (saved,) = (tmp_path / "linear").glob("checkpoints_*")
+    newest = max(saved.iterdir(), key=lambda p: int(p.name))
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "mnv2_jax"):
+        train(one(), tmp_path)
+    ours = [r for r in caplog.records if r.name.startswith("mnv2_jax")]
+    assert len(ours) == 1 and "step 9" in ours[0].getMessage()
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["shard_map", "pmap"])
+def test_every_launcher_goes_on_from_its_checkpoint(tmp_path, monkeypatch, launcher):
+    config = one(6, parallel={"launcher": launcher, "devices": 2})
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(loop.Interrupted):
+            train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_seeds_at_once_train_to_the_same_as_one_by_one(tmp_path):
+    seeds = (0, 9)
+    alone, together = one(6, seeds), one(6, seeds, sweep={"at_once": 0})
+    train(alone, tmp_path / "alone")
+    train(together, tmp_path / "together")
+    a, b = outcome(tmp_path / "alone"), outcome(tmp_path / "together")
+    assert a.keys() == b.keys()
+    for seed in seeds:
+        name = f"linear/seed_{seed}"
+        for ours, theirs in zip(a[f"{name} rows"], b[f"{name} rows"], strict=True):
+            assert ours.keys() == theirs.keys()
+            np.testing.assert_allclose(
+                [v for v in ours.values() if not isinstance(v, str)],
+                [v for v in theirs.values() if not isinstance(v, str)],
+                rtol=2e-3, atol=2e-3,
+            )  # fmt: skip
+        models = [
+            load_file(tmp_path / way / name / "model.safetensors") for way in ("alone", "together")
+        ]
+        for tensor in models[0]:
+            np.testing.assert_allclose(models[0][tensor], models[1][tensor], rtol=1e-3, atol=1e-4)
+    kernels = [
+        load_file(tmp_path / f"alone/linear/seed_{s}/model.safetensors")["params/stem/conv/kernel"]
+        for s in seeds
+    ]
+    assert len({kernel.tobytes() for kernel in kernels}) == len(seeds)
+
+
+@pytest.mark.slow
+def test_seeds_at_once_go_on_bit_equal(tmp_path, monkeypatch):
+    config = one(6, (0, 1), sweep={"at_once": 2})
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(loop.Interrupted):
+            train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_each_seed_has_its_own_order_whoever_trains_beside_it():
+    both = make_run(one(seeds=(0, 7), sweep={"at_once": 2}), 2)
+    together = next(both.rows((0, 7), 3))
+    for i, seed in enumerate((0, 7)):
+        alone = next(make_run(one(), 1).rows((seed,), 3))
+        for name in ("id", "row"):
+            np.testing.assert_array_equal(together[name][i], alone[name])
+    assert (np.asarray(together["id"][0]) != np.asarray(together["id"][1])).any()
+
+
+def test_a_run_that_goes_astray_stops_with_one_line(tmp_path):
+    config = one(
+        12, optimizer={"learning_rate": 1e38, "schedule": "constant"}, stop_after_skipped=3
+    )
+    with pytest.raises(UsageError, match=r"not finite \d+ steps in a row up to step 4") as error:
+        train(config, tmp_path)
+    assert "\n" not in str(error.value) and "learning_rate" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["jit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("shard_map", "pmap"))],
+)
+def test_nothing_is_compiled_after_the_first_steps_and_evaluation(
+    tmp_path, caplog, monkeypatch, launcher
+):
+    """Nor for the last batch of an evaluation: the 360 examples do not divide by 100."""
+    compiled, write = {}, loop.RunLog.write
+
+    def note(self, at, split, values):
+        compiled[at] = len([r for r in caplog.records if "Compiling" in r.getMessage()])
+        write(self, at, split, values)
+
+    monkeypatch.setattr(loop.RunLog, "write", note)
+    config = one(24, parallel={"launcher": launcher, "devices": 2}, log_every=10)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+        train(config, tmp_path)
+    assert compiled[3] > 0 and compiled[24] == compiled[10], compiled
+
+
+def test_another_configuration_is_refused_with_what_differs(undisturbed):
+    config = one(13, optimizer={"momentum": 0.8})
+    with pytest.raises(UsageError) as error:
+        train(config, undisturbed)
+    text = str(error.value)
+    assert "optimizer.momentum: 0.9 -> 0.8, steps: 12 -> 13" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "", "3"])
+def test_a_workdir_whose_configuration_is_damaged(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config.json cannot be read") as error:
+        train(one(), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_the_last_variant_is_found_before_anything_is_made(tmp_path):
+    config = tiny(sweep={"variants": {"relu6": {"model": {"bottleneck": "relu7"}}}})
+    with pytest.raises(UsageError, match="unknown bottleneck 'relu7'"):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_workdir_that_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(sweep, "fit", lambda *_: pytest.fail("it trained"))
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=r"cannot be (used|read)") as error:
+            train(one(), place)
+        assert "\n" not in str(error.value)
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.RunLog, "write", full)
+    with pytest.raises(UsageError, match="No space left on device") as error:
+        train(one(), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_training_in_another_thread_leaves_signals_alone(tmp_path):
+    failures = []
+
+    def work():
+        try:
+            train(one(3), tmp_path)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures and (tmp_path / "report.md").is_file()
+
+
+def config_with(**sweep_changes):
+    config = tiny()
+    config.sweep.update(sweep_changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "linaer"}, "sweep.reference 'linaer': did you mean 'linear'"),
+        ({"claim": ("linear", "relu")}, "sweep.claim 'relu': did you mean 'relu6'"),
+        ({"seeds": ()}, "at least one integer"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (0, -1)}, "from 0"),
+        ({"seeds": (0, 2**32)}, "from 0"),
+        ({"seeds": (0.5,)}, "integer"),
+        ({"seeds": (True,)}, "integer"),
+    ],
+)
+def test_sweeps_that_cannot_be_run_are_refused(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message) as error:
+        train(config_with(**changes), tmp_path / "new")
+    assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"widht": 0.5}}, "'model.widht': did you mean 'model.width'"),
+        ({"modle": {"width": 0.5}}, "variant 'b'.*'modle.width'"),
+        ({"model": {"width": "wide"}}, "variant 'b' of the sweep cannot be applied: .*float"),
+        ({"model": 3}, "variant 'b'"),
+        (7, "variant 'b' of the sweep is 7: give the keys"),
+    ],
+)
+def test_variants_that_change_what_is_not_there(change, message):
+    config = tiny()
+    with config.unlocked():
+        config.sweep.variants["b"] = change
+    with pytest.raises(UsageError, match=message) as error:
+        variant_config(config, "b")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "/etc", ""])
+def test_variants_name_folders(tmp_path, name):
+    config = tiny()
+    with config.unlocked():
+        config.sweep.variants[name] = {}
+    with pytest.raises(UsageError, match="cannot name a folder"):
+        train(config, tmp_path / "new")
+
+
+def test_a_variant_changes_its_keys_and_no_others():
+    config = tiny()
+    relu6 = variant_config(config, "relu6")
+    assert relu6.model.bottleneck == "relu6" and relu6.model.width == config.model.width
+    assert config.model.bottleneck == "linear" and relu6.is_locked
+
+
+@pytest.mark.parametrize(
+    ("at_once", "groups"), [(0, [(0, 1, 2, 3, 4)]), (1, [(0,), (1,), (2,), (3,), (4,)]),
+                            (2, [(0, 1), (2, 3), (4,)]), (9, [(0, 1, 2, 3, 4)])]
+)  # fmt: skip
+def test_every_seed_is_in_one_group(at_once, groups):
+    assert list(seed_groups(config_with(seeds=tuple(range(5)), at_once=at_once))) == groups
+
+
+def test_checkpoints_of_many_seeds_have_a_short_name(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr(loop, "Checkpoints", lambda folder, keep: folders.append(folder) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.fit(None, tuple(range(500)), one(), tmp_path, "", True)
+    assert len(folders[0].name) < 100
+    Checkpoints(folders[0], 1).close()

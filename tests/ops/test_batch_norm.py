@@ -1,0 +1,197 @@
+"""Batch norm's own gradient, alone and behind a 1×1 convolution, against nn.BatchNorm's."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from mnv2_jax import ConvNorm, linear, relu6
+from mnv2_jax.models.layers import relu
+from mnv2_jax.ops.batch_norm import BatchNorm, Operands
+
+OPTIONS = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-3}
+
+
+@pytest.fixture
+def float64():
+    """Forms are compared in float64, where a missing term cannot hide behind rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+class Ours(nn.Module):
+    """A 1×1 convolution and batch norm; `together` computes them as one."""
+
+    features: int
+    activation: object = relu6
+    together: bool = False
+    axis_name: str | None = None
+    dtype: object = jnp.float64
+    peer: bool = False
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = x @ kernel
+        options = {**OPTIONS, "axis_name": self.axis_name, "dtype": self.dtype, "name": "norm"}
+        if self.peer:
+            rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
+            return self.activation(nn.BatchNorm(**options)(y, mask=rows))
+        operands = Operands(x, kernel) if self.together else None
+        return BatchNorm(**options)(y, mask, self.activation, operands)
+
+
+def variables_of(module, x, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    return jax.tree.map(lambda v: jnp.asarray(rng.uniform(0.5, 2, v.shape), v.dtype), shapes)
+
+
+def everything(module, variables, x, mask=None):
+    """The output, the new statistics, and the gradient of a loss that reads both."""
+
+    def loss(params, x):
+        out, update = module.apply(
+            {**variables, "params": params}, x, mask, mutable=["batch_stats"]
+        )
+        weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        stats = sum((v**2).sum() for v in jax.tree.leaves(update))
+        return (weights * out).sum() + stats, (out, update)
+
+    grads, aux = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+    return aux, grads
+
+
+def same(ours, theirs, tolerance=1e-6):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, theirs
+    )
+
+
+@pytest.mark.usefixtures("float64")
+@settings(max_examples=12, deadline=None)
+@given(
+    shape=st.tuples(st.integers(2, 5), st.integers(1, 5), st.integers(2, 4), st.integers(1, 4)),
+    features=st.integers(1, 7),
+    activation=st.sampled_from([relu6, relu, linear, jnp.tanh]),
+    together=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_values_statistics_and_gradients(shape, features, activation, together, masked, seed):
+    x = jnp.asarray(np.random.default_rng(seed).normal(size=shape) * 4)
+    mask = jnp.asarray([1.0, 0.0, 1.0, 1.0, 0.0][: shape[0]]) if masked else None
+    ours = Ours(features, activation, together)
+    peer = ours.clone(peer=True)
+    variables = variables_of(ours, x, seed)
+    assert jax.tree.structure(variables) == jax.tree.structure(variables_of(peer, x))
+    run = jax.jit(everything, static_argnums=0)
+    # Running statistics are float32, and so is the gradient that comes through them.
+    same(run(ours, variables, x, mask), run(peer, variables, x, mask))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("together", [False, True])
+def test_gradients_are_exact(together):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 5, 3)) * 4)
+    ours = Ours(12, together=together)
+    variables = variables_of(ours, x)
+
+    def grads(module):
+        def loss(params, x):
+            out, _ = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sin(out).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1)))(variables["params"], x)
+
+    same(grads(ours), grads(ours.clone(peer=True)), 1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("how", ["vmap", "shard_map"])
+def test_statistics_shared_over_an_axis(how, together):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)) * 4)
+    mask = jnp.asarray([[1.0, 1, 0], [0, 1, 1]])
+    ours = Ours(6, together=together, axis_name="rows")
+    variables = variables_of(ours.clone(axis_name=None), x[0])
+
+    def run(module):
+        one = partial(everything, module, variables)
+        if how == "vmap":
+            return jax.jit(jax.vmap(one, axis_name="rows"))(x, mask)
+        mesh = Mesh(np.array(jax.devices()[:2]), ("rows",))
+        local = jax.shard_map(
+            lambda x, m: jax.tree.map(lambda v: v[None], one(x[0], m[0])),
+            mesh=mesh, in_specs=P("rows"), out_specs=P("rows"), check_vma=False)  # fmt: skip
+        return jax.jit(local)(x, mask)
+
+    same(run(ours), run(ours.clone(peer=True)))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("together", [False, True])
+def test_it_composes_with_vmap_and_remat(together):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 4, 2)) * 4)
+    ours = Ours(6, together=together)
+    variables = variables_of(ours, x[0])
+
+    def run(module):
+        @jax.checkpoint
+        def loss(params, x):
+            out, _ = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return (out**2).sum()
+
+        return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(variables["params"], x)
+
+    same(run(ours), run(ours.clone(peer=True)), 1e-10)
+
+
+def test_bfloat16_keeps_statistics_in_float32():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)) + 3, jnp.bfloat16)
+    ours = Ours(8, dtype=jnp.bfloat16)
+    variables = variables_of(ours, x)
+    run = jax.jit(everything, static_argnums=0)
+    ((out, stats), grads), ((theirs, peer_stats), _) = (
+        run(m, variables, x) for m in (ours, ours.clone(peer=True))
+    )
+    assert out.dtype == jnp.bfloat16
+    assert {v.dtype for v in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
+    assert {v.dtype for v in jax.tree.leaves(grads[0])} == {jnp.dtype("float32")}
+    same(stats, peer_stats, 1e-4)
+    np.testing.assert_allclose(out.astype(np.float32), theirs.astype(np.float32), atol=0.06)
+
+
+def test_an_expansion_is_not_normalised_in_passes_of_its_own():
+    """Of 3 → 24 channels, no sum over the 24 remains in the forward pass."""
+    layer, x = ConvNorm(24), jnp.ones((2, 8, 8, 3))
+    variables = layer.init(jax.random.key(0), x)
+    text = str(
+        jax.make_jaxpr(partial(layer.apply, train=True, mutable=["batch_stats"]))(variables, x)
+    )
+    assert "reduce_sum[axes=(0, 1, 2)" not in text
+
+
+def test_what_comes_between_convolution_and_norm_is_kept():
+    """An interceptor that changes a convolution's output changes the layer's."""
+    layer, x = ConvNorm(24), jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))
+    x = x.astype(jnp.float32)
+    variables = layer.init(jax.random.key(0), x)
+
+    def squared(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        return out**2 if isinstance(context.module, nn.Conv) else out
+
+    run = partial(layer.apply, variables, x, train=True, mutable=["batch_stats"])
+    plain = run()[0]
+    with nn.intercept_methods(squared):
+        changed = run()[0]
+    assert not np.allclose(plain, changed)
