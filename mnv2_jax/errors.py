@@ -1,7 +1,10 @@
-"""The one exception that means "what you gave cannot be used", and the wording of unknown names."""
+"""The one exception that means "what you gave cannot be used", and the wording of messages."""
 
 import difflib
 from collections.abc import Iterable
+
+MAX_REASON = 200  # characters of a foreign error in one of our messages
+MAX_LISTED = 40  # choices that a message lists in full
 
 
 class UsageError(ValueError):
@@ -24,13 +27,52 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
+def first_line(error: BaseException) -> str:
+    r"""Returns the first line of an error that another library raised, cut to a screen's width.
+
+    The system's errors lose their number and path, which our message states itself. An error
+    without words is told by its type.
+
+    >>> first_line(RuntimeError("\nRESOURCE_EXHAUSTED:  out of memory.\nAt step 3 ..."))
+    'RESOURCE_EXHAUSTED: out of memory'
+    >>> first_line(FileNotFoundError(2, "No such file or directory", "a.json"))
+    'No such file or directory'
+    >>> first_line(KeyError("label")), first_line(MemoryError())
+    ("KeyError: 'label'", 'MemoryError')
+    """
+    text = str(getattr(error, "strerror", None) or error).strip()
+    line = " ".join(text.split("\n", 1)[0].split()).rstrip(".: ")
+    if isinstance(error, LookupError) and line:
+        line = f"{type(error).__name__}: {line}"
+    line = line or type(error).__name__
+    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
+
+
+def unknown(
+    kind: str, name: object, choices: Iterable[str], nearest: Iterable[str] | None = None
+) -> UsageError:
     """Builds the error for a name that is in no table, with the nearest choice as a suggestion.
+
+    Args:
+      kind: what the name should have been, as in "unknown KIND".
+      name: as it was given.
+      choices: the names that there are.
+      nearest: of the choices, those that may have been meant; they are listed in place of all.
 
     >>> print(unknown("dialect", "slin", ["slim", "keras"]))
     unknown dialect 'slin': did you mean 'slim'? The choices are keras, slim.
+    >>> print(unknown("key", "lr", ["learning_rate", "seed"], nearest=["learning_rate"]))
+    unknown key 'lr': the nearest is learning_rate.
     """
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UsageError(f"unknown {kind} {name!r}: {hint}The choices are {', '.join(choices)}.")
+    close = difflib.get_close_matches(str(name), choices, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    if nearest is None and len(choices) > MAX_LISTED:
+        nearest = difflib.get_close_matches(str(name), choices, n=5, cutoff=0.4)
+    if nearest is None:
+        return UsageError(f"unknown {kind} {name!r}: {hint}The choices are {', '.join(choices)}.")
+    others = [choice for choice in nearest if choice not in close]
+    if not others:
+        return UsageError(f"unknown {kind} {name!r}: {hint.strip()}")
+    the = ("the" if not hint else "The") + f" nearest {'is' if len(others) == 1 else 'are'}"
+    return UsageError(f"unknown {kind} {name!r}: {hint}{the} {', '.join(others)}.")

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mnv2_jax.files import write_json
 from mnv2_jax.lab.train.checkpoint import Checkpoints
-from mnv2_jax.lab.train.log import write_json
 from mnv2_jax.lab.train.report import environment as versions
 from mnv2_jax.markdown import markdown_table
 from tests.damage import Damage, corrupt

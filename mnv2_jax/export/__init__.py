@@ -5,7 +5,6 @@ written file is run in its own runtime and compared with the network before the 
 """
 
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import Opened, open_litert, open_onnx, open_stablehlo
 from mnv2_jax.export.stablehlo import write_stablehlo
+from mnv2_jax.files import replacing
 from mnv2_jax.inference.graph import Graph, trace
 from mnv2_jax.inference.quantize import Quantized, equalize, quantize, simulate
 from mnv2_jax.models.build import look_up
@@ -139,19 +139,16 @@ def export(
 def _write(
     to: str, path: Path, graph: Graph, classes: Sequence[str], quantized: Quantized | None
 ) -> None:
-    """Writes the file beside its place and moves it there when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes the file, whole or not at all."""
     try:
-        if to == "stablehlo":
-            write_stablehlo(partial, graph, classes)
-        else:
-            write = {"onnx": write_onnx, "litert": write_litert}[to]
-            write(partial, graph, OUTPUTS[len(graph.outputs)], classes, quantized)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            if to == "stablehlo":
+                write_stablehlo(partial, graph, classes)
+            else:
+                write = {"onnx": write_onnx, "litert": write_litert}[to]
+                write(partial, graph, OUTPUTS[len(graph.outputs)], classes, quantized)
     except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise UsageError(f"{str(path)!r} cannot be written: {first_line(error)}.") from error
 
 
 def _steps_apart(

@@ -7,7 +7,6 @@ in any of the files is executed.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import write_file, write_json
 from mnv2_jax.models.build import build, build_deeplab, build_ssdlite, look_up
 
 TENSORS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
@@ -88,14 +88,9 @@ def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(jax.device_get(variables), sep="/")
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-    for name, write in (
-        (TENSORS, lambda path: save_file(tensors, path, metadata={"format": "flax"})),
-        (CARD, lambda path: path.write_text(model_card(tensors, description))),
-        (DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1))),
-    ):
-        partial = folder / f".{name}.partial"
-        write(partial)
-        os.replace(partial, folder / name)
+    write_file(folder / TENSORS, save(tensors, metadata={"format": "flax"}))
+    write_file(folder / CARD, model_card(tensors, description))
+    write_json(folder / DESCRIPTION, description)
 
 
 def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> str:
@@ -153,8 +148,9 @@ def load_model(folder: str | Path) -> Saved:
     except (
         OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError,
     ) as error:  # fmt: skip
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UsageError(f"the model in {str(folder)!r} cannot be read: {reason}.") from error
+        raise UsageError(
+            f"the model in {str(folder)!r} cannot be read: {first_line(error)}."
+        ) from error
     saved = Saved(model, unflatten_dict(tensors, sep="/"), classes, resolution, description)
     shape = (1, resolution, resolution, saved.backbone.in_channels)
     expected: Any = flatten_dict(

@@ -1,6 +1,5 @@
 """A saved model at work: classes of single images, and scores over a data set."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import UnreadableFile, read_file, write_json
 from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.lab.data import BadRecord, Source, eval_batches, eval_transform
 from mnv2_jax.lab.data.image import decode, resize
@@ -106,7 +106,7 @@ def write_evaluation(folder: Path, saved: Saved, facts: Mapping[str, Any]) -> Pa
     path = folder / EVALUATION
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**facts, "model": described}, indent=1) + "\n", "utf-8")
+        write_json(path, {**facts, "model": described})
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}. Choose another --out.") from error
     return path
@@ -193,12 +193,10 @@ def read_image(path: str, channels: int) -> np.ndarray:
 
 
 def _read(path: str) -> bytes:
-    file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"image {path!r} is not a file: give the path of a JPEG, PNG or the like.")
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise UsageError(f"image {path!r} is larger than {MAX_FILE_BYTES >> 20} MiB: shrink it.")
-    return file.read_bytes()
+    try:
+        return read_file(path, MAX_FILE_BYTES)
+    except UnreadableFile as error:
+        raise UsageError(f"image {error} Give the path of a JPEG, PNG or the like.") from error
 
 
 def _class_name(saved: Saved, index: int) -> str:

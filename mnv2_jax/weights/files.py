@@ -6,13 +6,13 @@ with it ends in one `UsageError`.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.weights.limits import MAX_BYTES, DamagedError
 from mnv2_jax.weights.readers.formats import READERS
 
@@ -63,7 +63,7 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
     except DamagedError as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}.") from error
     except Exception as error:  # parsers of damaged files raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160].rstrip(".: ")
+        reason = first_line(error)
         raise UsageError(
             f"{str(path)!r} cannot be read as {format_} ({reason}): it is damaged, or its name "
             "does not say what it is; download it again."
@@ -104,16 +104,9 @@ def find_files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            data = stream.read(size) if size <= MAX_BYTES else b""
-    except OSError as error:
-        raise UsageError(f"{str(file)!r} cannot be read: {error.strerror}.") from error
-    if size > MAX_BYTES:
-        raise UsageError(
-            f"{str(file)!r} is larger than {MAX_BYTES >> 20} MB, and no MobileNetV2 is: give a "
-            "file of weights alone."
-        )
+        data = read_file(file, MAX_BYTES)
+    except UnreadableFile as error:
+        raise UsageError(f"{error} Give a file of weights alone.") from error
     if not data:
         raise UsageError(f"{str(file)!r} is empty: download it again.")
     return data

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import read_file
 
 CONFIG = "config.json"
 MAX_CONFIG = 1 << 20  # bytes; that of a thousand classes takes 70 kB
@@ -36,13 +37,11 @@ def describe_segmenter(path: str | Path, classes: int) -> Described:
     if not file.is_file():
         return Described(None, ())
     try:
-        if file.stat().st_size > MAX_CONFIG:
-            raise ValueError(f"it is larger than {MAX_CONFIG >> 20} MB")
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_file(file, MAX_CONFIG))
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{str(file)!r}, which describes the weights beside it, cannot be read: "
-            f"{str(error)[:160]}. Mend it, or move the weights elsewhere."
+            f"{first_line(error)}. Mend it, or move the weights elsewhere."
         ) from error
     if not isinstance(content, dict):
         return Described(None, ())

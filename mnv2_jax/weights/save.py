@@ -1,7 +1,6 @@
 """Writes this project's variables as another ecosystem's weights, under its names."""
 
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.files import write_file
 from mnv2_jax.models.block import between_bottlenecks
 from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.layers import linear, relu6
@@ -81,14 +81,10 @@ def export_weights(
         for name in (tensor.theirs for tensor in expected if tensor.ours.endswith("/norm/var")):
             count = f"{name.removesuffix('running_var')}num_batches_tracked"
             theirs[count] = np.zeros((), np.int64)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(_encode(theirs, path.name))
-        os.replace(partial, path)
+        write_file(path, _encode(theirs, path.name))
     except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise UsageError(f"{str(path)!r} cannot be written: {first_line(error)}.") from error
 
 
 def _identity(ecosystem: Ecosystem, tensor: Tensor) -> np.ndarray:

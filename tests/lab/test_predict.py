@@ -194,7 +194,7 @@ def test_a_damaged_model_is_one_line(folder, capsys, damage, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not a file"),
+        (None, "cannot be read"),
         (b"", "the file is empty"),
         (b"no image at all", "no image of a known format"),
         (b"\xff\xd8\xff\xe0 cut", "cannot be decoded|no image"),

@@ -250,7 +250,7 @@ def test_what_is_too_large(tmp_path):
     path = tmp_path / "model.npz"
     with path.open("wb") as file:
         file.truncate(600 * 2**20)  # sparse
-    with pytest.raises(UsageError, match="larger than 512 MB"):
+    with pytest.raises(UsageError, match="larger than 512 MiB"):
         load_weights(f"timm:{path}")
 
 

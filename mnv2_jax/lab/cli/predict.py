@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import write_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _draw(saved: "Saved", arguments: argparse.Namespace) -> None:
         place = folder / f"{Path(path).stem}.png"
         write_picture(seen.picture, place)
         content = json.dumps({"image": path, **seen.values})
-        place.with_suffix(".json").write_text(content + "\n", "utf-8")
+        write_file(place.with_suffix(".json"), content + "\n")
         print(content if arguments.json else f"{path}: {place}")
 
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data.record import BadRecord
 
 MAX_PIXELS = 1 << 26  # 67 megapixels: 200 MB as RGB, in each thread
@@ -68,7 +68,7 @@ def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np
     except BadRecord:
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = first_line(error)
         if "cannot identify image file" in reason:  # it goes on with an address in memory
             reason = "no image of a known format"
         raise BadRecord(name, f"cannot be decoded ({reason})") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 
 # What a launcher tells each process that it started: the number of processes.
 LAUNCHERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
@@ -118,10 +118,9 @@ def _connect(explicit: tuple[Any, Any, Any], where: str, wait: int) -> None:
         )
         jax.devices()  # hosts exchange what they have
     except (ValueError, RuntimeError, KeyError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{me} cannot join the others at {where}: {reason}. Give --coordinator ADDRESS:PORT, "
-            "--hosts and --host."
+            f"{me} cannot join the others at {where}: {first_line(error)}. Give "
+            "--coordinator ADDRESS:PORT, --hosts and --host."
         ) from error
     finally:
         patience.cancel()
@@ -133,10 +132,10 @@ def leave(error: Exception) -> None:
 
     if jax.process_count() == 1:
         raise error
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     message = (
         f"mnv2: host {jax.process_index()} stops, since another one did or cannot be reached "
-        f"({reason}). Checkpoints are as they were: the same command on all hosts goes on there."
+        f"({first_line(error)}). Checkpoints are as they were: the same command on all hosts "
+        "goes on there."
     )
     print(message, file=sys.stderr, flush=True)
     os._exit(STATUS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.paper.content import HERE, PLAIN, Table
 from mnv2_jax.lab.predict import EVALUATION
 
@@ -73,8 +73,7 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
                     found.append(_read(content, metric))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UsageError(
-                    f"{path} cannot be read ({type(error).__name__}: {error}): evaluate again, or "
-                    "remove it."
+                    f"{path} cannot be read ({first_line(error)}): evaluate again, or remove it."
                 ) from error
     return found
 

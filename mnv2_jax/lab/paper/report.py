@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.paper.ablations import figure_6a, figure_6b
 from mnv2_jax.lab.paper.channels import figure_7
 from mnv2_jax.lab.paper.content import Image, Item, Sources
@@ -103,7 +103,9 @@ def write_paper(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{out} cannot be made: {error}. Choose another --out.") from error
+        raise UsageError(
+            f"{out} cannot be made: {first_line(error)}. Choose another --out."
+        ) from error
     sections = []
     for number, item in enumerate(items, 1):
         began = time.monotonic()
@@ -123,5 +125,7 @@ def write_paper(
         (out / MARKDOWN).write_text(markdown_page(sections, command, about), "utf-8")
         (out / HTML).write_text(html_page(sections, command, about), "utf-8")
     except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error}. Choose another --out.") from error
+        raise UsageError(
+            f"{out} cannot be written: {first_line(error)}. Choose another --out."
+        ) from error
     return [out / HTML, out / MARKDOWN, *(out / f"{p.name}.png" for p in pictures(sections))]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.paper.content import Sources
 from mnv2_jax.lab.train.log import METRICS, read_rows
 from mnv2_jax.lab.train.report import REPORT, RESULTS
@@ -108,9 +108,8 @@ def read(folder: Path) -> Result:
         steps = int(next(iter(runs.values()))[0]["steps"])
         command = str(content["command"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"{path} cannot be read ({reason}): run its experiment again, or remove it."
+            f"{path} cannot be read ({first_line(error)}): run its experiment again, or remove it."
         ) from error
     except StopIteration:
         raise UsageError(f"{path} holds no runs: run its experiment again, or remove it.") from None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.accounting import account
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.model_folder import DESCRIPTION
 from mnv2_jax.lab.paper import printed
@@ -165,7 +165,9 @@ def model_madds(folder: Path) -> int | None:
         description = json.loads(path.read_text())
         model, size = build(**description["model"]), int(description["resolution"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Train the model again.") from error
+        raise UsageError(
+            f"{path} cannot be read: {first_line(error)}. Train the model again."
+        ) from error
     return account(model, (1, size, size, model.in_channels)).madds
 
 

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.devices.hosts import agree, gather
 from mnv2_jax.lab.train.log import say_no_more
 
@@ -124,7 +124,7 @@ class Checkpoints:
                 try:
                     found = self._restore_step(step, like)
                 except Exception as error:  # Orbax raises whatever the damage leads it to
-                    reason = _first_line(error)
+                    reason = first_line(error)
             # What one host cannot read, none goes on from.
             reason = next(filter(None, gather(reason)), "")
             if found is None or reason:
@@ -184,7 +184,7 @@ class Checkpoints:
                 damaged = [name for name in theirs if ours.get(name) != theirs[name]]
                 found[step] = f"{damaged[0]} is not what was saved" if damaged else ""
             except Exception as error:  # Orbax raises whatever the damage leads it to
-                found[step] = _first_line(error)
+                found[step] = first_line(error)
         return found
 
     def wait(self) -> None:
@@ -260,11 +260,6 @@ def _plain(path: str) -> str:
 def _unwritable(folder: Any, error: Exception) -> UsageError:
     say_no_more()
     return UsageError(
-        f"the checkpoint cannot be written to {folder}: {_first_line(error)}. Earlier steps are as "
+        f"the checkpoint cannot be written to {folder}: {first_line(error)}. Earlier steps are as "
         "they were; free some space, or give another --workdir."
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

@@ -17,9 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
 
-MAX_REASON = 300  # characters of anyone else's text in one of our messages
+MAX_VALUE = 300  # characters of a given value in a message
 OVERRIDE = "--config."  # how a command line sets a key
 
 
@@ -122,12 +122,9 @@ def _broken(file: str, error: Exception) -> UsageError:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
     where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
-    reason = " ".join(str(error).split())
-    if len(reason) > MAX_REASON:
-        reason = reason[:MAX_REASON] + "…"
-    return UsageError(
-        f"configuration {file!r} does not load{where}: {type(error).__name__}: {reason}"
-    )
+    kind, reason = type(error).__name__, first_line(error)
+    reason = reason if reason.startswith(kind) else f"{kind}: {reason}"
+    return UsageError(f"configuration {file!r} does not load{where}: {reason}.")
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:
@@ -172,7 +169,7 @@ def _typed(key: str, text: str, kind: type, old: Any) -> Any:
             value = None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         example = "" if old is None else f", such as {old!r}"
-        given = repr(text if len(text) <= MAX_REASON else text[:MAX_REASON] + "…")
+        given = repr(text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…")
         raise UsageError(
             f"configuration key {key!r} is given {given}: it takes {_article(kind)}{example}."
         )

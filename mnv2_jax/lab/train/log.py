@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from mnv2_jax.files import write_file
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
 
@@ -28,9 +29,7 @@ class RunLog:
         # Without a checkpoint the run begins anew, its evaluation at step 0 too.
         newest = (start, not due)
         kept = [row for row in read_rows(path) if start and (row["step"], _of_eval(row)) <= newest]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, path)
+        write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._events = Events(folder / "tensorboard", start + (not due))
         for row in kept:
@@ -108,13 +107,6 @@ def say_no_more() -> None:
 
 def _of_eval(row: dict[str, Any]) -> bool:
     return row["split"].startswith("eval")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import gather, leave
 from mnv2_jax.lab.model_folder import TENSORS, save_model
 from mnv2_jax.lab.train.checkpoint import Checkpoints
-from mnv2_jax.lab.train.log import RESULT, RunLog, progress, write_json
+from mnv2_jax.lab.train.log import RESULT, RunLog, progress
 from mnv2_jax.lab.train.precision import low_precision_scores
 from mnv2_jax.lab.train.run import ASKED, SAVE, STOP, Run
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mnv2_jax.files import replacing, write_file, write_json
 from mnv2_jax.lab.train.log import METRICS, RESULT, read_rows
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
@@ -75,10 +76,10 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
         "environment": environment(),
         "command": shlex.join(command),
     }
-    (workdir / RESULTS).write_text(json.dumps(results, indent=1))
+    write_json(workdir / RESULTS, results)
     plot_curves(workdir, config, split)
     report = workdir / REPORT
-    report.write_text(report_text(config, scores, runs, metric, command))
+    write_file(report, report_text(config, scores, runs, metric, command))
     return report
 
 
@@ -236,7 +237,8 @@ def plot_curves(workdir: Path, config: Any, split: str) -> None:
     axes.set_title(f"{config.title or config.name}\n{config.data.name}{band}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    figure.savefig(workdir / CURVES, dpi=150)
+    with replacing(workdir / CURVES) as partial:
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def _cycle(items: Sequence[Any]) -> Any:

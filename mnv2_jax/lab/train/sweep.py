@@ -11,10 +11,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import agree, together
 from mnv2_jax.lab.train.config import difference, flatten, unknown_key
-from mnv2_jax.lab.train.log import RESULT, write_json
+from mnv2_jax.lab.train.log import RESULT
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import write_report
 from mnv2_jax.lab.train.run import Run, make_run
@@ -69,8 +70,8 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
         return write_report(workdir, config, command) if jax.process_index() == 0 else None
     except OSError as error:
         raise UsageError(
-            f"{workdir} cannot be used: {error}. What is there stays: free some space or choose "
-            "another --workdir, and give the same command again to go on."
+            f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some space "
+            "or choose another --workdir, and give the same command again to go on."
         ) from error
 
 
@@ -128,8 +129,9 @@ def variant_config(config: Any, name: str) -> Any:
     try:
         variant.update(changes.to_dict())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"variant {name!r} of the sweep cannot be applied: {reason}") from error
+        raise UsageError(
+            f"variant {name!r} of the sweep cannot be applied: {first_line(error)}."
+        ) from error
     return variant
 
 
@@ -159,7 +161,8 @@ def check_owner(workdir: Path, config: Any) -> None:
         changes = difference(dict(theirs), _plain(config))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{path} cannot be read: {error}. Give another --workdir, or remove this one."
+            f"{path} cannot be read: {first_line(error)}. Give another --workdir, "
+            "or remove this one."
         ) from error
     if changes:
         raise UsageError(
@@ -182,7 +185,7 @@ def claim(workdir: Path, config: Any) -> None:
                 write_json(path, _plain(config))
         except OSError as error:
             raise UsageError(
-                f"{workdir} cannot be used: {error}. Give another --workdir."
+                f"{workdir} cannot be used: {first_line(error)}. Give another --workdir."
             ) from error
     with together():
         if not path.is_file():

@@ -165,7 +165,7 @@ def test_an_image_of_another_size_or_missing_is_a_bad_record(coco):
     (coco / "val/images/000000000002.png").unlink()
     with pytest.raises(BadRecord, match="20x10 pixels, annotated as 56x40"):
         source[1]
-    with pytest.raises(BadRecord, match=r"000000000002.png: No such file"):
+    with pytest.raises(BadRecord, match=r"000000000002.png: cannot be read: No such file"):
         source[2]
 
 

@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_used_is_a_bad_record(tmp_path):
     (tmp_path / "train" / "ant" / "3.jpg").unlink()
     (tmp_path / "train" / "ant" / "3.jpg").mkdir()
     source = open_source("folder", "train", str(tmp_path))
-    for index, reason in enumerate(["empty", "cannot be decoded", "No such file", "directory"]):
+    for index, reason in enumerate(["empty", "cannot be decoded", "No such file", "folder"]):
         with pytest.raises(BadRecord, match=reason) as error:
             source[index]
         assert error.value.name.endswith(f"{index}.jpg")

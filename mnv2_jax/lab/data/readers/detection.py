@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import PADDING_CLASS, clean_objects
 from mnv2_jax.lab.data.record import BadRecord
@@ -108,11 +109,9 @@ def read_bytes(path: Path) -> bytes:
       BadRecord: it is missing, unreadable or too large.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadRecord(str(path), f"larger than {MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadRecord(str(path), error.strerror or str(error)) from error
+        return read_file(path, MAX_FILE_BYTES)
+    except UnreadableFile as error:
+        raise BadRecord(str(path), error.reason) from error
 
 
 def read_lines(path: Path) -> list[str]:

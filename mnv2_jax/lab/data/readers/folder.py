@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.record import BadRecord, Record
 
@@ -35,12 +36,9 @@ class FolderSource:
     def __getitem__(self, index: int) -> Record:
         path = self._folder / self._files[index]
         try:
-            size = path.stat().st_size
-            if size > MAX_FILE_BYTES:
-                raise BadRecord(str(path), f"{size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
-            data = path.read_bytes()
-        except OSError as error:
-            raise BadRecord(str(path), error.strerror or str(error)) from error
+            data = read_file(path, MAX_FILE_BYTES)
+        except UnreadableFile as error:
+            raise BadRecord(str(path), error.reason) from error
         return {"image": image.decode(data, str(path)), "label": int(self._labels[index])}
 
     def arrays(self) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import replacing
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
 from mnv2_jax.lab.data.record import BadRecord, Record
@@ -51,7 +51,7 @@ class TarSource:
         try:
             data = os.pread(self._descriptor(), size, int(self._index["offset"][index]))
         except OSError as error:
-            raise BadRecord(name, error.strerror or str(error)) from error
+            raise BadRecord(name, first_line(error)) from error
         if len(data) != size:
             raise BadRecord(name, f"{len(data)} of {size} bytes are left")
         return {
@@ -190,14 +190,8 @@ def _load_index(place: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
 def _save_index(place: Path, arrays: dict[str, Any]) -> None:
     """Writes an index whole or not at all: processes may race for it."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=place.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(place) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_devkit(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -217,7 +211,7 @@ def read_devkit(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         truth = files[GROUND_TRUTH].split()
         return np.array([number[int(line)] for line in truth], np.int32), classes
     except Exception as error:  # scipy raises anything on a damaged meta.mat
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
-            f"{path} has no usable {SYNSETS} and {GROUND_TRUTH} ({reason}). Download it again."
+            f"{path} has no usable {SYNSETS} and {GROUND_TRUTH} ({first_line(error)}). "
+            "Download it again."
         ) from error

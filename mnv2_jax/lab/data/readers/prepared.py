@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import PADDING_CLASS, clean_objects
 from mnv2_jax.lab.data.readers.prepared_masks import PreparedMasks, find_maps
@@ -54,7 +54,7 @@ class PreparedSource:
             record = self._records[int(index)]
             encoded, label = record["image"], int(record["label"])
         except Exception as error:  # array_record and the parser raise anything on damage
-            raise BadRecord(name, f"cannot be read ({' '.join(str(error).split())})") from error
+            raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
         if not 0 <= label < len(self.classes):
             raise BadRecord(name, f"has label {label}, of {len(self.classes)} classes")
         pixels = image.decode(encoded, name, self._channels, orient=False)
@@ -92,7 +92,7 @@ class PreparedObjects:
                 for mark in (CROWD, LEFT_OUT)
             )
         except Exception as error:  # array_record and the parser raise anything on damage
-            raise BadRecord(name, f"cannot be read ({' '.join(str(error).split())})") from error
+            raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
         found = clean_objects(
             boxes[~out], labels[~out], len(self.classes), len(boxes), name, crowd[~out]
         )
@@ -152,7 +152,7 @@ def open_prepared(
         len(records)
     except Exception as error:
         raise UsageError(
-            f"{folder} cannot be read: {' '.join(str(error).split())}. "
+            f"{folder} cannot be read: {first_line(error)}. "
             f"Write the split as in 'train[:90%]', or prepare the set again."
         ) from error
     channels = features[content.encoded[0]].shape[-1] or 3
@@ -209,8 +209,9 @@ def _open_builder(folder: Path) -> Any:
         builder = tfds.builder_from_directory(folder)
         complete = bool(builder.info.features and builder.info.splits)
     except Exception as error:  # tfds raises anything on damaged metadata
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{folder} cannot be opened: {reason}. Prepare it again.") from error
+        raise UsageError(
+            f"{folder} cannot be opened: {first_line(error)}. Prepare it again."
+        ) from error
     if not complete:
         raise UsageError(f"{folder} has no features or no splits. Prepare it again.")
     return builder

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import IGNORED, check_labels
 from mnv2_jax.lab.data.readers.segmentation import CITYSCAPES, decode_labels
@@ -61,7 +61,7 @@ class PreparedMasks:
             record = self._records[int(index)]
             encoded, mask = record[self._maps.image], record[self._maps.mask]
         except Exception as error:  # array_record and the parser raise anything on damage
-            raise BadRecord(name, f"cannot be read ({' '.join(str(error).split())})") from error
+            raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
         pixels = image.decode(encoded, name, self._channels, orient=False)
         label = decode_labels(mask, name)
         if self._maps.table is not None:
