@@ -239,7 +239,7 @@ def _products(jaxpr: core.Jaxpr, inherited: str = "") -> Iterator[tuple[str, int
 def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
+            if isinstance(item, core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]
                 yield item.jaxpr
             elif isinstance(item, core.Jaxpr):
                 yield item
