@@ -29,6 +29,7 @@ from mnv2_jax.models.layers import ConvNorm, linear, relu6
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS, Spec, make_divisible, unroll
 from mnv2_jax.models.ssdlite import SSDLite
+from mnv2_jax.ops import compiler
 from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.version import __version__ as __version__
 from mnv2_jax.weights import doctor, export_weights, load_weights
@@ -62,3 +63,5 @@ __all__ = [
     "relu6",
     "unroll",
 ]
+
+compiler.warn()

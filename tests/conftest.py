@@ -1,6 +1,7 @@
 """Settings of the whole test run, made before JAX starts, and fixtures that several rooms share."""
 
 import os
+import warnings
 
 # Eight virtual CPU devices, so that every sharding is tested on any machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,11 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax
 import numpy as np
 import pytest
+
+with warnings.catch_warnings(action="ignore"):  # that this is not done yet
+    from mnv2_jax.ops import compiler
+
+compiler.apply()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
