@@ -18,8 +18,7 @@ from benchmarks.harness import save
 from benchmarks.train_cpu import CASES
 from mnv2_jax import build
 from mnv2_jax.lab.train.checkpoint import fingerprints
-from mnv2_jax.lab.train.state import new_state
-from mnv2_jax.lab.train.step import choose, tree_norm
+from mnv2_jax.lab.train.step import choose, new_state, tree_norm
 
 
 def state_of(width, spec, classes, size):

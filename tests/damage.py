@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from mnv2_jax.lab.train.checkpoint import Checkpoints
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress
 from tests.lab.train.test_checkpoint import assert_same, like, state_at, write
 
 
@@ -91,7 +91,7 @@ def corrupt(count: int, place: Path, seed: int = 0) -> Damage:
             found.fell_back += step < 3
             try:
                 assert_same(restored.state, state_at(step))
-                assert restored.extra == {"seconds": step / 3}
+                assert restored.progress == Progress(step / 3)
             except AssertionError:
                 found.silent += 1
         checkpoints.close()

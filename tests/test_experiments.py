@@ -14,8 +14,8 @@ from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.train.config import flatten, load_config
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
 from mnv2_jax.lab.train.problem import PROBLEMS
-from mnv2_jax.lab.train.run import check_numbers, make_model
-from mnv2_jax.lab.train.sweep import check_names, seed_groups, variant_config
+from mnv2_jax.lab.train.run import make_model
+from mnv2_jax.lab.train.sweep import check_variants, seed_groups, variant_config
 
 FOLDER = Path(imagenet.__file__).parent
 FILES = sorted(f for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "scales"))
@@ -81,12 +81,13 @@ def test_it_loads_and_could_be_trained(path):
     keys = {key for key in flatten(config) if not key.startswith("sweep.variants.")}
     based = {key for key in flatten(imagenet.base()) if not key.startswith("sweep.variants.")}
     assert keys == based
-    check_names(config)
+    with config.unlocked():
+        for key in config.needs:
+            group, _, leaf = key.rpartition(".")
+            config[group][leaf] = "given"
     assert list(seed_groups(config))
     steps = config.steps or 1000
-    for name in config.sweep.variants:
-        variant = variant_config(config, name)
-        check_numbers(variant)
+    for variant in check_variants(config).values():
         epoch = steps / (variant.epochs or 10)
         make_optimizer(variant.optimizer, make_schedule(variant.optimizer, steps, epoch))
         assert flatten(variant).keys() == flatten(config).keys()

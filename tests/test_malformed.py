@@ -22,8 +22,7 @@ from mnv2_jax.lab.data.scenes import Scenes, write_coco, write_voc
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.predict import read_image
 from mnv2_jax.lab.train.config import flatten, load_config
-from mnv2_jax.lab.train.run import check_numbers
-from mnv2_jax.lab.train.sweep import check_names, seed_groups, variant_config
+from mnv2_jax.lab.train.sweep import check_variants
 
 SECONDS, BYTES = 1.0, 100e6
 
@@ -103,12 +102,7 @@ def test_configurations_and_overrides(seed):
         given = [f"{key}={rng.choice(WORDS)}"]
 
         def use(given=given):
-            config = load_config("experiments/ablate_linear.py", given)
-            check_numbers(config)
-            check_names(config)
-            list(seed_groups(config))
-            for name in config.sweep.variants:
-                variant_config(config, name)
+            check_variants(load_config("experiments/ablate_linear.py", given))
 
         refused += used_or_refused(use)
     assert refused > 150  # a word may be right for a key

@@ -89,7 +89,7 @@ def test_a_configuration_is_trained_with_or_without_the_verb(monkeypatch, tmp_pa
         ("sweep.reference=relu", "sweep.reference 'relu'"),
         ("parallel.launcher=pjit", "unknown parallel.launcher"),
         ("init.model=/nowhere", "is no saved model"),
-        ("model.spec=huge", "unknown spec 'huge'"),
+        ("model.spec=huge", "unknown model.spec 'huge'"),
     ],
 )
 def test_overrides_that_cannot_be_used(refused, tmp_path, override, message):

@@ -34,13 +34,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.devices import hosts as cluster
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.train.config import check_keys, check_needs, load_config
+    from mnv2_jax.lab.train.config import load_config
     from mnv2_jax.lab.train.report import RESULTS
-    from mnv2_jax.lab.train.sweep import default_workdir, run_sweep
+    from mnv2_jax.lab.train.sweep import check_variants, default_workdir, run_sweep
 
     config = load_config(_experiment(arguments), arguments.overrides)
-    check_keys(config, ("name", "title", "sweep.seeds", "sweep.at_once", "sweep.reference"))
-    check_needs(config)
+    check_variants(config)
     host.keep_freed_memory()
     host.use_compilation_cache()
     if arguments.wait < 1:

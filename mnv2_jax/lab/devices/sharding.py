@@ -27,14 +27,14 @@ class Plan(NamedTuple):
       mesh: all devices along one axis.
       launcher: "jit", "shard_map" or "pmap".
       batch_norm: "global" (statistics over the whole batch) or "device" (over each device's rows).
-      replicas: seeds trained at once as a leading axis of the state; above 1, that axis and not the
-        batch is spread over the devices.
+      seeds_at_once: seeds trained together, as a leading axis of the state; above 1, that axis and
+        not the batch is spread over the devices.
     """
 
     mesh: Mesh
     launcher: str
     batch_norm: str
-    replicas: int
+    seeds_at_once: int
 
     @property
     def norm_axis(self) -> str | None:
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 
     @property
     def rows(self) -> NamedSharding:
-        """The sharding of a batch, or of the replicas' leading axis."""
+        """The sharding of a batch, or of the leading axis of seeds."""
         return NamedSharding(self.mesh, ROWS)
 
     @property
@@ -64,14 +64,14 @@ class Plan(NamedTuple):
     @property
     def state(self) -> NamedSharding:
         """The sharding of the training state."""
-        return self.rows if self.replicas > 1 else self.everywhere
+        return self.rows if self.seeds_at_once > 1 else self.everywhere
 
 
 def make_plan(
     launcher: str = "jit",
     batch_norm: str = "global",
     devices: int = 0,
-    replicas: int = 1,
+    seeds_at_once: int = 1,
     batch_size: int | None = None,
     accumulate: int = 1,
 ) -> Plan:
@@ -81,7 +81,7 @@ def make_plan(
       launcher: see `Plan`.
       batch_norm: see `Plan`.
       devices: how many to use; 0 for all (of all hosts).
-      replicas: see `Plan`; with several, as many devices as divide them are used.
+      seeds_at_once: see `Plan`; with several, as many devices as divide them are used.
       batch_size: rows of a global batch, checked to divide over devices and accumulation.
       accumulate: parts of a batch computed one after the other.
 
@@ -102,14 +102,14 @@ def make_plan(
         )
     used = devices or len(found)
     spread = used  # devices that one batch is spread over
-    if replicas > 1:
+    if seeds_at_once > 1:
         if (launcher, batch_norm) != ("jit", "global") or jax.process_count() > 1:
             raise UsageError(
-                f"{replicas} seeds at once need the launcher jit with global batch norm on one "
-                f"host, not {launcher} with {batch_norm} on {jax.process_count()}: set "
+                f"{seeds_at_once} seeds at once need the launcher jit with global batch norm on "
+                f"one host, not {launcher} with {batch_norm} on {jax.process_count()}: set "
                 "sweep.at_once to 1."
             )
-        used, spread = max(n for n in range(1, used + 1) if replicas % n == 0), 1
+        used, spread = max(n for n in range(1, used + 1) if seeds_at_once % n == 0), 1
     if batch_size is not None and batch_size % (spread * accumulate):
         parts = f"{spread} device(s)" + (f" × {accumulate} parts" if accumulate > 1 else "")
         near = max(1, round(batch_size / (spread * accumulate))) * spread * accumulate
@@ -118,7 +118,7 @@ def make_plan(
             "parallel.devices."
         )
     mesh = jax.make_mesh((used,), (AXIS,), (AxisType.Auto,), devices=found[:used])
-    return Plan(mesh, launcher, batch_norm, replicas)
+    return Plan(mesh, launcher, batch_norm, seeds_at_once)
 
 
 Function = Callable[..., Any]
@@ -130,18 +130,18 @@ def launch(function: Function, plan: Plan) -> Function:
     `state`'s buffers are donated: the caller's copy is gone after the call. `resident` is data that
     every device holds whole; `batch` is spread by rows.
     """
-    if plan.replicas > 1:
+    if plan.seeds_at_once > 1:
         function = jax.vmap(function, in_axes=(0, None, 0, 0))
     return LAUNCHERS[plan.launcher](function, plan)
 
 
 def _jit(function: Function, plan: Plan) -> Function:
-    by_replica = plan.rows if plan.replicas > 1 else plan.everywhere
+    by_seed = plan.rows if plan.seeds_at_once > 1 else plan.everywhere
     return jax.jit(
         function,
         donate_argnums=0,
-        in_shardings=(plan.state, plan.everywhere, plan.rows, by_replica),
-        out_shardings=(plan.state, by_replica),
+        in_shardings=(plan.state, plan.everywhere, plan.rows, by_seed),
+        out_shardings=(plan.state, by_seed),
     )
 
 
@@ -201,12 +201,12 @@ def global_batch(batch: Any, plan: Plan) -> Any:
     """Places this host's rows as its share of global arrays.
 
     Args:
-      batch: a tree of numpy arrays with this host's rows (or, with replicas, all of them).
+      batch: a tree of numpy arrays with this host's rows (or, with several seeds, all of them).
       plan: of the devices.
     """
     if plan.launcher == "pmap":
         return batch
-    hosts = jax.process_count() if plan.replicas == 1 else 1
+    hosts = jax.process_count() if plan.seeds_at_once == 1 else 1
 
     def place(local: np.ndarray) -> jax.Array:
         shape = (local.shape[0] * hosts, *local.shape[1:])

@@ -54,11 +54,27 @@ def _tell_but_of_closed_loops(unraisable: Any) -> None:
 sys.unraisablehook = _tell_but_of_closed_loops
 
 
+class Progress(NamedTuple):
+    """What a training knows besides its state.
+
+    Attributes:
+      seconds: of training, over interruptions.
+      sums: of the training metrics since the last row of the log.
+      losses: of that row, for each seed.
+      evaluated: whether the step, if it is one to evaluate at, has been.
+    """
+
+    seconds: float = 0.0
+    sums: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
+    losses: list[float] | None = None
+    evaluated: bool = True
+
+
 class Restored(NamedTuple):
     """A training state from disk, and what was saved beside it."""
 
     state: Any
-    extra: dict[str, Any]
+    progress: Progress
 
 
 class Checkpoints:
@@ -83,12 +99,12 @@ class Checkpoints:
             # Orbax refuses relative paths, and only at the first save.
             self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
-    def save(self, state: Any, extra: dict[str, Any], monitor: float | None = None) -> None:
+    def save(self, state: Any, progress: Progress, monitor: float | None = None) -> None:
         """Starts saving in the background; a step that is there already is left alone.
 
         Args:
           state: the training state; it may be donated as soon as this returns.
-          extra: JSON values to restore beside it.
+          progress: to restore beside it.
           monitor: the metric that ranks checkpoints, higher is better; None if not measured.
         """
         step = int(np.max(jax.device_get(state.step)))
@@ -96,7 +112,7 @@ class Checkpoints:
             return
         # Orbax writes the record later, when the caller may have changed it.
         record = {"sha256": fingerprints(state), "arrays": arrays_of(state)}
-        record |= copy.deepcopy(extra)
+        record |= copy.deepcopy(progress._asdict())
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
         )
@@ -151,7 +167,7 @@ class Checkpoints:
         damaged = [name for name in actual if expected.get(name) != actual[name]]
         if damaged or len(expected) != len(actual):
             raise ValueError(f"{len(damaged)} arrays differ from what was saved, {damaged[:1]}")
-        return Restored(state, record)
+        return Restored(state, _progress(record))
 
     def record(self, step: int) -> dict[str, Any]:
         """What was saved beside a step's arrays, with their hashes."""
@@ -219,6 +235,12 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook = hook
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
+
+
+def _progress(record: dict[str, Any]) -> Progress:
+    """Reads what was saved beside a state, under the names of version 0.1.0 too."""
+    given = {"sums": record.get("window") or {}, "evaluated": not record.get("due"), **record}
+    return Progress(**{name: given[name] for name in Progress._fields if name in given})
 
 
 def fingerprints(state: Any) -> dict[str, str]:

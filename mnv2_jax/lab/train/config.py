@@ -69,21 +69,6 @@ def check_keys(config: Any, keys: Iterable[str]) -> None:
             )
 
 
-def check_needs(config: Any) -> None:
-    """Refuses an experiment whose `needs`, keys that no default can stand for, are not given.
-
-    Raises:
-      UsageError: one is None.
-    """
-    given = flatten(config)
-    for key in given.get("needs", ()):
-        if given.get(key) is None:
-            raise UsageError(
-                f"this experiment needs {key}: give {OVERRIDE}{key}=VALUE; the first lines of "
-                "its file say what."
-            )
-
-
 def _get_config_of(file: Path) -> Any:
     if not file.is_file():
         beside = file.parent != Path() and file.parent.is_dir()

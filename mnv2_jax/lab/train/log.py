@@ -121,7 +121,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def progress(total: int, done: int, title: str, quiet: bool) -> Any:
+def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:
     """A progress bar with rate and time left, on standard error; silent if `quiet`.
 
     Off a terminal it prints a line every 30 seconds instead of redrawing one.

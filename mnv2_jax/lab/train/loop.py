@@ -1,13 +1,15 @@
 """The one training loop: batches in, logs, checkpoints and a trained model out."""
 
 import hashlib
+import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +18,14 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import gather, leave
 from mnv2_jax.lab.model_folder import TENSORS, save_model
-from mnv2_jax.lab.train.checkpoint import Checkpoints
-from mnv2_jax.lab.train.log import RESULT, RunLog, progress
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress
+from mnv2_jax.lab.train.log import RESULT, RunLog, progress_bar
 from mnv2_jax.lab.train.precision import low_precision_scores
-from mnv2_jax.lab.train.run import ASKED, SAVE, STOP, Run
+from mnv2_jax.lab.train.run import Run
 
 IN_FLIGHT = 2  # steps
 SPIKE = 2.0  # a loss so many times that of the row before is noted in the log
+EXCHANGE = 1.0  # seconds between two exchanges of several hosts' requests
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,14 +36,106 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class Stop:
-    """The signal that asked the training to stop, once one has."""
+class HostRequests:
+    """Requests to save, by the clock, and to stop, on a signal, which all hosts answer together.
 
-    number: int | None = None
+    Clocks differ and a signal may reach one host only. So several hosts exchange their requests, at
+    steps that they agree on ahead: every second or so, since an exchange waits for the devices.
+    """
 
-    def __call__(self) -> bool:
-        """Whether there was one."""
-        return self.number is not None
+    def __init__(self, save_after: float):
+        """Starts counting; a request to save is made every `save_after` seconds."""
+        self.signal: int | None = None  # the first that came
+        self._save_after, self._saved = save_after, time.monotonic()
+        self._interval, self._next, self._exchanged = 1, 0, time.monotonic()
+
+    def saved(self) -> None:
+        """Starts to count anew."""
+        self._saved = time.monotonic()
+
+    def stop(self) -> bool:
+        """Whether this host was told to stop."""
+        return self.signal is not None
+
+    def __call__(self, step: int, wait: Callable[[], Any]) -> tuple[bool, bool]:
+        """Whether to save, and whether to stop, after a step; the same on all hosts.
+
+        Args:
+          step: that was started last, the same on all hosts.
+          wait: blocks until all steps are done: two programs at once could wait for each other.
+        """
+        now = time.monotonic()
+        own = (now - self._saved > self._save_after, self.stop())
+        if jax.process_count() == 1:
+            return own
+        if step < self._next:
+            return False, False
+        wait()
+        told = [json.loads(words) for words in gather(json.dumps([*own, now - self._exchanged]))]
+        self._exchanged = time.monotonic()
+        pace = min(EXCHANGE, self._save_after) / max(told[0][2], 1e-3)  # all go by host 0's clock
+        self._interval = max(1, min(2 * self._interval, int(self._interval * pace)))
+        self._next = step + self._interval
+        return any(save for save, *_ in told), any(stop for _, stop, _ in told)
+
+
+class MetricSums:
+    """Training metrics summed since the last row of the log; survives an interruption.
+
+    Sums run from step to step in float64, so that they do not depend on where a run was cut.
+    """
+
+    def __init__(self, sums: dict[str, Any]):
+        self._sums = dict(sums)
+        self._on_device: list[Any] = []
+
+    def add(self, metrics: dict[str, Any]) -> int:
+        """Adds a step's metrics; waits only for those of `IN_FLIGHT` steps before.
+
+        Two steps under way keep a device busy. With more, the progress bar would run ahead, and a
+        run that is told to stop would first have to work them off.
+
+        Returns:
+          How many steps in a row were not finite, up to the one that was waited for.
+        """
+        self._on_device.append(metrics)
+        if len(self._on_device) <= IN_FLIGHT:
+            return 0
+        known = self._on_device[-1 - IN_FLIGHT]
+        return int(np.max(jax.device_get(known["skipped_in_a_row"])))
+
+    def wait(self) -> dict[str, Any]:
+        """Waits for all steps; returns name -> (sum, count) and the last of the other metrics."""
+        for metrics in jax.device_get(self._on_device):
+            for name, (total, count) in metrics.pop("sums").items():
+                before = self._sums.get(name, (0.0, 0.0))
+                pair = (np.float64(total) + before[0], np.float64(count) + before[1])
+                self._sums[name] = [np.asarray(v).tolist() for v in pair]
+            self._sums |= {name: np.asarray(v).tolist() for name, v in metrics.items()}
+        self._on_device = []
+        return self._sums
+
+    def take(self) -> dict[str, Any]:
+        """Returns what `wait` does, and starts anew."""
+        sums, self._sums = self.wait(), {}
+        return sums
+
+
+@dataclass
+class Session:
+    """What the loop holds besides the state."""
+
+    run: Run
+    config: Any
+    keys: Any
+    rows: Iterator[Any]
+    checkpoints: Checkpoints
+    logs: list[RunLog]  # one for each seed, on the first process only
+    bar: Any
+    began: float  # by the monotonic clock, less what was trained before an interruption
+    sums: MetricSums
+    losses: list[float] | None  # of the last row of the log, for each seed
+    requests: HostRequests
 
 
 def fit(
@@ -72,27 +167,27 @@ def fit(
             jax.eval_shape(run.fresh, keys),
         )
     )
-    state, extra = (run.fresh(keys), {}) if restored is None else restored
+    # The state before the first step is evaluated too.
+    state, before = restored or (run.fresh(keys), Progress(evaluated=False))
     start = step_of(state)
-    due = extra.get("due", start == 0)
     first_process = jax.process_index() == 0
-    clock = Clock(extra.get("seconds", 0.0))
-    asks = Asks(clock, 60 * config.checkpoint_minutes)
+    due = not before.evaluated
     session = Session(
         run=run,
         config=config,
         keys=keys,
-        rows=run.rows(seeds, start, asks),
+        rows=run.rows(seeds, start),
         checkpoints=checkpoints,
         logs=[RunLog(folder / f"seed_{seed}", start, due) for seed in seeds * first_process],
-        bar=progress(run.steps, start, title, quiet or not first_process),
-        window=Window(extra.get("window"), extra.get("losses")),
-        clock=clock,
-        asks=asks,
+        bar=progress_bar(run.steps, start, title, quiet or not first_process),
+        began=time.monotonic() - before.seconds,
+        sums=MetricSums(before.sums),
+        losses=before.losses,
+        requests=HostRequests(60 * config.checkpoint_minutes),
     )
     try:
-        with stop_requested(asks.stop):
-            state = _train(session, state, due)
+        with signals_noted(session.requests):
+            state = _train(session, state, start, due)
             checkpoints.wait()
             _finish(session, seeds, state, folder)
     except jax.errors.JaxRuntimeError as error:
@@ -104,148 +199,52 @@ def fit(
         checkpoints.close()
 
 
-class Session(NamedTuple):
-    """What the loop holds besides the state."""
-
-    run: Run
-    config: Any
-    keys: Any
-    rows: Iterator[Any]
-    checkpoints: Checkpoints
-    logs: list[RunLog]  # one for each seed, on the first process only
-    bar: Any
-    window: "Window"
-    clock: "Clock"
-    asks: "Asks"
-
-
-class Clock:
-    """Seconds of training, over interruptions."""
-
-    def __init__(self, before: float):
-        self._start = time.monotonic() - before
-
-    def __call__(self) -> float:
-        return time.monotonic() - self._start
-
-
-class Asks:
-    """What this host asks of all hosts before each step: to save by the clock, to stop on a signal.
-
-    Clocks differ and signals reach one host, but all have to save and leave at the same step.
-    """
-
-    def __init__(self, clock: Clock, seconds: float):
-        self.stop = Stop()
-        self._clock, self._seconds = clock, seconds
-        self.saved()
-
-    def saved(self) -> None:
-        """Starts to count anew."""
-        self._last = self._clock()
-
-    def __call__(self) -> int:
-        return SAVE * (self._clock() - self._last > self._seconds) | STOP * self.stop()
-
-
 def step_of(state: Any) -> int:
     """The number of steps that a state has behind it."""
     return int(np.max(jax.device_get(state.step)))
 
 
-class Window:
-    """Training metrics summed since the last row of the log; survives an interruption.
-
-    Sums run from step to step in float64, so that they do not depend on where a run was cut.
-    """
-
-    def __init__(self, saved: dict[str, Any] | None = None, losses: list[float] | None = None):
-        self._sums: dict[str, Any] = saved or {}
-        self.losses = losses  # of the last row, for each seed
-        self._waiting: list[Any] = []  # on the device still
-        self.asked = 0  # by any host, at the newest step that was waited for
-
-    def add(self, metrics: dict[str, Any]) -> int:
-        """Adds a step's metrics; waits only for those of `IN_FLIGHT` steps before.
-
-        Two steps under way keep a device busy. With more, the progress bar would run ahead, and a
-        run that is told to stop would first have to work them off.
-
-        Returns:
-          How many steps in a row were not finite, up to the one that was waited for.
-        """
-        self._waiting.append(metrics)
-        if len(self._waiting) <= IN_FLIGHT:
-            return 0
-        known = self._waiting[-1 - IN_FLIGHT]
-        self.asked = int(jax.device_get(known.get(ASKED, 0)))
-        return int(np.max(jax.device_get(known["skipped_in_a_row"])))
-
-    def sums(self) -> dict[str, Any]:
-        """Waits for all steps; returns name -> (sum, count) and the last of the other metrics."""
-        for metrics in jax.device_get(self._waiting):
-            self.asked = int(metrics.pop(ASKED, 0))
-            for name, (total, count) in metrics.pop("sums").items():
-                before = self._sums.get(name, (0.0, 0.0))
-                pair = (np.float64(total) + before[0], np.float64(count) + before[1])
-                self._sums[name] = [np.asarray(v).tolist() for v in pair]
-            self._sums |= {name: np.asarray(v).tolist() for name, v in metrics.items()}
-        self._waiting = []
-        return self._sums
-
-    def clear(self) -> None:
-        """Starts the next window."""
-        self._sums = {}
-
-
-def _train(session: Session, state: Any, due: bool) -> Any:
-    """Trains to the end; `due` says that the state to start from has not been evaluated yet."""
-    run, config, window = session.run, session.config, session.window
+def _train(session: Session, state: Any, start: int, due: bool) -> Any:
+    """Trains from step `start` to the end; `due` says that it has not been evaluated there yet."""
+    run, config, requests = session.run, session.config, session.requests
     eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
     resident = jax.device_put(run.train.resident, run.plan.everywhere)
-    alone = jax.process_count() == 1
-    start = saved = step_of(state)
     if due and _evaluate(session, state, start) is None:
-        _save_and_leave(session, state, due=True)
+        _save(session, state, evaluated=False)
+        _leave(session, state)
     for step in range(start + 1, run.steps + 1):
         state, metrics = run.step(state, resident, next(session.rows), session.keys)
-        _check_finite(config, window.add(metrics), step)
+        _check_finite(config, session.sums.add(metrics), step)
         session.bar.update(1)
         last = step == run.steps
         if step % config.log_every == 0 or last:
-            _log_window(session, step)
+            _log_row(session, step)
         due = bool(config.eval_every_epochs and step % eval_every == 0) or last
         monitor = _evaluate(session, state, step) if due else None
-        due = due and monitor is None
-        asked = session.asks() if alone else window.asked
-        if asked & STOP and (due or not last):
-            _save_and_leave(session, state, due, monitor)
-        # Steps under way at the last save still carry what was asked before it.
-        answered = not alone and step - saved <= IN_FLIGHT
-        if monitor is not None or (asked & SAVE and not answered):
-            _save(session, state, due, monitor)
-            session.asks.saved()
-            saved = step
+        evaluated = monitor is not None or not due
+        save, stop = requests(step, session.sums.wait)
+        stop = stop and not (last and evaluated)
+        if save or stop or monitor is not None:
+            _save(session, state, evaluated, monitor)
+        if stop:
+            _leave(session, state)
     return state
 
 
-def _save(session: Session, state: Any, due: bool, monitor: float | None) -> None:
-    window = session.window
-    extra = {"seconds": session.clock(), "window": window.sums(), "losses": window.losses}
-    extra["due"] = due
+def _save(session: Session, state: Any, evaluated: bool, monitor: float | None = None) -> None:
+    seconds = time.monotonic() - session.began
+    progress = Progress(seconds, session.sums.wait(), session.losses, evaluated)
     for log in session.logs:
         log.flush()
-    session.checkpoints.save(state, extra, monitor)
+    session.checkpoints.save(state, progress, monitor)
+    session.requests.saved()
 
 
-def _save_and_leave(
-    session: Session, state: Any, due: bool, monitor: float | None = None
-) -> NoReturn:
-    _save(session, state, due, monitor)
+def _leave(session: Session, state: Any) -> None:
     session.checkpoints.wait()
     message = f"stopped and saved at step {step_of(state)}: the same command goes on there"
     # Of several hosts, the signal may have reached another one.
-    raise Interrupted(message, session.asks.stop.number or signal.SIGTERM)
+    raise Interrupted(message, session.requests.signal or signal.SIGTERM)
 
 
 def _check_finite(config: Any, astray: int, step: int) -> None:
@@ -257,28 +256,26 @@ def _check_finite(config: Any, astray: int, step: int) -> None:
         )
 
 
-def _log_window(session: Session, step: int) -> None:
-    """Writes the training metrics since the last time."""
-    run, config, window = session.run, session.config, session.window
-    found = window.sums()
-    window.clear()
+def _log_row(session: Session, step: int) -> None:
+    """Writes the training metrics since the last row."""
+    run, sums = session.run, session.sums.take()
 
     def by_seed(value: Any) -> list[float]:
-        return np.broadcast_to(np.asarray(value), (run.replicas,)).tolist()
+        return np.broadcast_to(np.asarray(value), (run.seeds_at_once,)).tolist()
 
-    last = {name: by_seed(found.pop(name)) for name in ("gradient_norm", "skipped")}
-    astray = int(np.max(found.pop("skipped_in_a_row")))
+    last = {name: by_seed(sums.pop(name)) for name in ("gradient_norm", "skipped")}
+    astray = int(np.max(sums.pop("skipped_in_a_row")))
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = {name: by_seed(np.divide(*pair)) for name, pair in found.items()}
+        means = {name: by_seed(np.divide(*pair)) for name, pair in sums.items()}
     session.bar.set_postfix_str(f"loss {np.mean(means['loss']):.3f}", refresh=False)
     means |= last | {"learning_rate": by_seed(run.schedule(step - 1))}
-    before, window.losses = window.losses, means["loss"]
+    before, session.losses = session.losses, means["loss"]
     for i, log in enumerate(session.logs):
         row: dict[str, Any] = {name: values[i] for name, values in means.items()}
         if before is not None and 0 < SPIKE * before[i] < row["loss"]:
             row["note"] = f"the loss is {row['loss'] / before[i]:.1f} times that of the last row"
         log.write(step, "train", row)
-    _check_finite(config, astray, step)
+    _check_finite(session.config, astray, step)
 
 
 def _evaluate(session: Session, state: Any, step: int) -> float | None:
@@ -288,7 +285,7 @@ def _evaluate(session: Session, state: Any, step: int) -> float | None:
       What ranks them; None if a signal came first. Several hosts would not leave at one place.
     """
     run = session.run
-    stopped = session.asks.stop if jax.process_count() == 1 else bool
+    stopped = session.requests.stop if jax.process_count() == 1 else bool
     results = {"eval": run.evaluate(state.variables, stopped)}
     if state.ema:
         results["eval_ema"] = run.evaluate(state.ema, stopped)
@@ -302,12 +299,12 @@ def _evaluate(session: Session, state: Any, step: int) -> float | None:
 
 def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) -> None:
     """Writes each seed's model and, last of all, its result; hosts leave together."""
-    run, config, seconds = session.run, session.config, session.clock()
+    run, config, seconds = session.run, session.config, time.monotonic() - session.began
     best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
     scores = {split: run.evaluate(variables) for split, variables in best.items()}
     chosen, skipped = jax.device_get((list(best.values())[-1], state.skipped))
     for i, seed in enumerate(seeds if jax.process_index() == 0 else ()):
-        own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.replicas > 1 else chosen
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.seeds_at_once > 1 else chosen
         place = folder / f"seed_{seed}"
         save_model(place, own, describe(run, config))
         metrics = {
@@ -319,7 +316,7 @@ def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) 
         result = {
             "seed": seed,
             "steps": run.steps,
-            "seconds": round(seconds / run.replicas, 1),  # of this seed's share of the training
+            "seconds": round(seconds / run.seeds_at_once, 1),  # this seed's share
             "metrics": metrics,
             "model_sha256": hashlib.sha256((place / TENSORS).read_bytes()).hexdigest(),
             "skipped": int(np.atleast_1d(skipped)[i]),
@@ -340,19 +337,19 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def stop_requested(stop: Stop) -> Iterator[None]:
+def signals_noted(requests: HostRequests) -> Iterator[None]:
     """Makes the first SIGTERM or Ctrl-C a request; a second Ctrl-C leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def request(number: int, frame: Any) -> None:
+    def note(number: int, frame: Any) -> None:
         del frame
-        if stop() and number == signal.SIGINT:
+        if requests.stop() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.number = stop.number or number
+        requests.signal = requests.signal or number
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnv2_jax.errors import UsageError
 from mnv2_jax.inference.graph import Graph, run, trace
 from mnv2_jax.inference.quantize import (
     quantize,
@@ -25,7 +24,6 @@ from mnv2_jax.inference.quantize import (
     with_weights,
 )
 from mnv2_jax.lab.data import Source, eval_batches, eval_transform, open_source
-from mnv2_jax.models.build import look_up
 from mnv2_jax.models.dialect import normalize
 
 CALIBRATION_IMAGES = 512
@@ -106,21 +104,6 @@ def _calibration(model: Any, variables: Any, batches: Callable[[], Iterator[Any]
         if left <= 0:
             break
     return trace(model, variables, images[0].shape[1:3]), images
-
-
-def check_precisions(config: Any) -> None:
-    """Refuses precisions that are not known, and tasks that are not evaluated in them.
-
-    Raises:
-      UsageError: with the choices.
-    """
-    for name in config.low_precision:
-        look_up("precision in low_precision", name, PRECISIONS)
-    if config.low_precision and config.task != "classify":
-        raise UsageError(
-            f"low_precision is {config.low_precision!r} and the task {config.task}: classifiers "
-            "alone are evaluated at low precision."
-        )
 
 
 def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, float]:

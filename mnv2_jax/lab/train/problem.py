@@ -83,24 +83,6 @@ def check_fields(record: dict[str, Any], task: str, name: str) -> None:
             )
 
 
-def check_augmentation(config: Any) -> None:
-    """Refuses settings that the configured task would ignore.
-
-    Raises:
-      UsageError: with the first of them.
-    """
-    if config.task == "classify":
-        return
-    off = {"policy": "none", "erasing": 0.0}
-    ignored = [f"data.train.{key}" for key, none in off.items() if config.data.train[key] != none]
-    ignored += [f"loss.{key}" for key, value in config.loss.items() if value]
-    ignored += ["teacher.model"] if config.teacher.model else []
-    if ignored:
-        raise UsageError(
-            f"{ignored[0]} is for classification, and the task is {config.task}: leave it out."
-        )
-
-
 def _classify_train(config: Any, channels: int) -> Transform:
     options = config.data.train.to_dict()
     return train_transform(config.data.resolution, channels=channels, **options)

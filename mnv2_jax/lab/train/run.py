@@ -1,6 +1,5 @@
 """What a configuration describes, built: data, model, task, optimizer and the compiled step."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,24 +11,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.data import Source, open_source
 from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
 from mnv2_jax.lab.model_folder import Saved, load_model
+from mnv2_jax.lab.tasks.augment import Augmentation
 from mnv2_jax.lab.tasks.task import Task
-from mnv2_jax.lab.train.config import check_keys, flatten
+from mnv2_jax.lab.train.check import MAX_STEPS, check
 from mnv2_jax.lab.train.loader import Feed, eval_feed, image_channels, lives_on_device, train_feed
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
-from mnv2_jax.lab.train.precision import check_precisions
-from mnv2_jax.lab.train.problem import PROBLEMS, check_augmentation, make_model, model_options
-from mnv2_jax.lab.train.state import TrainState, new_state
-from mnv2_jax.lab.train.step import make_step
-from mnv2_jax.models.build import look_up
-
-MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
-ASKED = (
-    "asked"  # beside the rows of a batch and the metrics of a step, where there are several hosts
-)
-ASKS = SAVE, STOP = 1, 2  # what a host may ask of all
+from mnv2_jax.lab.train.problem import PROBLEMS, make_model, model_options
+from mnv2_jax.lab.train.step import TrainState, make_step, new_state
 
 
 class Run(NamedTuple):
@@ -38,7 +29,7 @@ class Run(NamedTuple):
     Where several seeds are trained at once, every array of the state has them as its first axis.
 
     Attributes:
-      replicas: seeds trained at once.
+      seeds_at_once: seeds trained at once.
       steps: of the whole training.
       epoch_steps: steps in an epoch, not always whole.
       fresh: (keys) -> the state before the first step.
@@ -51,7 +42,7 @@ class Run(NamedTuple):
       classes, plan, monitor: what was built for it.
     """
 
-    replicas: int
+    seeds_at_once: int
     steps: int
     epoch_steps: float
     fresh: Callable[[Array], TrainState]
@@ -68,49 +59,94 @@ class Run(NamedTuple):
     def keys(self, seeds: tuple[int, ...]) -> Array:
         """What the steps of these seeds draw from."""
         keys = [jax.random.key(seed) for seed in seeds]
-        return jnp.stack(keys) if self.replicas > 1 else keys[0]
+        return jnp.stack(keys) if self.seeds_at_once > 1 else keys[0]
 
-    def rows(
-        self, seeds: tuple[int, ...], start: int, ask: Callable[[], int] = lambda: 0
-    ) -> Iterator[Any]:
-        """Batches from step `start` on, placed on the devices.
-
-        Args:
-          seeds: that are trained.
-          start: steps done.
-          ask: what this host asks of all hosts, as bits; asked for each batch. The step's metric
-            "asked" has what any host asked, the same on all of them at the same step.
-        """
+    def rows(self, seeds: tuple[int, ...], start: int) -> Iterator[Any]:
+        """Batches from step `start` on, placed on the devices."""
         for rows in self.train.batches(seeds, start):
-            if jax.process_count() > 1:
-                rows = {**rows, ASKED: np.full(len(rows["row"]), ask(), np.int32)}
             yield global_batch(rows, self.plan)
 
 
-def make_run(config: Any, replicas: int) -> Run:
+class Prepared(NamedTuple):
+    """What a configuration, its data and the devices determine, before anything is traced."""
+
+    source: Source
+    held_out: Source
+    on_device: bool
+    plan: Plan
+    steps: int
+    epoch_steps: float
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    classes: tuple[str, ...]
+    channels: int
+    model: Any
+    start: Saved | None
+
+
+def make_run(config: Any, seeds_at_once: int) -> Run:
     """Builds a run; everything that can be wrong with a configuration is found here.
 
     Raises:
       UsageError: whatever part of the configuration cannot be used, before anything is trained.
     """
-    check_numbers(config)
-    problem = look_up("task", config.task, PROBLEMS)
-    check_augmentation(config)
-    check_precisions(config)
+    ready = prepare(config, seeds_at_once)
+    plan, accumulate = ready.plan, config.parallel.accumulate
+    feed = train_feed(config, ready.source, ready.channels)
+    task = _task(config, ready, feed.augmentations)
+    train_step = make_step(
+        task, ready.optimizer, config.ema_decay, accumulate, plan.step_axis, plan.groups
+    )
+
+    def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
+        return train_step(state, feed.fetch(resident, rows), key)
+
+    spread = plan.mesh.size if seeds_at_once == 1 else 1
+    held_out = eval_feed(config, ready.held_out, ready.on_device, ready.channels, spread)
+    return Run(
+        seeds_at_once=seeds_at_once,
+        steps=ready.steps,
+        epoch_steps=ready.epoch_steps,
+        fresh=_fresh(config, ready, task),
+        step=launch(step, plan),
+        evaluate=make_evaluate(task, held_out, plan),
+        train=feed,
+        schedule=ready.schedule,
+        model=ready.model,
+        description=model_options(config, len(ready.classes), ready.channels),
+        classes=ready.classes,
+        plan=plan,
+        monitor=task.monitor,
+    )
+
+
+def check_run(config: Any, seeds_at_once: int) -> None:
+    """Finds what only the data, saved models and the devices can tell; compiles nothing.
+
+    Raises:
+      UsageError: as `make_run` does.
+    """
+    ready = prepare(config, seeds_at_once)
+    _fresh(config, ready, _task(config, ready))
+
+
+def prepare(config: Any, seeds_at_once: int) -> Prepared:
+    """Opens the data of a configuration, and lays out devices, schedule and network for them."""
+    check(config)
     data, parallel = config.data, config.parallel
     source = open_source(data.name, data.train_split, data.root)
     held_out = open_source(data.name, data.eval_split, data.root)
     on_device = lives_on_device(config, source)
-    if replicas > 1 and not on_device:
+    if seeds_at_once > 1 and not on_device:
         raise UsageError(
-            f"{replicas} seeds at once need a data set that lives on the device, and {data.name} "
-            "with this augmentation does not: set sweep.at_once to 1."
+            f"{seeds_at_once} seeds at once need a data set that lives on the device, and "
+            f"{data.name} with this augmentation does not: set sweep.at_once to 1."
         )
     plan = make_plan(
         parallel.launcher,
         parallel.batch_norm,
         parallel.devices,
-        replicas,
+        seeds_at_once,
         config.batch_size,
         parallel.accumulate,
     )
@@ -121,62 +157,51 @@ def make_run(config: Any, replicas: int) -> Run:
     if steps > MAX_STEPS:
         raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
-    frozen = tuple(map(str, config.init.frozen))  # what is no name is refused below
-    optimizer = make_optimizer(config.optimizer, schedule, frozen)
-    classes = problem.classes(source)
+    classes = PROBLEMS[config.task].classes(source)
     model = make_model(config, len(classes), channels, plan.norm_axis)
-    feed = train_feed(config, source, channels)
-    size = (data.resolution, data.resolution, channels)
-    task = problem.task(config, model, size, feed.augmentations)
-    spread = plan.mesh.size if replicas == 1 else 1
-    held_out_feed = eval_feed(config, held_out, on_device, channels, spread)
-    averaged = config.ema_decay > 0
     start = load_model(config.init.model) if config.init.model else None
     if start is not None:
         check_dialect(start.model, model)
-    train_step = make_step(
-        task, optimizer, config.ema_decay, parallel.accumulate, plan.step_axis, plan.groups
+    return Prepared(
+        source=source,
+        held_out=held_out,
+        on_device=on_device,
+        plan=plan,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        schedule=schedule,
+        optimizer=make_optimizer(config.optimizer, schedule, config.init.frozen),
+        classes=classes,
+        channels=channels,
+        model=model,
+        start=start,
     )
 
-    def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
-        asked = rows.get(ASKED)
-        batch = feed.fetch(resident, {name: v for name, v in rows.items() if name != ASKED})
-        state, metrics = train_step(state, batch, key)
-        return state, metrics if asked is None else metrics | {ASKED: _any_bits(asked, plan)}
+
+def _task(config: Any, ready: Prepared, augmentations: tuple[Augmentation, ...] = ()) -> Task:
+    size = (config.data.resolution, config.data.resolution, ready.channels)
+    return PROBLEMS[config.task].task(config, ready.model, size, augmentations)
+
+
+def _fresh(config: Any, ready: Prepared, task: Task) -> Callable[[Array], TrainState]:
+    """Returns (keys) -> the state before the first step; a start that does not fit is refused."""
+    plan, start = ready.plan, ready.start
 
     def first(key: Array) -> TrainState:
         variables = task.init(key)
         if start is not None:
             variables = start_from(variables_to_start_from(start, variables), variables)
-        return new_state(variables, optimizer, averaged)
+        return new_state(variables, ready.optimizer, config.ema_decay > 0)
 
-    fresh = jax.jit(jax.vmap(first) if replicas > 1 else first, out_shardings=plan.state)
-    # Finds a start that does not fit; traced under jit, so that training need not trace it again.
-    keys = jax.random.split(jax.random.key(0), replicas) if replicas > 1 else jax.random.key(0)
-    check_frozen(config.init.frozen, jax.eval_shape(fresh, keys).params)
-    return Run(
-        replicas=replicas,
-        steps=steps,
-        epoch_steps=epoch_steps,
-        fresh=fresh,
-        step=launch(step, plan),
-        evaluate=make_evaluate(task, held_out_feed, plan),
-        train=feed,
-        schedule=schedule,
-        model=model,
-        description=model_options(config, len(classes), channels),
-        classes=classes,
-        plan=plan,
-        monitor=task.monitor,
-    )
-
-
-def _any_bits(asked: Array, plan: Plan) -> Array:
-    """The bits that are set in any row, of any device."""
-    bits = jnp.stack([asked & bit for bit in ASKS]).max(1)
-    if plan.step_axis is not None:
-        bits = jax.lax.pmax(bits, plan.step_axis)
-    return bits.sum()
+    many = plan.seeds_at_once
+    fresh = jax.jit(jax.vmap(first) if many > 1 else first, out_shardings=plan.state)
+    keys = jax.random.split(jax.random.key(0), many) if many > 1 else jax.random.key(0)
+    # Under jit, so that training need not trace it again.
+    modules = jax.eval_shape(fresh, keys).params
+    for name in config.init.frozen:
+        if not any(module.startswith(name) for module in modules):
+            raise unknown("module in init.frozen", name, modules)
+    return fresh
 
 
 def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
@@ -185,7 +210,7 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
     def metrics(variables: Any, resident: Any, rows: Any) -> Any:
         return task.metrics(variables, feed.fetch(resident, rows))
 
-    many = plan.replicas > 1
+    many = plan.seeds_at_once > 1
     compiled = jax.jit(jax.vmap(metrics, in_axes=(0, None, None)) if many else metrics)
     resident = jax.device_put(feed.resident, plan.everywhere)
 
@@ -206,7 +231,7 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
         total = jax.device_get(total)
         seeds = [total]
         if many:
-            seeds = [jax.tree.map(lambda v, i=i: v[i], total) for i in range(plan.replicas)]
+            seeds = [jax.tree.map(lambda v, i=i: v[i], total) for i in range(plan.seeds_at_once)]
         found = [task.summarize(sums) for sums in seeds]
         return {name: np.array([metrics[name] for metrics in found]) for name in found[0]}
 
@@ -273,52 +298,3 @@ def check_dialect(saved: Any, configured: Any) -> None:
                 f"the saved model has {field} {was} and this configuration {now}: set "
                 f"model.dialect to {theirs.name!r}, which it was trained with."
             )
-
-
-def check_frozen(frozen: Any, modules: Any) -> None:
-    """Refuses names of frozen modules that the network does not have."""
-    for name in frozen:
-        if not isinstance(name, str) or not any(module.startswith(name) for module in modules):
-            raise unknown("module in init.frozen", name, modules)
-
-
-MAY_BE_NONE = ("model.bn_decay", "data.threads")
-# What a training can use, both ends included; None is no limit but for infinity.
-RANGES: dict[str, tuple[float, float | None]] = {
-    "batch_size": (1, 2**20), "eval_batch_size": (1, 2**20), "steps": (0, MAX_STEPS),
-    "epochs": (0, 10**6), "ema_decay": (0, 1), "log_every": (1, None),
-    "eval_every_epochs": (0, 10**6), "checkpoint_minutes": (0, None),
-    "keep_checkpoints": (1, None), "stop_after_skipped": (1, None),
-    "model.width": (0, 64), "model.dropout": (0, 1), "model.bn_decay": (0, 1),
-    "data.resolution": (1, 2**13), "data.threads": (1, 1024), "data.bad_record_budget": (0, 1),
-    "data.train.pad": (0, 2**13),
-    "optimizer.learning_rate": (0, None), "optimizer.decay_rate": (0, 1),
-    "optimizer.decay_epochs": (0, 10**6), "optimizer.power": (0, None),
-    "optimizer.warmup_epochs": (0, 10**6), "optimizer.decay": (0, 1),
-    "optimizer.momentum": (0, 1), "optimizer.epsilon": (0, None), "optimizer.beta1": (0, 1),
-    "optimizer.beta2": (0, 1), "optimizer.weight_decay": (0, None),
-    "optimizer.clip_norm": (0, None),
-    "loss.label_smoothing": (0, 1), "loss.mixup": (0, None), "loss.cutmix": (0, None),
-    "teacher.weight": (0, 1), "teacher.temperature": (0.01, None),
-    "detect.max_objects": (1, 1024), "segment.channels": (1, 2**13),
-    "parallel.accumulate": (1, 2**20), "sweep.at_once": (0, None),
-}  # fmt: skip
-
-
-def check_numbers(config: Any) -> None:
-    """Refuses numbers that no training can use."""
-    check_keys(config, RANGES)
-    given = flatten(config)
-    for key, (low, high) in RANGES.items():
-        value: Any = given[key]
-        if value is None and key in MAY_BE_NONE:
-            continue
-        top = math.inf if high is None else high
-        # Infinity and NaN are the numbers whose difference with themselves is not 0.
-        if not isinstance(value, (int, float)) or value - value != 0 or not low <= value <= top:
-            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UsageError(f"{key} is {value}: it must be {bounds}.")
-    if not config.steps and not config.epochs:
-        raise UsageError("epochs and steps are both 0: set one of them to train at all.")
-    if len(config.data.train.area) != 2:
-        raise UsageError(f"data.train.area is {config.data.train.area}: give two shares.")

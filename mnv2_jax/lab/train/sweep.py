@@ -1,6 +1,7 @@
 """Sweeps: an experiment is {variants} × {seeds}, and a plain training is a sweep of one run."""
 
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -11,18 +12,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import agree, together
+from mnv2_jax.lab.train.check import check, check_sweep
 from mnv2_jax.lab.train.config import difference, flatten, unknown_key
 from mnv2_jax.lab.train.log import RESULT
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import write_report
-from mnv2_jax.lab.train.run import Run, make_run
+from mnv2_jax.lab.train.run import Run, check_run, make_run
 from mnv2_jax.version import __version__
 
 CONFIG = "config.json"
-MAX_SEED = 2**32  # jax.random.key takes no more bits, and would give larger seeds' keys twice
 
 
 def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
@@ -41,10 +42,9 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
       UsageError: the configuration cannot be used, or the folder holds another one.
     """
     with together():
-        check_names(config)
-        variants = {name: variant_config(config, name) for name in config.sweep.variants}
-        groups = list(seed_groups(config))
+        variants = check_variants(config)
         check_owner(workdir, config)
+    groups = list(seed_groups(config))
     waiting = {
         name: [seeds for seeds in groups if not _finished(workdir / name, seeds)]
         for name in variants
@@ -52,21 +52,18 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
     agree(
         _plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
     )
-    # A mistake in the last variant is found before the first is trained, or the folder made.
-    ready: dict[str, Run] = {}
-    with together():
+    with together():  # before the first is trained, or the folder made
         for name, left in waiting.items():
-            if left:
-                ready = {name: make_run(variants[name], len(left[0]))}
+            for at_once in {len(seeds) for seeds in left}:
+                check_run(variants[name], at_once)
     try:
         claim(workdir, config)
         for number, (name, variant) in enumerate(variants.items(), 1):
             title = f"{name} ({number}/{len(variants)})"
-            run = ready.pop(name, None)
-            for seeds in waiting[name]:
-                if run is None or run.replicas != len(seeds):
-                    run = make_run(variant, len(seeds))
-                _train(run, seeds, variant, workdir / name, title, quiet)
+            for at_once, some in itertools.groupby(waiting[name], len):
+                run = make_run(variant, at_once)
+                for seeds in some:
+                    _train(run, seeds, variant, workdir / name, title, quiet)
         return write_report(workdir, config, command) if jax.process_index() == 0 else None
     except OSError as error:
         raise UsageError(
@@ -89,25 +86,17 @@ def _train(
         print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def check_names(config: Any) -> None:
-    """Checks that the reference and the claim of a sweep name variants of it.
+def check_variants(config: Any) -> dict[str, Any]:
+    """Returns the configuration of every variant, each checked for what shows without its data.
 
     Raises:
-      UsageError: one does not.
+      UsageError: the sweep or one of the variants cannot be used.
     """
-    variants = config.sweep.variants
-    for key, names in (
-        ("reference", (config.sweep.reference,)),
-        ("claim", tuple(config.sweep.claim)),
-    ):
-        for name in names:
-            if name not in variants:
-                raise unknown(f"variant in sweep.{key}", name, variants)
-    for name in variants:
-        if not name or Path(name).name != name:
-            raise UsageError(
-                f"variant {name!r} of the sweep cannot name a folder: leave out slashes and dots."
-            )
+    check_sweep(config)
+    variants = {name: variant_config(config, name) for name in config.sweep.variants}
+    for variant in variants.values():
+        check(variant)
+    return variants
 
 
 def variant_config(config: Any, name: str) -> Any:
@@ -137,13 +126,7 @@ def variant_config(config: Any, name: str) -> Any:
 
 def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
     """Yields the seeds that are trained together."""
-    seeds = tuple(config.sweep.seeds)
-    fit = all(type(seed) is int and 0 <= seed < MAX_SEED for seed in seeds)
-    if not seeds or not fit or len(set(seeds)) < len(seeds):
-        raise UsageError(
-            f"sweep.seeds is {seeds!r}: give at least one integer from 0 to {MAX_SEED - 1}, each "
-            "once."
-        )
+    seeds = config.sweep.seeds
     size = config.sweep.at_once or len(seeds)
     for start in range(0, len(seeds), size):
         yield seeds[start : start + size]

@@ -33,9 +33,9 @@ def test_who_averages_what(launcher, scope, norm_axis, step_axis, groups):
     assert plan.mesh.size == 4
 
 
-@pytest.mark.parametrize(("replicas", "devices"), [(2, 2), (3, 3), (6, 6), (7, 7), (16, 8), (5, 5)])
-def test_replicas_take_as_many_devices_as_divide_them(replicas, devices):
-    assert make_plan(replicas=replicas).mesh.size == devices
+@pytest.mark.parametrize(("seeds", "devices"), [(2, 2), (3, 3), (6, 6), (7, 7), (16, 8), (5, 5)])
+def test_seeds_take_as_many_devices_as_divide_them(seeds, devices):
+    assert make_plan(seeds_at_once=seeds).mesh.size == devices
 
 
 def test_all_devices_by_default():
@@ -52,9 +52,9 @@ def test_all_devices_by_default():
         ({"batch_size": 60}, "batch_size is 60, which does not divide over 8 device(s): try 64"),
         ({"batch_size": 1}, "try 8"),
         ({"batch_size": 24, "accumulate": 2}, "8 device(s) × 2 parts: try 3"),
-        ({"batch_size": 9, "accumulate": 2, "replicas": 2}, "1 device(s) × 2 parts"),
-        ({"replicas": 2, "launcher": "pmap"}, "set sweep.at_once to 1"),
-        ({"replicas": 2, "batch_norm": "device"}, "set sweep.at_once to 1"),
+        ({"batch_size": 9, "accumulate": 2, "seeds_at_once": 2}, "1 device(s) × 2 parts"),
+        ({"seeds_at_once": 2, "launcher": "pmap"}, "set sweep.at_once to 1"),
+        ({"seeds_at_once": 2, "batch_norm": "device"}, "set sweep.at_once to 1"),
     ],
 )
 def test_impossible_plans_are_refused(arguments, message):
@@ -81,7 +81,7 @@ def test_every_device_gets_its_rows_in_order(launcher):
     np.testing.assert_array_equal(metrics["ids"], np.arange(8))
 
 
-@pytest.mark.parametrize("arguments", [{"launcher": "pmap"}, {"replicas": 2}])
+@pytest.mark.parametrize("arguments", [{"launcher": "pmap"}, {"seeds_at_once": 2}])
 def test_what_runs_on_one_host_only(monkeypatch, arguments):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UsageError, match="one host"):

@@ -11,8 +11,7 @@ from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.pipeline import train_batches
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.tasks import detect as det
-from mnv2_jax.lab.train.state import new_state
-from mnv2_jax.lab.train.step import make_step
+from mnv2_jax.lab.train.step import make_step, new_state
 from mnv2_jax.models.boxes import Detections, match
 from mnv2_jax.models.dialect import SLIM
 from mnv2_jax.models.spec import Row, Spec

@@ -18,8 +18,8 @@ from jax.sharding import SingleDeviceSharding
 
 from mnv2_jax import UsageError
 from mnv2_jax.lab.devices.sharding import make_plan
-from mnv2_jax.lab.train.checkpoint import Checkpoints, fingerprints
-from mnv2_jax.lab.train.state import TrainState
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, fingerprints
+from mnv2_jax.lab.train.step import TrainState
 
 # Orbax leaves the other reads of a step to themselves when one fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -54,7 +54,7 @@ def write(folder, scores, keep=2):
     """Saves steps 1, 2, ... with these values of the monitored metric."""
     checkpoints = Checkpoints(folder, keep)
     for step, score in enumerate(scores, 1):
-        checkpoints.save(state_at(step), {"seconds": step / 3}, score)
+        checkpoints.save(state_at(step), Progress(step / 3), score)
     checkpoints.close()
 
 
@@ -71,7 +71,7 @@ def test_what_is_saved_comes_back_with_its_types(tmp_path):
     write(tmp_path, [0.5])
     found = read(tmp_path)
     assert_same(found.state, state_at(1))
-    assert found.extra == {"seconds": 1 / 3}
+    assert found.progress == Progress(1 / 3)
 
 
 def test_a_relative_folder_works(tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_saving_does_not_wait_and_the_state_may_be_donated(tmp_path):
         checkpoints = Checkpoints(tmp_path, 2)
         state = jax.jit(lambda: jax.tree.map(lambda x: x * 1, state_at(1, 500_000)))()
         expected = jax.tree.map(np.array, state)
-        checkpoints.save(state, {}, None)
+        checkpoints.save(state, Progress(), None)
         for _ in range(5):
             state = overwrite(state)
         jax.block_until_ready(state)
@@ -111,12 +111,12 @@ def test_saving_does_not_wait_and_the_state_may_be_donated(tmp_path):
 
 def test_what_is_saved_beside_it_may_change_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2)
-    window = {"loss": [1.0, 2.0]}
-    checkpoints.save(state_at(1), {"window": window}, None)
-    window["loss"] = [9.0, 9.0]
-    window["more"] = [0.0, 0.0]
+    sums = {"loss": [1.0, 2.0]}
+    checkpoints.save(state_at(1), Progress(sums=sums), None)
+    sums["loss"] = [9.0, 9.0]
+    sums["more"] = [0.0, 0.0]
     checkpoints.close()
-    assert read(tmp_path).extra == {"window": {"loss": [1.0, 2.0]}}
+    assert read(tmp_path).progress == Progress(sums={"loss": [1.0, 2.0]})
 
 
 def flip(content):
@@ -159,14 +159,14 @@ def test_damage_is_never_silent(two_steps, tmp_path, caplog, damage):
             found = read(folder)
         step = int(found.state.step)
         assert_same(found.state, state_at(step))
-        assert found.extra == {"seconds": step / 3}
+        assert found.progress == Progress(step / 3)
         warnings = [r.getMessage() for r in caplog.records if r.name.startswith("mnv2_jax")]
         assert len(warnings) == (step == 1), (file, warnings)
         assert all("step 2" in text and "\n" not in text for text in warnings)
         fell_back += step == 1
         if step == fell_back == 1:  # and the damaged one is out of the way of the next save
             checkpoints = Checkpoints(folder, 2)
-            checkpoints.save(state_at(2), {"seconds": 2 / 3}, None)
+            checkpoints.save(state_at(2), Progress(2 / 3), None)
             checkpoints.close()
             assert_same(read(folder).state, state_at(2))
     assert fell_back >= 3
@@ -176,7 +176,7 @@ def test_array_data_that_orbax_reads_without_complaint_is_told_from_what_was_sav
     """A step whose values were exchanged for others of the same shapes: only the hash can tell."""
     write(tmp_path / "a", [0.5, 0.7])
     other = Checkpoints(tmp_path / "b", 2)
-    other.save(state_at(7), {}, None)
+    other.save(state_at(7), Progress(), None)
     other.close()
     shutil.rmtree(tmp_path / "a" / "2" / "state")
     shutil.copytree(tmp_path / "b" / "7" / "state", tmp_path / "a" / "2" / "state")
@@ -225,7 +225,7 @@ def test_an_interrupted_save_leaves_no_trace(tmp_path):
 def test_another_number_of_devices_restores_the_same_bits(tmp_path, devices):
     saved = jax.device_put(state_at(1), make_plan(devices=8).everywhere)
     checkpoints = Checkpoints(tmp_path, 2)
-    checkpoints.save(saved, {}, None)
+    checkpoints.save(saved, Progress(), None)
     checkpoints.close()
     place = make_plan(devices=devices).everywhere
     again = Checkpoints(tmp_path, 2)
@@ -239,7 +239,7 @@ def test_another_number_of_devices_restores_the_same_bits(tmp_path, devices):
 
 def test_a_disk_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, 2)
-    checkpoints.save(state_at(1), {}, None)
+    checkpoints.save(state_at(1), Progress(), None)
     checkpoints.wait()
 
     def full(*_, **__):
@@ -247,7 +247,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
     with pytest.raises(UsageError, match="No space left on device") as error:
-        checkpoints.save(state_at(2), {}, None)
+        checkpoints.save(state_at(2), Progress(), None)
     assert "\n" not in str(error.value)
     checkpoints.close()
     assert_same(read(tmp_path).state, state_at(1))
@@ -283,7 +283,7 @@ def test_two_hundred_saves_leave_nothing_behind(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2)
     state = state_at(0, 20_000)
     for step in range(1, 201):
-        checkpoints.save(state.replace(step=jnp.int32(step)), {"seconds": step / 3}, None)
+        checkpoints.save(state.replace(step=jnp.int32(step)), Progress(step / 3), None)
         if step in (40, 200):
             checkpoints.wait()
             until(lambda step=step: steps_in(tmp_path) == [step - 1, step])  # deletions lag behind
@@ -308,7 +308,7 @@ def test_the_checkpoint_of_an_older_release_restores_bit_equal(tmp_path):
     shutil.copytree(RELEASE, tmp_path / "old")
     found = read(tmp_path / "old")
     assert_same(found.state, state_at(2))
-    assert found.extra == {"seconds": 2 / 3}
+    assert found.progress == Progress(2 / 3)
 
 
 def test_what_does_not_fit_is_told_as_a_difference(tmp_path):

@@ -4,23 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mnv2_jax import UsageError, normalize
+from mnv2_jax import normalize
 from mnv2_jax.lab.data import open_source
-from mnv2_jax.lab.train.precision import PRECISIONS, check_precisions, low_precision_scores
+from mnv2_jax.lab.train.precision import PRECISIONS, low_precision_scores
 from mnv2_jax.lab.train.report import report_text
 from mnv2_jax.lab.train.run import make_model
 from tests.lab.train.setting import tiny
-
-
-def test_names_of_precisions():
-    config = tiny()
-    check_precisions(config)
-    config.low_precision = ("int8", "int4")
-    with pytest.raises(UsageError, match="unknown precision in low_precision 'int4'"):
-        check_precisions(config)
-    config.low_precision, config.task = ("int8",), "detect"
-    with pytest.raises(UsageError, match="classifiers alone"):
-        check_precisions(config)
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.train import loop
 from mnv2_jax.lab.train import run as run_module
-from mnv2_jax.lab.train.problem import check_augmentation, make_model
+from mnv2_jax.lab.train.check import check
+from mnv2_jax.lab.train.problem import make_model
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import run_sweep
 from mnv2_jax.models.spec import SPECS, Row, Spec
@@ -152,7 +153,11 @@ def changed(config, changes):
     [
         ("detect", {"data": {"name": "digits"}}, "task detect needs 'boxes' with 2 axes"),
         ("segment", {"data": {"name": "digits"}}, "needs 'label' with 2 axes"),
-        ("segment", {"task": "classify"}, "task classify needs 'label' with 0 axes"),
+        (
+            "segment",
+            {"task": "classify", "data": {"train": {"crop": "none"}}},
+            "task classify needs 'label' with 0 axes",
+        ),
         ("segment", {"task": "detecting"}, "did you mean 'detect'"),
         ("detect", {"detect": {"heads": "ssdlight"}}, "did you mean 'ssdlite'"),
         ("detect", {"data": {"train": {"erasing": 0.5}}}, "data.train.erasing is for classif"),
@@ -179,4 +184,4 @@ def test_the_heads_are_what_the_configuration_says():
     assert (model.rates, model.channels, model.num_classes) == ((12, 24, 36), 12, 3)
     detector = make_model(setting("detect", detect={"heads": "ssd"}), 5, 3)
     assert detector.heads.extra.__name__ == "FullExtra" and detector.num_classes == 5
-    check_augmentation(setting("detect"))
+    check(setting("detect"))

@@ -13,8 +13,7 @@ from mnv2_jax import MobileNetV2
 from mnv2_jax.lab.devices.sharding import global_batch, launch, make_plan
 from mnv2_jax.lab.tasks.augment import random_shift
 from mnv2_jax.lab.tasks.classify import classify
-from mnv2_jax.lab.train.state import new_state
-from mnv2_jax.lab.train.step import make_step
+from mnv2_jax.lab.train.step import make_step, new_state
 from tests.lab.train.setting import SPEC, batch
 
 SHAPE = (6, 6, 1)

@@ -21,7 +21,7 @@ if hosts > 1:
     jax.distributed.initialize(f"localhost:{port}", hosts, index, initialization_timeout=120)
 import itertools
 import numpy as np
-from mnv2_jax.lab.train.checkpoint import Checkpoints, fingerprints
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, fingerprints
 from mnv2_jax.lab.train.run import make_run
 from tests.lab.train.setting import tiny
 run = make_run(tiny(seeds=(3,)), 1)
@@ -34,7 +34,7 @@ like = jax.tree.map(
 found = checkpoints.restore(like)
 if found is None:
     state = run.fresh(keys)
-    checkpoints.save(state, {"seconds": 1.0})
+    checkpoints.save(state, Progress(1.0))
     checkpoints.wait()
 else:
     state = found.state

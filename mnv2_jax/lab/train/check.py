@@ -1,0 +1,199 @@
+"""One cheap check of a whole configuration: everything that shows without its data and devices.
+
+What only the data set, a saved model or the devices can tell is found by `run.check_run`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
+from mnv2_jax.lab.train.config import OVERRIDE, check_keys, flatten
+from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
+from mnv2_jax.lab.train.precision import PRECISIONS
+from mnv2_jax.lab.train.problem import PROBLEMS, make_model
+from mnv2_jax.models.build import NAMED
+from mnv2_jax.models.deeplab import ATROUS
+from mnv2_jax.models.ssdlite import HEADS
+
+MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
+MAX_SEED = 2**32 - 1  # jax.random.key takes no more bits, and would give larger seeds' keys twice
+ANY_CLASSES, ANY_CHANNELS = 2, 3  # the data's own are not known yet
+
+# (value) -> what it has to be; "" if it is that.
+Rule = Callable[[Any], str]
+
+
+def number(low: float, high: float | None = None) -> Rule:
+    """Finite numbers from `low` to `high`, both included; whole ones if `low` is an integer."""
+    whole = isinstance(low, int)
+    bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+
+    def rule(value: Any) -> str:
+        if type(value) is not int and (whole or type(value) is not float):
+            return f"{'an integer' if whole else 'a number'} {bounds}"
+        inside = low <= value < math.inf and (high is None or value <= high)  # NaN is not
+        return "" if inside else bounds
+
+    return rule
+
+
+def flag(value: Any) -> str:
+    """True or False."""
+    return "" if isinstance(value, bool) else "True or False"
+
+
+def text(value: Any) -> str:
+    """Any text."""
+    return "" if isinstance(value, str) else "a text"
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what another rule allows."""
+    return lambda value: "" if value is None else rule(value)
+
+
+def each(rule: Rule) -> Rule:
+    """A tuple whose every item a rule allows."""
+
+    def all_of(value: Any) -> str:
+        if not isinstance(value, tuple):
+            return "a tuple"
+        wrong = next(filter(None, map(rule, value)), "")
+        return wrong and f"a tuple, each item {wrong}"
+
+    return all_of
+
+
+def rising(rule: Rule) -> Rule:
+    """Two numbers that a rule allows, the first not above the second."""
+
+    def pair(value: Any) -> str:
+        good = not each(rule)(value) and len(value) == 2 and value[0] <= value[1]
+        return "" if good else f"two numbers that rise, each {rule(None)}"
+
+    return pair
+
+
+# What every key of the base in experiments/imagenet.py has to be. A table holds the choices.
+RULES: dict[str, Rule | Mapping[str, Any]] = {
+    "name": text, "title": text, "needs": each(text), "task": PROBLEMS,
+    "model.width": number(0.001, 64.0), "model.expansion": optional(number(1, 64)),
+    "model.output_stride": optional(number(1, 64)), "model.dropout": number(0.0, 1.0),
+    "model.bn_decay": optional(number(0.0, 1.0)),
+    "data.name": text, "data.root": optional(text),
+    "data.train_split": text, "data.eval_split": text,
+    "data.resolution": number(1, 2**13), "data.on_device": flag,
+    "data.threads": optional(number(1, 1024)), "data.bad_record_budget": number(0.0, 1.0),
+    "data.train.crop": text, "data.train.pad": number(0, 2**13),
+    "data.train.area": rising(number(0.0001, 1.0)), "data.train.flip": number(0.0, 1.0),
+    "data.train.color": number(0.0, 1.0), "data.train.policy": text,
+    "data.train.erasing": number(0.0, 1.0),
+    "data.eval.crop": text, "data.eval.fraction": number(0.001, 1.0),
+    "batch_size": number(1, 2**20), "eval_batch_size": number(1, 2**20),
+    "epochs": number(0.0, 1e6), "steps": number(0, MAX_STEPS),
+    "detect.heads": HEADS, "detect.max_objects": number(1, 1024),
+    "segment.aspp": flag, "segment.rates": each(number(1, 1024)), "segment.decoder": flag,
+    "segment.atrous": ATROUS, "segment.channels": number(1, 2**13),
+    "segment.scale": rising(number(0.01, 100.0)),
+    "optimizer.name": OPTIMIZERS, "optimizer.learning_rate": number(0.0),
+    "optimizer.schedule": SCHEDULES, "optimizer.decay_rate": number(0.0, 1.0),
+    "optimizer.decay_epochs": number(0.0, 1e6), "optimizer.staircase": flag,
+    "optimizer.power": number(0.0), "optimizer.warmup_epochs": number(0.0, 1e6),
+    "optimizer.decay": number(0.0, 1.0), "optimizer.momentum": number(0.0, 1.0),
+    "optimizer.epsilon": number(0.0), "optimizer.nesterov": flag,
+    "optimizer.beta1": number(0.0, 1.0), "optimizer.beta2": number(0.0, 1.0),
+    "optimizer.weight_decay": number(0.0), "optimizer.decay_depthwise": flag,
+    "optimizer.clip_norm": number(0.0),
+    "loss.label_smoothing": number(0.0, 1.0), "loss.mixup": number(0.0),
+    "loss.cutmix": number(0.0), "ema_decay": number(0.0, 1.0), "low_precision": each(text),
+    "init.model": optional(text), "init.frozen": each(text), "init.frozen_norm": flag,
+    "teacher.model": optional(text), "teacher.weight": number(0.0, 1.0),
+    "teacher.temperature": number(0.01),
+    "parallel.launcher": LAUNCHERS, "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
+    "parallel.devices": number(0, 2**20), "parallel.accumulate": number(1, 2**20),
+    "sweep.seeds": each(number(0, MAX_SEED)), "sweep.reference": text,
+    "sweep.claim": each(text), "sweep.at_once": number(0, 2**20),
+    "log_every": number(1, MAX_STEPS), "eval_every_epochs": number(0.0, 1e6),
+    "checkpoint_minutes": number(0.0), "keep_checkpoints": number(1, 2**20),
+    "stop_after_skipped": number(1, MAX_STEPS),
+    **{f"model.{option}": choices for option, choices in NAMED.items()},
+}  # fmt: skip
+
+
+def check(config: Any) -> None:
+    """Checks the configuration of one variant, its sweep included.
+
+    Raises:
+      UsageError: a key is missing or its value cannot be used, alone or beside the others.
+    """
+    check_sweep(config)
+    given = flatten(config)
+    for key, rule in RULES.items():
+        _check_value(key, given[key], rule)
+    if not config.steps and not config.epochs:
+        raise UsageError("epochs and steps are both 0: set one of them to train at all.")
+    _check_what_is_ignored(config)
+    for precision in config.low_precision:
+        if precision not in PRECISIONS:
+            raise unknown("precision in low_precision", precision, PRECISIONS)
+    problem = PROBLEMS[config.task]
+    problem.train(config, ANY_CHANNELS)
+    problem.evaluate(config, ANY_CHANNELS)
+    make_model(config, ANY_CLASSES, ANY_CHANNELS)
+
+
+def _check_value(key: str, value: Any, rule: Rule | Mapping[str, Any]) -> None:
+    if isinstance(rule, Mapping):
+        if not isinstance(value, str) or value not in rule:
+            raise unknown(key, value, rule)
+    elif must := rule(value):
+        raise UsageError(f"{key} is {value!r}: it must be {must}.")
+
+
+def check_sweep(config: Any) -> None:
+    """Checks what a sweep says of its variants and seeds.
+
+    Raises:
+      UsageError: a name is of no variant or cannot be a folder's, a seed stands twice, or a key
+        that the experiment needs is not given.
+    """
+    check_keys(config, RULES)
+    given = flatten(config)
+    for key in ("name", "title", "needs", *(key for key in RULES if key.startswith("sweep."))):
+        _check_value(key, given[key], RULES[key])
+    seeds, variants = config.sweep.seeds, config.sweep.variants
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError(f"sweep.seeds is {seeds!r}: give at least one integer, each once.")
+    for key, names in (("reference", (config.sweep.reference,)), ("claim", config.sweep.claim)):
+        for name in names:
+            if name not in variants:
+                raise unknown(f"variant in sweep.{key}", name, variants)
+    for name in variants:
+        if not name or Path(name).name != name:
+            raise UsageError(
+                f"variant {name!r} of the sweep cannot name a folder: leave out slashes and dots."
+            )
+    for key in config.needs:
+        if given.get(key) is None:
+            raise UsageError(
+                f"this experiment needs {key}: give {OVERRIDE}{key}=VALUE; the first lines of "
+                "its file say what."
+            )
+
+
+def _check_what_is_ignored(config: Any) -> None:
+    """Refuses settings that only classification reads, where the task is another."""
+    if config.task == "classify":
+        return
+    off = {"policy": "none", "erasing": 0.0}
+    ignored = [f"data.train.{key}" for key, none in off.items() if config.data.train[key] != none]
+    ignored += [f"loss.{key}" for key, value in config.loss.items() if value]
+    ignored += ["teacher.model"] if config.teacher.model else []
+    ignored += ["low_precision"] if config.low_precision else []
+    if ignored:
+        raise UsageError(
+            f"{ignored[0]} is for classification, and the task is {config.task}: leave it out."
+        )
