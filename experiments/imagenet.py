@@ -53,7 +53,7 @@ def base() -> ConfigDict:
     c.model.dtype = "float32"  # bfloat16 on accelerators
 
     c.data = ConfigDict()
-    c.data.name = "imagenet2012"  # see mnv2_jax.lab.data.sources
+    c.data.name = "imagenet2012"  # see mnv2_jax.lab.data.catalog
     c.data.root = config_dict.placeholder(str)  # folder of the data; None for embedded sets
     c.data.train_split = "train"
     c.data.eval_split = "test"

@@ -18,11 +18,12 @@ from PIL import Image
 
 from mnv2_jax import UsageError
 from mnv2_jax.lab.data import BadRecord, open_source
-from mnv2_jax.lab.data.scenes import Scenes, write_coco, write_voc
+from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.predict import read_image
 from mnv2_jax.lab.train.config import flatten, load_config
 from mnv2_jax.lab.train.sweep import check_variants
+from tests.lab.data.scene_files import write_coco, write_voc
 
 SECONDS, BYTES = 1.0, 100e6
 

@@ -12,9 +12,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.files import UnreadableFile, read_file, write_json
 from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.lab.data import BadRecord, Source, eval_batches, eval_transform
-from mnv2_jax.lab.data.image import decode, resize
-from mnv2_jax.lab.data.joint_transforms import MEAN_PIXEL, fitted, padded
-from mnv2_jax.lab.data.transforms import with_channels
+from mnv2_jax.lab.data.image import MEAN_PIXEL, decode, fitted, padded, resize, with_channels
 from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.devices.sharding import over_rows
 from mnv2_jax.lab.model_folder import Saved

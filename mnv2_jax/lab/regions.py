@@ -7,16 +7,8 @@ import jax
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data import Source, eval_batches
-from mnv2_jax.lab.data.image import resize
-from mnv2_jax.lab.data.joint_transforms import (
-    MEAN_PIXEL,
-    detection_eval,
-    fitted,
-    padded,
-    segmentation_eval,
-)
-from mnv2_jax.lab.data.transforms import with_channels
+from mnv2_jax.lab.data import Source, detection_eval, eval_batches, segmentation_eval
+from mnv2_jax.lab.data.image import MEAN_PIXEL, fitted, padded, resize, with_channels
 from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.model_folder import Saved
 from mnv2_jax.lab.predict import read_image

@@ -12,7 +12,7 @@ class Preprocessing(NamedTuple):
 
     `size`, `crop`, `fraction`, `method` and `antialias` are the arguments of
     `mnv2_jax.lab.data.transforms.eval_transform`; of a segmenter, `size` and `crop` are those of
-    `mnv2_jax.lab.data.joint_transforms.segmentation_eval`.
+    `mnv2_jax.lab.data.transforms.segmentation_eval`.
 
     Attributes:
       size: height and width that enter the network.

@@ -196,8 +196,8 @@ def test_a_damaged_model_is_one_line(folder, capsys, damage, message):
     [
         (None, "cannot be read"),
         (b"", "the file is empty"),
-        (b"no image at all", "no image of a known format"),
-        (b"\xff\xd8\xff\xe0 cut", "cannot be decoded|no image"),
+        (b"no image at all", "not an image of a known format"),
+        (b"\xff\xd8\xff\xe0 cut", "cannot be decoded|not an image"),
     ],
 )
 def test_a_useless_image_is_one_line(folder, tmp_path, content, message):

@@ -9,8 +9,7 @@ from PIL import Image
 
 from mnv2_jax import UsageError
 from mnv2_jax.lab.cli import main
-from mnv2_jax.lab.data import open_source
-from mnv2_jax.lab.data.joint_transforms import detection_eval, segmentation_eval
+from mnv2_jax.lab.data import detection_eval, open_source, segmentation_eval
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.predict import transform_of

@@ -1,31 +1,43 @@
 """Data: named sources of labelled images and the batches made of them, in numpy only.
 
-- `sources.open_source`: a data set by name, with random access to its records;
-- `prepared.prepare`: makes a set that TensorFlow Datasets can read, without TensorFlow if it can;
-- `transforms.train_transform`, `transforms.eval_transform`: names and numbers to one function;
-- `image`, `augment`: those transforms, one by one;
+- `catalog.open_source`: a data set by name, with random access to its records (`source`);
+- `preparation.prepare`: makes a set that `open_source` reads as `tfds:NAME`;
+- `transforms`: names and numbers to one function of a record, for each task;
 - `pipeline.train_batches`, `pipeline.eval_batches`: batches for one host;
-- `order.batch_ids`: which examples a training step sees, a pure function of (seed, step).
+- `shuffle.batch_ids`: which examples a training step sees, a pure function of (seed, step).
 """
 
-from mnv2_jax.lab.data.pipeline import eval_batches, train_batches
-from mnv2_jax.lab.data.readers.prepared import prepare
-from mnv2_jax.lab.data.record import BadRecord
+from mnv2_jax.lab.data.catalog import open_source
+from mnv2_jax.lab.data.pipeline import eval_batches, first_record, train_batches
+from mnv2_jax.lab.data.preparation import prepare
 from mnv2_jax.lab.data.shuffle import batch_ids, example_ids, record_rng
-from mnv2_jax.lab.data.sources import ArraySource, Source, open_source
-from mnv2_jax.lab.data.transforms import eval_transform, train_transform
+from mnv2_jax.lab.data.source import ArraySource, BadRecord, Source, Transform
+from mnv2_jax.lab.data.transforms import (
+    detection_eval,
+    detection_train,
+    eval_transform,
+    segmentation_eval,
+    segmentation_train,
+    train_transform,
+)
 
 __all__ = [
     "ArraySource",
     "BadRecord",
     "Source",
+    "Transform",
     "batch_ids",
+    "detection_eval",
+    "detection_train",
     "eval_batches",
     "eval_transform",
     "example_ids",
+    "first_record",
     "open_source",
     "prepare",
     "record_rng",
+    "segmentation_eval",
+    "segmentation_train",
     "train_batches",
     "train_transform",
 ]

@@ -1,9 +1,8 @@
 """What annotations of objects and pixels must look like, and what becomes of those that do not.
 
-Data sets of detection contain boxes that are none: without area, with crossed corners, outside of
-their image. The field's readers drop those, and so does `clean_objects`, which says how many and
-why. A class that the data set does not have is another matter: it means the wrong list of classes,
-so the record is refused.
+Detection data sets contain boxes without area, with crossed corners or outside of their image. The
+field's readers drop those, and so does `clean_objects`, which says how many and why. A class that
+the data set does not have means that the list of classes is wrong, so the record is refused.
 
 COCO's crowds are boxes around many objects of a class. Nothing is learned from them, and in an
 evaluation detections in one count neither as hits nor as mistakes. Among the classes of a record, a
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.lab.data.record import BadRecord
+from mnv2_jax.lab.data.source import BadRecord
 
 IGNORED = 255
 PADDING_CLASS = -1
@@ -26,7 +25,7 @@ class Objects(NamedTuple):
 
     Attributes:
       boxes: (n, 4) float32: top, left, bottom, right in fractions of the image; padded with zeros.
-      classes: (n,) int32, padded with -1; of crowds `crowd_of` their class.
+      classes: (n,) int32, padded with -1; a crowd of class c is `crowd_of(c)`.
       dropped: how many objects were left out, by reason.
     """
 
@@ -36,7 +35,7 @@ class Objects(NamedTuple):
 
 
 def crowd_of(classes: Any) -> Any:
-    """Returns what stands for crowds of these classes, and of that the classes: its own inverse.
+    """Returns the marks of crowds of these classes, or the classes of such marks.
 
     >>> crowd_of(np.array([0, 5])), crowd_of(crowd_of(5))
     (array([-2, -7]), 5)
@@ -52,7 +51,7 @@ def clean_objects(
     name: str,
     crowd: np.ndarray | None = None,
 ) -> Objects:
-    """Clips boxes to the image, drops what is no box, and pads to `max_objects`.
+    """Clips boxes to the image, drops those that are none, and pads to `max_objects`.
 
     Dropped and counted are boxes that are not finite, that have no area or crossed corners, that
     lie outside of the image, and, where there are too many, the smallest, crowds first.
@@ -113,13 +112,12 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
     """
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise BadRecord(name, f"labels are {labels.dtype} {labels.shape}, not integers (h, w)")
-    found = np.unique(labels)
-    wrong = [int(v) for v in found if v != IGNORED and not 0 <= v < num_classes]
+    wrong = [int(v) for v in np.unique(labels) if v != IGNORED and not 0 <= v < num_classes]
     if wrong:
         raise BadRecord(
             name,
-            f"label {wrong[0]} where the classes are 0 to {num_classes - 1}, and "
-            f"{IGNORED} is ignored",
+            f"label {wrong[0]} where the classes are 0 to {num_classes - 1}, and {IGNORED} is "
+            "ignored",
         )
 
 

@@ -1,99 +1,66 @@
 """Random changes of color and shape, and the policies made of them.
 
-Every operation on one image is `(image, rng, ...) -> image` on uint8 (height, width, channels).
-Per-pixel operations are look-up tables, so they cost one indexing whatever they compute.
+Every operation on one image is `(image, ...) -> image` on uint8 (height, width, channels), and is
+Pillow's but for `autocontrast`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from mnv2_jax.lab.data.image import apply_pillow
 
 GRAY = 128
-RED, GREEN, BLUE = 19595, 38470, 7471  # ITU-R 601 luma in 1/65536, as Pillow rounds it
 MAX_MAGNITUDE = 30
 
 Operation = Callable[[np.ndarray, float], np.ndarray]
 
 
-def luma(image: np.ndarray) -> np.ndarray:
-    """Weighs red, green and blue to gray: uint8 (h, w, 1).
-
-    >>> luma(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)).ravel()
-    array([ 76, 150,  29], dtype=uint8)
-    """
-    if image.shape[2] == 1:
-        return image
-    weights = np.array((RED, GREEN, BLUE), np.uint32)
-    return ((image @ weights + (1 << 15)) >> 16).astype(np.uint8)[..., None]
-
-
-def blend(other: np.ndarray | float, image: np.ndarray, factor: float) -> np.ndarray:
-    """Goes from `other` at 0 through `image` at 1 and beyond: other + factor (image - other)."""
-    other = np.asarray(other, np.float32)
-    mixed = other + np.float32(factor) * (image.astype(np.float32) - other)
-    return np.clip(mixed, 0, 255).astype(np.uint8)
-
-
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends with black.
+    """Blends with black: factor 0 is black, 1 the image, and what lies beyond is extrapolated.
 
     >>> brightness(np.array([[[100], [200]]], np.uint8), 1.5).ravel()
     array([150, 255], dtype=uint8)
     """
-    return blend(0, np.arange(256, dtype=np.uint8), factor)[image]
+    return apply_pillow(image, lambda picture: ImageEnhance.Brightness(picture).enhance(factor))
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blends with the mean gray of the image."""
-    mean = int(luma(image).mean() + 0.5)
-    return blend(mean, np.arange(256, dtype=np.uint8), factor)[image]
+    return apply_pillow(image, lambda picture: ImageEnhance.Contrast(picture).enhance(factor))
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blends with the image's own gray; a gray image is returned as it is."""
-    return image if image.shape[2] == 1 else blend(luma(image), image, factor)
+    if image.shape[2] == 1:
+        return image
+    return apply_pillow(image, lambda picture: ImageEnhance.Color(picture).enhance(factor))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends with the image smoothed by (1 1 1; 1 5 1; 1 1 1) / 13, but for its border."""
-    if min(image.shape[:2]) < 3:
-        return image
-    height, width = image.shape[0] - 2, image.shape[1] - 2
-    pixels = image.astype(np.float32)
-    total = 4 * pixels[1:-1, 1:-1]
-    for top in range(3):
-        for left in range(3):
-            total += pixels[top : top + height, left : left + width]
-    smooth = image.copy()
-    smooth[1:-1, 1:-1] = (total / 13 + 0.5).astype(np.uint8)
-    return blend(smooth, image, factor)
-
-
-def hue(image: np.ndarray, shift: float) -> np.ndarray:
-    """Turns the hue by a fraction of the circle, between -0.5 and 0.5."""
-    if image.shape[2] == 1:
-        return image
-    from PIL import Image
-
-    hsv = np.asarray(Image.fromarray(image).convert("HSV")).copy()
-    hsv[..., 0] += np.uint8(round(shift * 255) % 256)
-    return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+    """Blends with the smoothed image."""
+    return apply_pillow(image, lambda picture: ImageEnhance.Sharpness(picture).enhance(factor))
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
     """Keeps the highest bits of each value."""
-    return image & np.uint8(256 - (1 << (8 - bits)))
+    return apply_pillow(image, lambda picture: ImageOps.posterize(picture, bits))
 
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
     """Inverts the values from a threshold on."""
-    values = np.arange(256)
-    return np.where(values < threshold, values, 255 - values).astype(np.uint8)[image]
+    return apply_pillow(image, lambda picture: ImageOps.solarize(picture, threshold))
+
+
+def equalize(image: np.ndarray) -> np.ndarray:
+    """Spreads the values of each channel evenly by rank."""
+    return apply_pillow(image, ImageOps.equalize)
 
 
 def autocontrast(image: np.ndarray) -> np.ndarray:
-    """Stretches each channel to the full range."""
+    """Stretches each channel to the full range; Pillow's rounds some values one lower."""
     stretched = image.copy()
     for channel in range(image.shape[2]):
         low, high = int(image[..., channel].min()), int(image[..., channel].max())
@@ -103,36 +70,30 @@ def autocontrast(image: np.ndarray) -> np.ndarray:
     return stretched
 
 
-def equalize(image: np.ndarray) -> np.ndarray:
-    """Spreads the values of each channel evenly by rank."""
-    spread = image.copy()
-    for channel in range(image.shape[2]):
-        histogram = np.bincount(image[..., channel].ravel(), minlength=256)
-        occupied = histogram[histogram > 0]
-        step = (histogram.sum() - occupied[-1]) // 255
-        if len(occupied) > 1 and step:
-            before = np.cumsum(histogram) - histogram
-            table = np.minimum((step // 2 + before) // step, 255).astype(np.uint8)
-            spread[..., channel] = table[image[..., channel]]
-    return spread
+def hue(image: np.ndarray, shift: float) -> np.ndarray:
+    """Turns the hue by a fraction of the circle, between -0.5 and 0.5; gray stays as it is."""
+    if image.shape[2] == 1:
+        return image
+    hsv = np.array(Image.fromarray(image).convert("HSV"))
+    hsv[..., 0] += np.uint8(round(shift * 255) % 256)
+    return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
 
 
 def affine(image: np.ndarray, matrix: tuple[float, ...], fill: int = GRAY) -> np.ndarray:
-    """Moves pixels by the inverse map (a, b, c, d, e, f) about the center; nearest neighbour.
+    """Moves pixels by the inverse map (a, b, c, d, e, f) about the center; nearest neighbor.
 
     The value at (x, y) from the center comes from (a x + b y + c, d x + e y + f).
     """
-    from PIL import Image
-
     a, b, c, d, e, f = matrix
-    x, y = image.shape[1] / 2, image.shape[0] / 2
+    height, width, channels = image.shape
+    x, y = width / 2, height / 2
     about_center = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
-    gray = image.shape[2] == 1
-    whole = Image.fromarray(image[..., 0] if gray else image)
-    moved = whole.transform(
-        whole.size, Image.Transform.AFFINE, about_center, fillcolor=fill if gray else (fill,) * 3
+    color = fill if channels == 1 else (fill,) * 3
+    move = Image.Transform.AFFINE
+    return apply_pillow(
+        image,
+        lambda picture: picture.transform((width, height), move, about_center, fillcolor=color),
     )
-    return np.asarray(moved).reshape(image.shape)
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
@@ -198,23 +159,41 @@ def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return operation(image, sign * rng.integers(MAX_MAGNITUDE + 1) / MAX_MAGNITUDE)
 
 
-def color_jitter(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    strength: float = 0.4,
-    hue_strength: float = 0.0,
-) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue in a random order.
+def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float = 0.4) -> np.ndarray:
+    """Changes brightness, contrast and saturation in a random order.
 
-    Each factor is uniform in [1 - strength, 1 + strength], and not negative; the hue turns by at
-    most `hue_strength` of the circle.
+    Each factor is uniform in [1 - strength, 1 + strength], and not negative.
     """
-    low = max(0.0, 1 - strength)
-    operations = (brightness, contrast, saturation, hue)
-    factors = [*rng.uniform(low, 1 + strength, 3), rng.uniform(-hue_strength, hue_strength)]
-    for index in rng.permutation(len(operations) if hue_strength else len(operations) - 1):
+    operations = (brightness, contrast, saturation)
+    # The fourth number is not used: without it every stream of augmented images would change.
+    factors = rng.uniform(max(0.0, 1 - strength), 1 + strength, 4)
+    for index in rng.permutation(len(operations)):
         image = operations[index](image, factors[index])
     return image
+
+
+def photometric_distortion(
+    image: np.ndarray, rng: np.random.Generator, strength: float = 0.5
+) -> np.ndarray:
+    """Changes brightness, contrast, saturation and hue, each with a chance of one half.
+
+    At strength 0.5 the ranges are those of SSD (arXiv 1512.02325): brightness ±32, contrast and
+    saturation 0.5 to 1.5, hue ±18 degrees. Contrast comes before or after the other two.
+    """
+    shift = rng.uniform(-64, 64) * strength if rng.random() < 0.5 else 0.0
+    more_contrast, more_saturation = (
+        rng.uniform(max(0, 1 - strength), 1 + strength) if rng.random() < 0.5 else 1.0
+        for _ in range(2)
+    )
+    turn = rng.uniform(-0.1, 0.1) * strength if rng.random() < 0.5 else 0.0
+    contrast_first = rng.random() < 0.5
+    if shift:
+        image = (image.astype(np.float32) + shift).clip(0, 255).astype(np.uint8)
+    if contrast_first:
+        image = contrast(image, more_contrast)
+    image = saturation(image, more_saturation)
+    image = hue(image, turn) if turn else image  # the way to HSV and back is not exact
+    return image if contrast_first else contrast(image, more_contrast)
 
 
 def random_erasing(

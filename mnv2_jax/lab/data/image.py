@@ -1,21 +1,27 @@
-"""One image at a time: decoding, resizing, cropping and flipping, in numpy.
+"""One image at a time: decoding, resizing, cropping, padding and flipping, in numpy.
 
 An image is uint8 (height, width, channels) with 1 or 3 channels. Random transforms take the random
 generator second, `(image, rng, ...)`, and depend on nothing else.
 """
 
+import contextlib
 import functools
 import io
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.lab.data.record import BadRecord
+from mnv2_jax.lab.data.source import BadRecord
 
 MAX_PIXELS = 1 << 26  # 67 megapixels: 200 MB as RGB, in each thread
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # none that calls other programs
+LABEL_FORMATS = ("PNG", "TIFF", "BMP")
+MEAN_PIXEL = 127  # which the authors pad segmenters' images with, 0 in their input range
 EXIF_WITHIN = 4096  # the tag's segment comes first in the file, or after the JFIF header
+INCEPTION_ASPECT = (3 / 4, 4 / 3)  # width over height
 KEYS_CUBIC_A = -0.5  # as Pillow's and TensorFlow's bicubic
 METHODS = ("bilinear", "bicubic", "nearest")
 
@@ -60,17 +66,45 @@ def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np
     """
     if not data:
         raise BadRecord(name, "the file is empty")
-    image = _decode_jpeg(data, name, channels) if data[:2] == b"\xff\xd8" else None
-    if image is not None and not (orient and data.find(b"Exif\0\0", 0, EXIF_WITHIN) >= 0):
-        return image
+    pixels = _decode_jpeg(data, name, channels) if data[:2] == b"\xff\xd8" else None
+    if pixels is not None and not (orient and data.find(b"Exif\0\0", 0, EXIF_WITHIN) >= 0):
+        return pixels
+    with _opened(data, name, FORMATS) as picture:
+        if orient:
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode in ("I", "F"):
+            raise BadRecord(name, f"pixels of mode {picture.mode} have no known range")
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def decode_labels(data: bytes, name: str) -> np.ndarray:
+    """Decodes a label map, (h, w) uint8: a gray picture, or the indices of one with a palette.
+
+    Raises:
+        BadRecord: it is damaged, too large or in color.
+    """
+    with _opened(data, name, LABEL_FORMATS) as picture:
+        if picture.mode not in ("P", "L"):
+            raise BadRecord(name, f"a picture of mode {picture.mode} is not a label map")
+        return np.array(picture)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Opens a picture that is not too large; whatever goes wrong in the block is a `BadRecord`."""
     try:
-        return _decode_with_pillow(data, name, channels, orient)
+        with Image.open(io.BytesIO(data), formats=formats) as picture:
+            _check_size(name, picture.height, picture.width)
+            yield picture
     except BadRecord:
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         reason = first_line(error)
         if "cannot identify image file" in reason:  # it goes on with an address in memory
-            reason = "no image of a known format"
+            reason = "not an image of a known format"
         raise BadRecord(name, f"cannot be decoded ({reason})") from error
 
 
@@ -96,19 +130,10 @@ def _decode_jpeg(data: bytes, name: str, channels: int) -> np.ndarray | None:
         return None
 
 
-def _decode_with_pillow(data: bytes, name: str, channels: int, orient: bool) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_size(name, image.height, image.width)
-        if orient:
-            image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "F"):
-            raise BadRecord(name, f"pixels of mode {image.mode} have no known range")
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    return pixels.reshape(*pixels.shape[:2], channels)
+def apply_pillow(image: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Applies an operation of Pillow to an array of 1 or 3 channels, and keeps their number."""
+    picture = operation(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
+    return np.asarray(picture).reshape(picture.height, picture.width, image.shape[2])
 
 
 def resize(
@@ -135,7 +160,8 @@ def resize(
         columns = ((np.arange(width) + 0.5) * (image.shape[1] / width)).astype(np.int64)
         return image[rows[:, None], columns]
     if antialias:
-        return _resize_with_pillow(image, height, width, method)
+        kernel = getattr(Image.Resampling, method.upper())
+        return apply_pillow(image, lambda picture: picture.resize((width, height), kernel))
     cv2 = _cv2()
     if cv2 is not None and method == "bilinear":
         resized = cv2.resize(image, (width, height))
@@ -145,15 +171,6 @@ def resize(
     rows = _interpolate(image.astype(np.float32), *vertical)
     resized = _interpolate(rows.swapaxes(0, 1), *horizontal).swapaxes(0, 1)
     return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
-
-
-def _resize_with_pillow(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
-    from PIL import Image
-
-    resample = getattr(Image.Resampling, method.upper())
-    whole = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    resized = np.asarray(whole.resize((width, height), resample))
-    return resized.reshape(height, width, image.shape[2])
 
 
 def _interpolation(size: int, new_size: int, method: str) -> tuple[np.ndarray, np.ndarray]:
@@ -182,33 +199,31 @@ def inception_crop(
     rng: np.random.Generator,
     size: int,
     area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-    method: str = "bilinear",
-    antialias: bool = False,
 ) -> np.ndarray:
     """Cuts a random rectangle and stretches it to a square: the crop of Szegedy et al. (2015).
 
-    The area is uniform in `area` times the image's, the aspect ratio log-uniform in `aspect`. After
-    ten rectangles that do not fit, the largest central one within `aspect` is taken.
+    The area is uniform in `area` times the image's, the aspect ratio log-uniform from 3/4 to 4/3.
+    After ten rectangles that do not fit, the largest central one of such a ratio is taken.
 
     >>> image = np.zeros((30, 40, 3), np.uint8)
     >>> inception_crop(image, np.random.default_rng(0), size=16).shape
     (16, 16, 3)
     """
     height, width = image.shape[:2]
-    low, high = math.log(aspect[0]), math.log(aspect[1])
+    low, high = map(math.log, INCEPTION_ASPECT)
     for _ in range(10):
         target = rng.uniform(*area) * height * width
         ratio = math.exp(rng.uniform(low, high))
         h, w = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
         if 0 < h <= height and 0 < w <= width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            window = image[top : top + h, left : left + w]
             break
     else:
-        h = min(height, max(1, round(width / aspect[0])))
-        w = min(width, max(1, round(height * aspect[1])))
-        top, left = (height - h) // 2, (width - w) // 2
-    return resize(image[top : top + h, left : left + w], size, size, method, antialias)
+        h = min(height, max(1, round(width / INCEPTION_ASPECT[0])))
+        w = min(width, max(1, round(height * INCEPTION_ASPECT[1])))
+        window = central(image, h, w)
+    return resize(window, size, size, antialias=False)
 
 
 def center_crop(
@@ -247,28 +262,42 @@ def central(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def resize_shorter(
-    image: np.ndarray, size: int, method: str = "bilinear", antialias: bool = True
-) -> np.ndarray:
-    """Resizes to a shorter side of `size`, keeping the aspect ratio.
+def fitted(shape: Sequence[int], size: int) -> tuple[int, int]:
+    """Returns (height, width), shrunk where the longer one exceeds `size`.
 
-    >>> resize_shorter(np.zeros((30, 40, 3), np.uint8), 60).shape
-    (60, 80, 3)
+    >>> fitted((100, 400), 200), fitted((100, 150), 200)
+    ((50, 200), (100, 150))
     """
-    scale = size / min(image.shape[:2])
-    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
-    return resize(image, height, width, method, antialias)
+    factor = min(1.0, size / max(shape[:2]))
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
 
 
-def random_flip(
-    image: np.ndarray, rng: np.random.Generator, probability: float = 0.5
-) -> np.ndarray:
-    """Mirrors left and right with a probability.
+def padded(array: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """Fills up below and right to at least `size` in both directions."""
+    missing = [(0, max(0, size - n)) for n in array.shape[:2]]
+    return np.pad(array, [*missing, *[(0, 0)] * (array.ndim - 2)], constant_values=fill)
+
+
+def with_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
+    """Converts between gray and color, unless `channels` is None or what the image has.
+
+    Gray is ITU-R 601 luma, rounded as Pillow does.
+
+    >>> with_channels(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8), 1).ravel()
+    array([ 76, 150,  29], dtype=uint8)
+    """
+    if channels is None or channels == image.shape[2]:
+        return image
+    if channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return np.repeat(image, channels, axis=2)
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+    """Mirrors left and right.
 
     The result is contiguous: stacking mirrored views into a batch takes as long as decoding them.
     """
-    if rng.random() >= probability:
-        return image
     cv2 = _cv2()
     if cv2 is not None:
         return cv2.flip(image, 1).reshape(image.shape)
@@ -283,5 +312,5 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.nd
     """
     height, width = image.shape[:2]
     top, left = rng.integers(2 * pad + 1, size=2)
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    return padded[top : top + height, left : left + width]
+    framed = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    return framed[top : top + height, left : left + width]

@@ -13,11 +13,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data.record import BadRecord
 from mnv2_jax.lab.data.shuffle import record_rng, stream_ids
-from mnv2_jax.lab.data.sources import Source
-
-Transform = Callable[[dict, np.random.Generator], dict]
+from mnv2_jax.lab.data.source import BadRecord, Source, Transform
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +138,24 @@ def eval_batches(
     return batches()
 
 
+def first_record(source: Source, transform: Transform | None = None) -> dict:
+    """Returns the first record that can be used, transformed.
+
+    Raises:
+        UsageError: there is none; the first is named, and why it cannot be used.
+    """
+    first = None
+    for index in range(len(source)):
+        record = _read(source, index, transform, lambda: record_rng(0, 0))
+        if isinstance(record, dict):
+            return record
+        first = first or record
+    raise UsageError(
+        f"no record of the data set can be used, of {len(source)}. The first: {first}. "
+        "Check its files."
+    )
+
+
 def _local_rows(batch_size: int, shard: tuple[int, int]) -> tuple[int, int]:
     """Gives the number of rows of each host and the first row of this one."""
     index, count = shard
@@ -222,20 +237,14 @@ class _Blank:
     """The row that stands for a missing record: zeros in the shapes of a good one."""
 
     def __init__(self, source: Source, transform: Transform | None):
-        self._find = lambda: (
-            _read(source, i, transform, lambda: record_rng(0, 0)) for i in range(len(source))
-        )
-        self._row = None
+        self._source, self._transform, self._row = source, transform, None
 
     def like(self, batch: list) -> dict[str, np.ndarray]:
         """Gives the blank row for a batch, from its first good record or else the source's."""
         if self._row is None:
-            for record in (*batch, *self._find()):
-                if isinstance(record, dict):
-                    self._row = {key: np.zeros_like(value) for key, value in record.items()}
-                    break
-            else:
-                raise UsageError("no record of the data set can be decoded. Check its files.")
+            good = next((record for record in batch if isinstance(record, dict)), None)
+            good = good or first_record(self._source, self._transform)
+            self._row = {key: np.zeros_like(value) for key, value in good.items()}
         return self._row
 
 

@@ -5,10 +5,7 @@ the border. Boxes and masks are exact: they are made of the pixels that are seen
 on its seed and index alone, so a set of any length costs no space.
 """
 
-import json
-import xml.etree.ElementTree as xml
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +13,13 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data.annotations import PADDING_CLASS
 from mnv2_jax.lab.data.image import resize
-from mnv2_jax.lab.data.sources import Source
+from mnv2_jax.lab.data.source import Source
 
 ATTEMPTS = 8
 FAINTEST = 40  # below it, Fashion-MNIST has stray specks around its items
 LEAST_VISIBLE = 0.4  # of an item's pixels
 LEAST_PIXELS = 12
 MOST_OBJECTS = 254  # instances are numbered in a byte
-JPEG_QUALITY = 95
 
 
 class Scene(NamedTuple):
@@ -47,11 +43,11 @@ class Scene(NamedTuple):
     @property
     def corners(self) -> np.ndarray:
         """(n, 4) int32 boxes in pixels: top, left, bottom, right, the last two exclusive."""
-        found = np.zeros((len(self.classes), 4), np.int32)
-        for i in range(len(found)):
+        corners = np.zeros((len(self.classes), 4), np.int32)
+        for i in range(len(corners)):
             rows, columns = (np.flatnonzero((self.instances == i + 1).any(a)) for a in (1, 0))
-            found[i] = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-        return found
+            corners[i] = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+        return corners
 
 
 class Scenes:
@@ -215,115 +211,3 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
             rows += down.astype(np.float32)[:, None] * colored.astype(np.float32)
     image += rng.integers(-10, 11, image.shape, np.int8)
     return image.clip(0, 255).astype(np.uint8)
-
-
-def write_coco(scenes: Scenes, folder: str | Path) -> None:
-    """Writes `images/*.png` and `annotations.json` as COCO has them, masks as run lengths.
-
-    Category ids count from 1; boxes are [left, top, width, height] in pixels.
-
-    Raises:
-      UsageError: the folder has something in it.
-    """
-    folder = _new_folder(folder, "images")
-    images, annotations = [], []
-    for i, scene in enumerate(_every(scenes)):
-        name = f"{i:012}.png"
-        _save(scene.image, folder / "images" / name)
-        h, w = scene.instances.shape
-        images.append({"id": i, "file_name": name, "height": h, "width": w})
-        for k, (top, left, bottom, right) in enumerate(scene.corners.tolist()):
-            mask = scene.instances == k + 1
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": i,
-                    "category_id": int(scene.classes[k]) + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": int(mask.sum()),
-                    "iscrowd": 0,
-                    "segmentation": {"size": [h, w], "counts": run_lengths(mask)},
-                }
-            )
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(scenes.classes)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations.json").write_text(json.dumps(content), "utf-8")
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """Encodes a mask as COCO does: lengths of runs down the columns, the first of zeros.
-
-    >>> run_lengths(np.array([[0, 1], [1, 1]], bool))
-    [1, 3]
-    """
-    flat = np.concatenate([[0], mask.ravel("F").astype(np.int8), [-1]])
-    return np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
-
-
-def write_voc(scenes: Scenes, folder: str | Path, split: str = "train") -> None:
-    """Writes a folder as Pascal VOC has it: `JPEGImages`, `Annotations`, `SegmentationClass`.
-
-    The names are listed in `ImageSets/Main` and `ImageSets/Segmentation`, the classes in
-    `classes.txt`. Corners in the XML count from 1 and are inclusive.
-
-    Raises:
-      UsageError: the folder has something in it.
-    """
-    parts = ("JPEGImages", "Annotations", "SegmentationClass")
-    folder = _new_folder(folder, *parts, "ImageSets/Main", "ImageSets/Segmentation")
-    names = []
-    for i, scene in enumerate(_every(scenes)):
-        names.append(f"{i:06}")
-        _save(scene.image, folder / "JPEGImages" / f"{names[-1]}.jpg")
-        _save(scene.labels, folder / "SegmentationClass" / f"{names[-1]}.png")
-        root = xml.Element("annotation")
-        xml.SubElement(root, "filename").text = f"{names[-1]}.jpg"
-        size = xml.SubElement(root, "size")
-        for tag, n in zip(("height", "width", "depth"), scene.image.shape, strict=True):
-            xml.SubElement(size, tag).text = str(n)
-        for c, (top, left, bottom, right) in zip(scene.classes, scene.corners, strict=True):
-            found = xml.SubElement(root, "object")
-            xml.SubElement(found, "name").text = scenes.classes[c]
-            xml.SubElement(found, "difficult").text = "0"
-            box = xml.SubElement(found, "bndbox")
-            corners = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
-            for tag, n in corners.items():
-                xml.SubElement(box, tag).text = str(n)
-        xml.ElementTree(root).write(folder / "Annotations" / f"{names[-1]}.xml", "utf-8")
-    for task in ("Main", "Segmentation"):
-        (folder / "ImageSets" / task / f"{split}.txt").write_text("\n".join(names) + "\n", "utf-8")
-    (folder / "classes.txt").write_text("\n".join(scenes.classes) + "\n", "utf-8")
-
-
-def _every(scenes: Scenes) -> Iterator[Scene]:
-    return (scenes.scene(i) for i in range(len(scenes)))
-
-
-def _new_folder(folder: str | Path, *parts: str) -> Path:
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not an empty folder: give a new one.")
-    for part in parts:
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    picture = Image.fromarray(image)
-    if image.ndim == 2:  # labels: indices into VOC's palette, as its own files are
-        picture = Image.fromarray(image, "P")
-        picture.putpalette(voc_palette().ravel().tolist())
-    picture.save(path, quality=JPEG_QUALITY)
-
-
-def voc_palette() -> np.ndarray:
-    """Returns VOC's 256 colors (256, 3): the bits of the index, dealt to red, green and blue.
-
-    >>> voc_palette()[[0, 1, 2, 15, 255]].tolist()
-    [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192]]
-    """
-    index = np.arange(256)
-    bits = [sum(((index >> (3 * j + c)) & 1) << (7 - j) for j in range(3)) for c in range(3)]
-    return np.stack(bits, axis=1).astype(np.uint8)

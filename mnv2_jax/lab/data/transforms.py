@@ -1,44 +1,45 @@
-"""Pipelines of one record: names and numbers, as a config states them, to one function.
+"""Transforms of one record: names and numbers, as a config states them, to one function.
 
-`train_transform(**config)` and `eval_transform(**config)` return `(record, rng) -> record`. They
-change `record["image"]` and pass everything else on. Pixels stay uint8: the network's dialect
-scales them on the device, and a quarter of the bytes travels there.
+Every function here returns a `source.Transform`, `(record, rng) -> record`, composed of steps of
+the same kind. Those of a classifier change `record["image"]` and pass everything else on; those of
+a detector or segmenter (Sec. 6.2 and 6.3) move boxes and label maps along with the pixels. Boxes
+are fractions of the image, so resizing leaves them alone; label maps hold 255 where nothing counts.
+Pixels stay uint8: the network's dialect scales them on the device, and a quarter of the bytes
+travels there.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.lab.data import augment, image
+from mnv2_jax.lab.data import augment, image, steps
+from mnv2_jax.lab.data.source import Transform
 
-Transform = Callable[[dict, np.random.Generator], dict]
-Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-CROPS = ("inception", "pad", "none")
-POLICIES = ("none", "rand_augment", "trivial_augment")
-EVAL_CROPS = {"center": image.center_crop, "stretch": image.stretch_crop}
+CROPS, EVAL_CROPS = ("inception", "pad", "none"), ("center", "stretch", "none")
+DETECTION_CROPS, DETECTION_EVAL_CROPS = ("ssd", "none"), ("none",)
+SEGMENTATION_CROPS, SEGMENTATION_EVAL_CROPS = ("scale", "none"), ("pad", "none")
+POLICIES = {
+    "none": None,
+    "rand_augment": augment.rand_augment,
+    "trivial_augment": augment.trivial_augment,
+}
 
 
 def train_transform(
     size: int,
     crop: str = "inception",
     area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
     pad: int = 4,
-    method: str = "bilinear",
-    antialias: bool = False,
     flip: float = 0.5,
     color: float = 0.0,
-    hue: float = 0.0,
     policy: str = "none",
-    policy_count: int = 2,
-    policy_magnitude: float = 9.0,
     erasing: float = 0.0,
     channels: int | None = None,
 ) -> Transform:
-    """Composes the training transform: crop, flip, policy, color, erasing, channels.
+    """Composes the training transform of a classifier: crop, flip, policy, color, erasing.
 
     >>> record = {"image": np.zeros((30, 40, 3), np.uint8), "label": 1}
     >>> train_transform(16)(record, np.random.default_rng(0))["image"].shape
@@ -49,67 +50,31 @@ def train_transform(
         crop: "inception" (a random rectangle, stretched), "pad" (padding by `pad`, then a random
             window; images of another size are resized first) or "none" (resized only).
         area: the rectangle's share of the image, for "inception".
-        aspect: the rectangle's width over height, for "inception".
         pad: pixels on each side, for "pad".
-        method: "bilinear", "bicubic" or "nearest".
-        antialias: widens the kernel when shrinking; sharper scores, and half the speed.
         flip: probability of mirroring left and right; 0 for digits.
         color: strength of brightness, contrast and saturation changes; slim and torchvision 0.4.
-        hue: the largest turn of the hue, as a fraction of the circle.
         policy: "none", "rand_augment" or "trivial_augment".
-        policy_count: operations of "rand_augment".
-        policy_magnitude: their magnitude, 0 to 30.
         erasing: probability of random erasing.
         channels: 1 or 3 to convert to; by default as the image comes.
 
     Raises:
-        UsageError: a name that is in no table or a number out of its range.
+        UsageError: an unknown name, or a number out of its range.
     """
-    _check_size(size, channels)
-    _check_method(method)
-    _check_share(flip=flip, erasing=erasing, hue=2 * hue)
-    if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
-        raise UsageError(f"area {area} must rise within (0, 1] and aspect {aspect} from above 0.")
-    if min(pad, color, policy_count) < 0 or not 0 <= policy_magnitude <= augment.MAX_MAGNITUDE:
-        raise UsageError(
-            f"pad {pad}, color {color} and policy_count {policy_count} must not be negative, and "
-            f"policy_magnitude {policy_magnitude} must lie in 0 to {augment.MAX_MAGNITUDE}."
-        )
-    if crop not in CROPS:
-        raise unknown("training crop", crop, CROPS)
-    if policy not in POLICIES:
-        raise unknown("augmentation policy", policy, POLICIES)
-    kernel = {"size": size, "method": method, "antialias": antialias}
-    resize = functools.partial(_resized, **kernel)
-    cuts = {
-        "inception": [
-            functools.partial(image.inception_crop, area=area, aspect=aspect, **kernel),
-        ],
-        "pad": [resize, functools.partial(image.pad_crop, pad=pad)],
-        "none": [resize],
-    }
-    policies = {
-        "none": identity,
-        "rand_augment": functools.partial(
-            augment.rand_augment, count=policy_count, magnitude=policy_magnitude
-        ),
-        "trivial_augment": augment.trivial_augment,
-    }
-    jitter = functools.partial(augment.color_jitter, strength=color, hue_strength=hue)
-    steps = (
-        *cuts[crop],
-        functools.partial(image.random_flip, probability=flip) if flip else identity,
-        policies[policy],
-        jitter if color or hue else identity,
-        functools.partial(augment.random_erasing, probability=erasing) if erasing else identity,
+    _check_choice("training crop", crop, CROPS)
+    _check_choice("augmentation policy", policy, POLICIES)
+    _check_numbers(channels, size=size, pad=pad, flip=flip, color=color, erasing=erasing)
+    _check_pair("area", area, 1.0)
+    apply_policy = POLICIES[policy]
+    return _compose(
+        steps.random(image.inception_crop, size=size, area=area) if crop == "inception" else None,
+        functools.partial(steps.resize, size=size) if crop != "inception" else None,
+        steps.random(image.pad_crop, pad=pad) if crop == "pad" else None,
+        functools.partial(steps.flip, probability=flip) if flip else None,
+        steps.random(apply_policy) if apply_policy else None,
+        steps.random(augment.color_jitter, strength=color) if color else None,
+        steps.random(augment.random_erasing, probability=erasing) if erasing else None,
+        steps.fixed(image.with_channels, channels=channels),
     )
-    return compose(steps, channels)
-
-
-def identity(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Changes nothing: the step that stands for one left out."""
-    del rng
-    return pixels
 
 
 def eval_transform(
@@ -120,7 +85,7 @@ def eval_transform(
     antialias: bool = True,
     channels: int | None = None,
 ) -> Transform:
-    """Composes the evaluation transform, which draws nothing at random.
+    """Composes the evaluation transform of a classifier, which draws nothing at random.
 
     >>> record = {"image": np.zeros((30, 40, 3), np.uint8), "label": 1}
     >>> eval_transform(24)(record, None)["image"].shape
@@ -134,67 +99,157 @@ def eval_transform(
         method: "bilinear", "bicubic" or "nearest".
         antialias: widens the kernel when shrinking.
         channels: 1 or 3 to convert to; by default as the image comes.
+
+    Raises:
+        UsageError: an unknown name, or a number out of its range.
     """
-    _check_size(size, channels)
-    _check_method(method)
+    _check_choice("evaluation crop", crop, EVAL_CROPS)
+    _check_choice("resize method", method, image.METHODS)
+    _check_numbers(channels, size=size)
     if not 0 < fraction <= 1:
-        raise UsageError(f"fraction {fraction} must lie above 0 and at most at 1.")
-    if crop == "none":
-        step = functools.partial(_resized, size=size, method=method, antialias=antialias)
-        return compose([step], channels)
-    if crop not in EVAL_CROPS:
-        raise unknown("evaluation crop", crop, [*EVAL_CROPS, "none"])
-    cut = functools.partial(
-        EVAL_CROPS[crop], size=size, fraction=fraction, method=method, antialias=antialias
+        raise UsageError(f"fraction {fraction} must be above 0 and at most 1.")
+    kernel = {"size": size, "method": method, "antialias": antialias}
+    cuts = {
+        "center": steps.fixed(image.center_crop, fraction=fraction, **kernel),
+        "stretch": steps.fixed(image.stretch_crop, fraction=fraction, **kernel),
+        "none": functools.partial(steps.resize, **kernel),
+    }
+    return _compose(cuts[crop], steps.fixed(image.with_channels, channels=channels))
+
+
+def detection_train(
+    size: int,
+    max_objects: int,
+    crop: str = "ssd",
+    area: tuple[float, float] = (0.1, 1.0),
+    flip: float = 0.5,
+    color: float = 0.0,
+    channels: int | None = None,
+) -> Transform:
+    """Composes SSD's training transform: crop, photometric distortion, resize, flip.
+
+    Args:
+      size: height and width of the result; images are stretched to it.
+      max_objects: rows of `boxes` and `classes`; of more objects the largest are kept.
+      crop: "ssd", see `steps.ssd_crop`, or "none".
+      area: the crop's share of the image.
+      flip: probability of mirroring left and right.
+      color: strength of `augment.photometric_distortion`; SSD's is 0.5, the authors' detectors
+        have 0.
+      channels: 1 or 3 to convert to; by default as the image comes.
+
+    Raises:
+      UsageError: an unknown name, or a number out of its range.
+    """
+    _check_choice("training crop for detection", crop, DETECTION_CROPS)
+    _check_numbers(channels, size=size, max_objects=max_objects, flip=flip, color=color)
+    _check_pair("area", area, 1.0)
+    return _compose(
+        functools.partial(steps.select_objects, crowds=False),
+        functools.partial(steps.ssd_crop, area=area) if crop == "ssd" else None,
+        steps.random(augment.photometric_distortion, strength=color) if color else None,
+        functools.partial(steps.resize, size=size),
+        functools.partial(steps.flip, probability=flip),
+        steps.fixed(image.with_channels, channels=channels),
+        functools.partial(steps.pad_objects, rows=max_objects),
     )
-    return compose([functools.partial(_cut, cut)], channels)
 
 
-def compose(steps: Sequence[Step], channels: int | None = None) -> Transform:
-    """Chains steps on the image into one transform of a record, which pickles if they do."""
-    return functools.partial(_apply, tuple(steps), channels)
+def detection_eval(
+    size: int, max_objects: int, crop: str = "none", channels: int | None = None
+) -> Transform:
+    """Composes the evaluation transform of a detector: the whole image, stretched.
+
+    Crowds stay among the objects, for the evaluation to know where nothing counts.
+    """
+    _check_choice("evaluation crop for detection", crop, DETECTION_EVAL_CROPS)
+    _check_numbers(channels, size=size, max_objects=max_objects)
+    return _compose(
+        functools.partial(steps.select_objects, crowds=True),
+        functools.partial(steps.resize, size=size),
+        steps.fixed(image.with_channels, channels=channels),
+        functools.partial(steps.pad_objects, rows=max_objects),
+    )
 
 
-def _apply(
-    steps: tuple[Step, ...], channels: int | None, record: dict, rng: np.random.Generator
-) -> dict:
-    pixels = record["image"]
-    for step in steps:
-        pixels = step(pixels, rng)
-    return record | {"image": with_channels(pixels, channels)}
+def segmentation_train(
+    size: int,
+    crop: str = "scale",
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: float = 0.5,
+    color: float = 0.0,
+    channels: int | None = None,
+) -> Transform:
+    """Composes DeepLab's training transform: scale, crop, photometric distortion, flip.
+
+    Args:
+      size: height and width of the result.
+      crop: "scale", see `steps.scale_crop`, or "none" (stretched).
+      scale: smallest and largest factor.
+      flip: probability of mirroring left and right.
+      color: strength of `augment.photometric_distortion`; the authors' segmenters have 0.
+      channels: 1 or 3 to convert to; by default as the image comes.
+
+    Raises:
+      UsageError: an unknown name, or a number out of its range.
+    """
+    _check_choice("training crop for segmentation", crop, SEGMENTATION_CROPS)
+    _check_numbers(channels, size=size, flip=flip, color=color)
+    _check_pair("scale", scale, math.inf)
+    return _compose(
+        steps.select_labels,
+        functools.partial(steps.scale_crop, size=size, scale=scale) if crop == "scale" else None,
+        functools.partial(steps.resize, size=size) if crop == "none" else None,
+        steps.random(augment.photometric_distortion, strength=color) if color else None,
+        functools.partial(steps.flip, probability=flip),
+        steps.fixed(image.with_channels, channels=channels),
+    )
 
 
-def _cut(cut: Callable[..., np.ndarray], pixels: np.ndarray, rng: np.random.Generator):
-    """Applies a crop that draws nothing."""
-    del rng
-    return cut(pixels)
+def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None) -> Transform:
+    """Composes the evaluation transform of a segmenter.
+
+    Args:
+      size: height and width of the result.
+      crop: "pad" keeps the resolution, and shrinks what does not fit; "none" stretches.
+      channels: 1 or 3 to convert to; by default as the image comes.
+    """
+    _check_choice("evaluation crop for segmentation", crop, SEGMENTATION_EVAL_CROPS)
+    _check_numbers(channels, size=size)
+    return _compose(
+        steps.select_labels,
+        functools.partial(steps.fit if crop == "pad" else steps.resize, size=size),
+        steps.fixed(image.with_channels, channels=channels),
+    )
 
 
-def _resized(
-    pixels: np.ndarray, rng: np.random.Generator, size: int, method: str, antialias: bool
-) -> np.ndarray:
-    del rng
-    return image.resize(pixels, size, size, method, antialias)
+def _compose(*chosen: Transform | None) -> Transform:
+    """Chains steps, but those that are None, into one transform, which pickles if they do."""
+    return functools.partial(_apply, tuple(step for step in chosen if step))
 
 
-def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
-    """Converts between gray and color, if it has to."""
-    if channels is None or channels == pixels.shape[2]:
-        return pixels
-    return augment.luma(pixels) if channels == 1 else np.repeat(pixels, channels, axis=2)
+def _apply(chosen: tuple[Transform, ...], record: dict, rng: np.random.Generator) -> dict:
+    for step in chosen:
+        record = step(record, rng)
+    return record
 
 
-def _check_size(size: int, channels: int | None) -> None:
-    if size < 1 or channels not in (None, 1, 3):
-        raise UsageError(f"size {size} must be at least 1, and channels {channels} 1, 3 or None.")
+def _check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
+    if name not in choices:
+        raise unknown(kind, name, choices)
 
 
-def _check_method(method: str) -> None:
-    if method not in image.METHODS:
-        raise unknown("resize method", method, image.METHODS)
+def _check_numbers(channels: int | None, **numbers: float) -> None:
+    if channels not in (None, 1, 3):
+        raise UsageError(f"channels {channels} must be 1, 3 or None.")
+    for name, value in numbers.items():
+        low = 1 if name in ("size", "max_objects") else 0
+        if name in ("flip", "erasing") and not 0 <= value <= 1:
+            raise UsageError(f"{name} {value} must lie between 0 and 1.")
+        if not value >= low:
+            raise UsageError(f"{name} {value} must be at least {low}.")
 
 
-def _check_share(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UsageError(f"{name} {share} must lie between 0 and 1.")
+def _check_pair(name: str, given: tuple[float, float], top: float) -> None:
+    if len(given) != 2 or not 0 < given[0] <= given[1] <= top or given[1] == math.inf:
+        raise UsageError(f"{name} {given} must be two numbers that rise from above 0 to {top}.")

@@ -1,6 +1,5 @@
 """From a data source to what a step consumes: sets on the device, or batches streamed to it."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import (
-    BadRecord,
     Source,
+    Transform,
     batch_ids,
     eval_batches,
+    first_record,
     train_batches,
     train_transform,
 )
 from mnv2_jax.lab.tasks.augment import Augmentation, random_flip, random_shift
 from mnv2_jax.lab.tasks.task import Batch
-from mnv2_jax.lab.train.problem import PROBLEMS, Transform, check_fields
+from mnv2_jax.lab.train.problem import PROBLEMS, check_fields
 
 Rows = dict[str, np.ndarray]
 # Settings of the training transform that are also made on the device.
@@ -62,12 +61,9 @@ def image_channels(source: Source, name: str, task: str) -> int:
     Raises:
       UsageError: there is none, or it lacks what the task learns from.
     """
-    for index in range(len(source)):
-        with contextlib.suppress(BadRecord):
-            record = source[index]
-            check_fields(dict(record), task, name)
-            return np.shape(record["image"])[-1]
-    raise UsageError(f"no record of {name} can be read, of {len(source)}: check its files.")
+    record = first_record(source)
+    check_fields(record, task, name)
+    return np.shape(record["image"])[-1]
 
 
 def train_feed(config: Any, source: Source, channels: int) -> Feed:

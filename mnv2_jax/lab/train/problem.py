@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data import Source, eval_transform, train_transform
-from mnv2_jax.lab.data.joint_transforms import (
+from mnv2_jax.lab.data import (
+    Source,
+    Transform,
     detection_eval,
     detection_train,
+    eval_transform,
     segmentation_eval,
     segmentation_train,
+    train_transform,
 )
 from mnv2_jax.lab.model_folder import KINDS, load_model
 from mnv2_jax.lab.tasks.augment import Augmentation
@@ -26,7 +29,6 @@ from mnv2_jax.lab.tasks.segment import segment
 from mnv2_jax.lab.tasks.task import Task
 from mnv2_jax.models.mobilenet import MobileNetV2
 
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 Size = tuple[int, int, int]
 
 

@@ -1,6 +1,8 @@
-"""Small image files for the tests of this folder."""
+"""Small images, and files of them."""
 
+import gzip
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -21,3 +23,28 @@ def encoded(pixels: np.ndarray, kind="JPEG", mode=None, **options) -> bytes:
     options = {"quality": 95, **options} if kind == "JPEG" else options
     (image.convert(mode) if mode else image).save(out, kind, **options)
     return out.getvalue()
+
+
+MNIST_FILES = {
+    ("train", 12): ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("test", 5): ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
+def write_mnist(root, compress=True):
+    rng = np.random.default_rng(0)
+    written = {}
+    for (split, n), (images, labels) in MNIST_FILES.items():
+        arrays = rng.integers(0, 256, (n, 28, 28)), np.arange(n) % 10
+        written[split] = arrays
+        for name, array in zip((images, labels), arrays, strict=True):
+            if compress:
+                (root / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array)))
+            else:
+                (root / name).write_bytes(idx_bytes(array))
+    return written

@@ -7,14 +7,14 @@ from PIL import Image
 from tensorflow_datasets.core import registered
 
 
-def encoded(pixels):
+def as_file(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     file.seek(0)  # tfds takes encoded files as they are
     return file
 
 
-def prepare(root, name, features, records):
+def write_prepared(root, name, features, records):
     with registered.skip_registration():
 
         class Builder(tfds.core.GeneratorBasedBuilder):

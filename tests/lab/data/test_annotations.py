@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.lab.data.annotations import check_labels, clean_objects, crowd_of
-from mnv2_jax.lab.data.record import BadRecord
+from mnv2_jax.lab.data.source import BadRecord
 
 GOOD = [0.1, 0.2, 0.5, 0.6]
 NAN = float("nan")

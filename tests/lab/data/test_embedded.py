@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.data.catalog import EMBEDDED
 from mnv2_jax.lab.data.embedded import make
-from mnv2_jax.lab.data.sources import EMBEDDED
 
 SHA256 = {
     "digits": "be9b2bc8f9106144e19c6024ff13c98da23c8b115d550286e6bdb1504506f61a",
@@ -38,7 +38,9 @@ def test_digits_are_rebuilt_from_scikit_learn():
     assert sha256_of_arrays(make.digits()) == SHA256["digits"]
 
 
-@pytest.mark.skipif(not make.FASHION_FOLDER.exists(), reason="dataset-fashion-mnist not installed")
+@pytest.mark.skipif(
+    not make.DEBIAN_FASHION_MNIST.exists(), reason="dataset-fashion-mnist not installed"
+)
 def test_fashion_mnist_small_is_rebuilt_from_the_official_files():
     assert sha256_of_arrays(make.fashion_mnist_small()) == SHA256["fashion_mnist_small"]
 

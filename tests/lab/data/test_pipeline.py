@@ -185,7 +185,10 @@ def test_evaluation_stops_at_a_bad_record():
 
 def test_a_source_without_any_good_record_is_refused():
     source = NumberedSource(3, bad={0, 1, 2})
-    with pytest.raises(UsageError, match="no record of the data set can be decoded"):
+    with pytest.raises(
+        UsageError,
+        match=r"no record of the data set can be used, of 3. The first: image-0.jpg: cut",
+    ):
         next(train_batches(source, batch_size=2, seed=0, threads=1))
 
 

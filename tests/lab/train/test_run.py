@@ -22,8 +22,7 @@ from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.train.run import make_evaluate, make_run
 from mnv2_jax.lab.train.sweep import run_sweep
-from tests.lab.data.pictures import encoded, photo
-from tests.lab.data.test_archives import write_mnist
+from tests.lab.data.pictures import encoded, photo, write_mnist
 from tests.lab.train.setting import tiny
 
 

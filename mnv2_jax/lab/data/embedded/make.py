@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from mnv2_jax.lab.data.readers.idx import DEBIAN_FASHION_MNIST, read_idx
+
 SEED = 1801_04381
 DIGITS_TEST_PER_CLASS = 36
 FASHION_PER_CLASS = {"train": 600, "test": 200}
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 def draw_per_class(labels: np.ndarray, per_class: int, stream: int) -> np.ndarray:
@@ -52,12 +53,10 @@ def digits() -> dict[str, np.ndarray]:
 
 def fashion_mnist_small() -> dict[str, np.ndarray]:
     """Draws 600 training and 200 test images of each class from the official splits."""
-    from mnv2_jax.lab.data.readers.archives import read_idx
-
     splits = {}
     for stream, (split, prefix) in enumerate((("train", "train"), ("test", "t10k")), start=1):
-        images = read_idx(FASHION_FOLDER / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
-        labels = read_idx(FASHION_FOLDER / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
+        images = read_idx(DEBIAN_FASHION_MNIST / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
+        labels = read_idx(DEBIAN_FASHION_MNIST / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
         drawn = draw_per_class(labels, FASHION_PER_CLASS[split], stream)
         splits[split] = (images[drawn, ..., None], labels[drawn])
     return split_arrays(**splits)

@@ -1,83 +1,60 @@
 """Folders of images: `root/train/CLASS/*.jpg` beside `root/val` or `root/test`."""
 
+import functools
 import os
 from pathlib import Path
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.lab.data import image
-from mnv2_jax.lab.data.record import BadRecord, Record
+from mnv2_jax.lab.data.readers.files import read_record
+from mnv2_jax.lab.data.source import SPLITS, LazySource, Record, find_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-MAX_FILE_BYTES = 1 << 28
-FOLDERS = {
-    "train": ("train",),
-    "test": ("test", "val", "validation"),
-    "validation": ("val", "validation", "test"),
-    "val": ("val", "validation", "test"),
-}
 LAYOUT = "The layout is ROOT/train/CLASS/*.jpg, and ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg"
 
 
-class FolderSource:
-    """Images in one folder per class, decoded when read."""
+def open_folder(split: str, root: str | None) -> LazySource:
+    """Opens one split of a folder of class folders; images are decoded when they are read.
 
-    def __init__(self, folder: Path, classes: tuple[str, ...], files: list[str], labels: list[int]):
-        self.classes = classes
-        self._folder = folder
-        self._files = files
-        self._labels = np.array(labels, np.int32)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Record:
-        path = self._folder / self._files[index]
-        try:
-            data = read_file(path, MAX_FILE_BYTES)
-        except UnreadableFile as error:
-            raise BadRecord(str(path), error.reason) from error
-        return {"image": image.decode(data, str(path)), "label": int(self._labels[index])}
-
-    def arrays(self) -> None:
-        return None
-
-
-def open_folder(split: str, root: str | None) -> FolderSource:
-    """Opens one split of a folder of class folders.
-
-    Classes are numbered in the order of their sorted names. Where both splits exist they must have
-    the same classes, or labels would not mean the same thing.
+    Classes are numbered in the order of their sorted names. All splits that exist must have the
+    same classes, or labels would not mean the same thing.
     """
     if root is None:
         raise UsageError(f"a folder data set needs its root. {LAYOUT}.")
-    if split not in FOLDERS:
-        raise unknown("split", split, FOLDERS)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     top = Path(root)
-    folder = next((top / name for name in FOLDERS[split] if (top / name).is_dir()), None)
-    if folder is None:
-        looked = ", ".join(str(top / name) for name in FOLDERS[split])
+    name = find_split(split, lambda name: (top / name).is_dir())
+    if name is None:
+        looked = ", ".join(str(top / name) for name in SPLITS[split])
         raise UsageError(f"there is no split {split!r} in {root}: looked for {looked}. {LAYOUT}.")
+    folder = top / name
     classes = _class_names(folder)
-    for other in {name for names in FOLDERS.values() for name in names}:
+    for other in SPLITS:
         if (top / other).is_dir():
             _check_same_classes(folder, classes, top / other)
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(
+        images = sorted(
             entry.name
             for entry in os.scandir(folder / name)
             if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
         )
-        if not found:
+        if not images:
             raise UsageError(
                 f"{folder / name} has no images. Add some ({', '.join(SUFFIXES)}) or remove it."
             )
-        files += [f"{name}/{file}" for file in found]
-        labels += [label] * len(found)
-    return FolderSource(folder, classes, files, labels)
+        files += [f"{name}/{file}" for file in images]
+        labels += [label] * len(images)
+    read = functools.partial(_read, folder, files, np.array(labels, np.int32))
+    return LazySource(len(files), read, classes)
+
+
+def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> Record:
+    path = folder / files[index]
+    return {"image": image.decode(read_record(path), str(path)), "label": int(labels[index])}
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

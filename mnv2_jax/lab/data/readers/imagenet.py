@@ -20,7 +20,7 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import replacing
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
-from mnv2_jax.lab.data.record import BadRecord, Record
+from mnv2_jax.lab.data.source import BadRecord, Record
 
 TRAIN = "ILSVRC2012_img_train.tar"
 TEST = "ILSVRC2012_img_val.tar"
@@ -53,7 +53,7 @@ class TarSource:
         except OSError as error:
             raise BadRecord(name, first_line(error)) from error
         if len(data) != size:
-            raise BadRecord(name, f"{len(data)} of {size} bytes are left")
+            raise BadRecord(name, f"{len(data)} of its {size} bytes are left")
         return {
             "image": image.decode(data, name, orient=False),
             "label": int(self._index["label"][index]),
@@ -116,7 +116,7 @@ def _index_train(path: Path) -> dict[str, np.ndarray]:
         for label, member in enumerate(sorted(inner)):
             archive = f"{path}:{member.name}"
             if not member.name.endswith(".tar"):
-                raise UsageError(f"{archive} is no tar file of a class. Is this {TRAIN}?")
+                raise UsageError(f"{archive} is not the tar file of a class. Is this {TRAIN}?")
             classes.append(PurePosixPath(member.name).stem)
             end = member.offset + member.size
             images = tar_members(file.fileno(), archive, member.offset, end)

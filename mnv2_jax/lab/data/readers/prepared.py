@@ -1,17 +1,14 @@
-"""Sets prepared by TensorFlow Datasets, read, and partly prepared, without TensorFlow.
+"""Sets that TensorFlow Datasets has prepared, read without TensorFlow.
 
-`open_prepared` reads the array_record files of any prepared set for classification, with the boxes
-of `objects`, or with label maps, by random access.
-`prepare` makes them: Fashion-MNIST from its IDX files with this package alone, every other stock
-set through its own builder, which needs TensorFlow.
+`open_prepared` reads the array_record files of a prepared set by random access: images with labels,
+with boxes, or with label maps. There is no agreed name for a map of labels, and only some sets say
+what its values mean: `MASKS` lists the names that the stock sets use, `VALUES` the meaning where a
+stock set leaves it to its documentation; for any other set a file states it.
 """
 
-import io
-import json
-import logging
 import re
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,97 +17,45 @@ import numpy as np
 from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import PADDING_CLASS, clean_objects
-from mnv2_jax.lab.data.readers.prepared_masks import PreparedMasks, find_maps
-from mnv2_jax.lab.data.record import BadRecord, Record
+from mnv2_jax.lab.data.readers.cityscapes import CITYSCAPES
+from mnv2_jax.lab.data.readers.files import read_json, read_lines
+from mnv2_jax.lab.data.readers.label_maps import label_table, labelled_record
+from mnv2_jax.lab.data.source import BadRecord, LazySource, find_split
 
 DEFAULT_ROOT = "~/tensorflow_datasets"
 FORMAT = "array_record"
-CROWD, LEFT_OUT = "is_crowd", "is_difficult"  # marks of objects
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in features.json
-SPLITS = {
-    "test": ("test", "validation", "val"),
-    "validation": ("validation", "val", "test"),
-    "val": ("val", "validation", "test"),
+IMAGES = ("image", "image_left")
+MASKS = ("segmentation_mask", "segmentation_label", "segmentation", "mask", "annotation", "label")
+CLASSES_FILE = "pixel_classes.txt"
+VALUES: Mapping[str, Mapping[str, int]] = {
+    "cityscapes": CITYSCAPES,
+    "oxford_iiit_pet": {"pet": 1, "background": 2, "border": 3},
 }
-
-log = logging.getLogger(__name__)
-
-
-class PreparedSource:
-    """A prepared set with an `image` and a `label`; the image is decoded here, not by tfds."""
-
-    def __init__(self, name: str, records, classes: tuple[str, ...], channels: int):
-        self.classes = classes
-        self._name = name
-        self._records = records
-        self._channels = channels
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        name = f"{self._name} record {index}"
-        try:
-            record = self._records[int(index)]
-            encoded, label = record["image"], int(record["label"])
-        except Exception as error:  # array_record and the parser raise anything on damage
-            raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
-        if not 0 <= label < len(self.classes):
-            raise BadRecord(name, f"has label {label}, of {len(self.classes)} classes")
-        pixels = image.decode(encoded, name, self._channels, orient=False)
-        return {"image": pixels, "label": label}
-
-    def arrays(self) -> None:
-        return None
+"""What values in the maps of stock sets stand for; all others are ignored."""
 
 
-class PreparedObjects:
-    """A prepared set with an `image` and `objects`, which have a `bbox` and a `label` each.
+class Content(NamedTuple):
+    """What the records of a set are read as.
 
-    Difficult objects (VOC) are left out, and so are boxes that are none. Crowds (COCO) are marked,
-    see `objects.crowd_of`.
+    Attributes:
+      classes: their names, by label.
+      fields: the features of a record that are used: the image, and what is learned from it.
+      encoded: those of them that tfds leaves encoded.
+      build: (image, the other field, name of the record, number of classes) -> record.
     """
 
-    def __init__(self, name: str, records, classes: tuple[str, ...], channels: int):
-        self.classes = classes
-        self._name = name
-        self._records = records
-        self._channels = channels
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        name = f"{self._name} record {index}"
-        try:
-            record = self._records[int(index)]
-            encoded, objects = record["image"], record["objects"]
-            boxes = np.array(objects["bbox"], np.float64).reshape(-1, 4)
-            labels = np.array(objects["label"], int)
-            crowd, out = (
-                np.array(objects[mark] if mark in objects else [False] * len(labels), bool)
-                for mark in (CROWD, LEFT_OUT)
-            )
-        except Exception as error:  # array_record and the parser raise anything on damage
-            raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
-        found = clean_objects(
-            boxes[~out], labels[~out], len(self.classes), len(boxes), name, crowd[~out]
-        )
-        kept = found.classes != PADDING_CLASS
-        pixels = image.decode(encoded, name, self._channels, orient=False)
-        return {"image": pixels, "boxes": found.boxes[kept], "classes": found.classes[kept]}
-
-    def arrays(self) -> None:
-        return None
+    classes: tuple[str, ...]
+    fields: tuple[str, str]
+    encoded: tuple[str, ...]
+    build: Callable[[np.ndarray, Any, str, int], Mapping[str, Any]]
 
 
-def open_prepared(
-    name: str, split: str, root: str | None, masks: bool = False
-) -> PreparedSource | PreparedObjects | PreparedMasks:
+def open_prepared(name: str, split: str, root: str | None, masks: bool = False) -> LazySource:
     """Opens a prepared set by its TensorFlow Datasets name, such as `cifar10` or `cmaterdb/bangla`.
 
-    Of a set that has several, the labels of images come before objects, and these before label maps
-    (`prepared_masks` says which features are such).
+    In a set that has several, the labels of images come before objects, and these before label
+    maps.
 
     Args:
         name: name, optionally with `/config` and `:version`; the newest version by default.
@@ -126,16 +71,16 @@ def open_prepared(
 
     folder = _find_prepared(name, Path(root or DEFAULT_ROOT).expanduser())
     builder = _open_builder(folder)
-    features, splits = builder.info.features, builder.info.splits
-    features = dict(features.items())
-    content = _content(name, folder, features, masks)
+    features, splits = dict(builder.info.features.items()), builder.info.splits
+    content = _labels_or_objects(features) if not masks else None
+    content = content or _label_maps(name, folder, features)
     if content is None:
         raise UsageError(
             f"{name} has features {sorted(features)}, and needs an image and "
             + ("a map of labels." if masks else "a label, objects with bbox and label, or a map.")
         )
     base, bracket, rest = split.partition("[")
-    known = next((key for key in SPLITS.get(base, (base,)) if key in splits), None)
+    known = find_split(base, splits.__contains__)
     if known is None:
         raise unknown("split", base, splits)
     if builder.info.file_format.value != FORMAT:
@@ -149,56 +94,112 @@ def open_prepared(
     try:
         skip = {key: tfds.decode.SkipDecoding() for key in content.encoded}
         records = builder.as_data_source(split=known + bracket + rest, decoders=skip)
-        len(records)
+        length = len(records)
     except Exception as error:
         raise UsageError(
             f"{folder} cannot be read: {first_line(error)}. "
             f"Write the split as in 'train[:90%]', or prepare the set again."
         ) from error
-    channels = features[content.encoded[0]].shape[-1] or 3
-    return content.build(f"{folder} {split}", records, content.meaning, min(channels, 3))
+    channels = min(features[content.encoded[0]].shape[-1] or 3, 3)
+    read = partial(_read, records, f"{folder} {split}", content, channels)
+    return LazySource(length, read, content.classes)
 
 
-class _Content(NamedTuple):
-    """What a set is read as: the features that tfds leaves encoded, the image first."""
+def _read(
+    records: Sequence[Any], source: str, content: Content, channels: int, index: int
+) -> Mapping[str, Any]:
+    """Reads one record; the image is decoded here, not by tfds."""
+    name = f"{source} record {index}"
+    try:
+        record = records[int(index)]
+        encoded, target = (record[field] for field in content.fields)
+        pixels = image.decode(encoded, name, channels, orient=False)
+        return content.build(pixels, target, name, len(content.classes))
+    except BadRecord:
+        raise
+    except Exception as error:  # array_record and the parser raise anything on damage
+        raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
 
-    build: Callable[..., Any]
-    meaning: Any  # names of classes, or what the maps of labels are
-    encoded: tuple[str, ...]
+
+def _with_label(pixels: np.ndarray, label: Any, name: str, num_classes: int) -> dict[str, Any]:
+    if not 0 <= label < num_classes:
+        raise BadRecord(name, f"has label {label}, of {num_classes} classes")
+    return {"image": pixels, "label": int(label)}
 
 
-def _content(name: str, folder: Path, features: dict[str, Any], masks: bool) -> _Content | None:
+def _with_objects(
+    pixels: np.ndarray, objects: Mapping[str, Any], name: str, num_classes: int
+) -> dict[str, Any]:
+    """Leaves out VOC's difficult objects and boxes that are none, and marks COCO's crowds."""
+    boxes = np.array(objects["bbox"], np.float64).reshape(-1, 4)
+    labels = np.array(objects["label"], int)
+    crowd, difficult = (
+        np.array(objects.get(mark, [False] * len(labels)), bool)
+        for mark in ("is_crowd", "is_difficult")
+    )
+    kept = clean_objects(
+        boxes[~difficult], labels[~difficult], num_classes, len(boxes), name, crowd[~difficult]
+    )
+    real = kept.classes != PADDING_CLASS
+    return {"image": pixels, "boxes": kept.boxes[real], "classes": kept.classes[real]}
+
+
+def _with_map(
+    table: np.ndarray | None, pixels: np.ndarray, mask: bytes, name: str, num_classes: int
+) -> Mapping[str, Any]:
+    return labelled_record(pixels, mask, name, num_classes, table)
+
+
+def _labels_or_objects(features: dict[str, Any]) -> Content | None:
+    """Describes a set of images with labels, or with objects that have a box and a label."""
     import tensorflow_datasets as tfds
 
-    if not masks and type(features.get("image")) is tfds.features.Image:
-        for inner, build in (
-            (features, PreparedSource),
-            (_object_features(features), PreparedObjects),
-        ):
-            label = _label_feature(inner)
-            if label is not None:
-                return _Content(build, tuple(str(item) for item in label.names), ("image",))
-    maps = find_maps(name, folder, features)
-    return None if maps is None else _Content(PreparedMasks, maps, (maps.image, maps.mask))
+    if type(features.get("image")) is not tfds.features.Image:
+        return None
+    objects = getattr(features.get("objects"), "feature", None)
+    inner = dict(objects.items()) if isinstance(objects, tfds.features.FeaturesDict) else {}
+    if type(inner.get("bbox")) is not tfds.features.BBoxFeature:
+        inner = {}
+    for field, holder, build in (
+        ("label", features, _with_label),
+        ("objects", inner, _with_objects),
+    ):
+        label: Any = holder.get("label")
+        if type(label) is tfds.features.ClassLabel:
+            return Content(tuple(map(str, label.names)), ("image", field), ("image",), build)
+    return None
 
 
-def _label_feature(features: dict[str, Any]) -> Any:
-    """Gives the feature `label` if it is one of classes."""
+def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | None:
+    """Describes a set of images with label maps.
+
+    The folder of the version may have a `pixel_classes.txt` with the classes, one a line from 0 on.
+
+    Raises:
+      UsageError: there are maps, and nothing says what their values mean.
+    """
     import tensorflow_datasets as tfds
 
-    label = features.get("label")
-    return label if type(label) is tfds.features.ClassLabel else None
-
-
-def _object_features(features: dict[str, Any]) -> dict[str, Any]:
-    """Gives the features of each object, if they have a box; else none."""
-    import tensorflow_datasets as tfds
-
-    inner = getattr(features.get("objects"), "feature", None)
-    if not isinstance(inner, tfds.features.FeaturesDict):
-        return {}
-    inner = dict(inner.items())
-    return inner if type(inner.get("bbox")) is tfds.features.BBoxFeature else {}
+    kinds = (tfds.features.Image, tfds.features.LabeledImage)
+    picture = next((key for key in IMAGES if type(features.get(key)) is kinds[0]), None)
+    mask = next((key for key in MASKS if type(features.get(key)) in kinds), None)
+    if picture is None or mask is None:
+        return None
+    own, table = folder / CLASSES_FILE, None
+    values = VALUES.get(name.partition(":")[0].partition("/")[0])
+    if own.is_file():
+        names = read_lines(own)
+    elif values is not None:
+        names, table = values, label_table(values.values())
+    else:
+        names = getattr(features[mask], "names", None)
+    if not names:
+        raise UsageError(
+            f"{name} does not say what the values in {mask!r} mean: write the names of the classes "
+            f"to {own}, one a line, that of value 0 first."
+        )
+    fields = (picture, mask)
+    return Content(tuple(map(str, names)), fields, fields, partial(_with_map, table))
 
 
 def _open_builder(folder: Path) -> Any:
@@ -209,9 +210,8 @@ def _open_builder(folder: Path) -> Any:
         builder = tfds.builder_from_directory(folder)
         complete = bool(builder.info.features and builder.info.splits)
     except Exception as error:  # tfds raises anything on damaged metadata
-        raise UsageError(
-            f"{folder} cannot be opened: {first_line(error)}. Prepare it again."
-        ) from error
+        reason = first_line(error)
+        raise UsageError(f"{folder} cannot be opened: {reason}. Prepare it again.") from error
     if not complete:
         raise UsageError(f"{folder} has no features or no splits. Prepare it again.")
     return builder
@@ -223,10 +223,10 @@ def _find_prepared(name: str, root: Path) -> Path:
         raise UsageError(f"{name!r} is no data set name: write NAME, NAME/CONFIG or NAME:1.0.0.")
     path, _, version = name.partition(":")
     pattern = f"{version or '*'}/dataset_info.json"
-    found = [file.parent for file in (root / path).glob(pattern)]
-    found = found or [file.parent for file in (root / path).glob(f"*/{pattern}")]
-    configs = {folder.parent for folder in found}
-    if not found:
+    versions = [file.parent for file in (root / path).glob(pattern)]
+    versions = versions or [file.parent for file in (root / path).glob(f"*/{pattern}")]
+    configs = {folder.parent for folder in versions}
+    if not versions:
         raise UsageError(
             f"{name} is not prepared in {root}: {root / path} has no {pattern}. "
             f"Get it with: mnv2 prepare {path}, or give the folder of prepared sets as the root."
@@ -234,101 +234,21 @@ def _find_prepared(name: str, root: Path) -> Path:
     if len(configs) > 1:
         choices = sorted(f"{path}/{config.name}" for config in configs)
         raise UsageError(f"{name} has several configs: name one of {', '.join(choices)}.")
-    return max(found, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+    return max(versions, key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
 
 
 def _check_features(folder: Path) -> None:
     """Refuses metadata that names classes outside of tfds, which tfds would import."""
     path = folder / "features.json"
-    try:
-        remaining = [json.loads(path.read_text())]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Prepare it again.") from error
+    remaining = [read_json(path)]
     while remaining:
         node = remaining.pop()
         if isinstance(node, dict):
             for name in (node.get(key) for key in CLASS_KEYS):
                 if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
-                    raise UsageError(f"{path} names {name!r}, which is no feature: it is refused.")
+                    raise UsageError(
+                        f"{path} names {name!r}, which is not a feature: it is refused."
+                    )
             remaining += node.values()
         elif isinstance(node, list):
             remaining += node
-
-
-def prepare(name: str, root: str | None = None, idx_root: str | None = None) -> Path:
-    """Prepares a set for `tfds:NAME` and returns its folder.
-
-    Args:
-        name: `fashion_mnist`, which needs no TensorFlow, or any stock set of TensorFlow Datasets.
-        root: where prepared sets go, `~/tensorflow_datasets` by default.
-        idx_root: where Fashion-MNIST's IDX files are; Debian's folder by default.
-    """
-    import tensorflow_datasets as tfds
-
-    folder = Path(root or DEFAULT_ROOT).expanduser()
-    try:
-        if name == "fashion_mnist":
-            builder = _fashion_mnist_builder(folder, idx_root)
-        else:
-            builder = tfds.builder(name, data_dir=folder, file_format=FORMAT)
-            import_module("tensorflow")  # before the download rather than after it
-        builder.download_and_prepare()
-    except ImportError as error:
-        raise UsageError(
-            f"preparing {name} needs TensorFlow ({error}): pip install 'mnv2_jax[tf]'. "
-            "fashion_mnist needs none."
-        ) from error
-    except tfds.core.DatasetNotFoundError as error:
-        raise UsageError(
-            f"TensorFlow Datasets has no set {name!r}: see https://www.tensorflow.org/datasets."
-        ) from error
-    except OSError as error:
-        raise UsageError(f"cannot prepare {name} in {folder}: {error}.") from error
-    return Path(builder.data_path)
-
-
-def _fashion_mnist_builder(folder: Path, idx_root: str | None):
-    """Makes a builder with the name and version of the stock one, from IDX files, without TF."""
-    import tensorflow_datasets as tfds
-    from PIL import Image
-    from tensorflow_datasets.core import registered
-
-    from mnv2_jax.lab.data.sources import FASHION_CLASSES, open_source
-
-    sources = {split: open_source("fashion_mnist", split, idx_root) for split in ("train", "test")}
-
-    def examples(source) -> Iterator[tuple[int, dict]]:
-        for index in range(len(source)):
-            record, file = source[index], io.BytesIO()
-            Image.fromarray(np.squeeze(record["image"], -1)).save(file, "PNG")
-            file.seek(0)  # tfds encodes arrays with TensorFlow, and takes encoded files as they are
-            yield index, {"image": file, "label": record["label"]}
-
-    with registered.skip_registration():
-
-        class FashionMnist(tfds.core.GeneratorBasedBuilder):
-            """Fashion-MNIST (Xiao et al., 2017)."""
-
-            name = "fashion_mnist"
-            VERSION = tfds.core.Version("3.0.1")
-
-            def _info(self):
-                features = {
-                    "image": tfds.features.Image(shape=(28, 28, 1)),
-                    "label": tfds.features.ClassLabel(names=FASHION_CLASSES),
-                }
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    description="70,000 images of Zalando's articles; MIT licence.",
-                    features=tfds.features.FeaturesDict(features),
-                    supervised_keys=("image", "label"),
-                    homepage="https://github.com/zalandoresearch/fashion-mnist",
-                )
-
-            def _split_generators(self, dl_manager):
-                return {split: examples(source) for split, source in sources.items()}
-
-            def _generate_examples(self):
-                raise NotImplementedError("the splits bring their own generators")
-
-    return FashionMnist(data_dir=folder, file_format=FORMAT)

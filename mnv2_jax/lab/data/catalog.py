@@ -1,0 +1,118 @@
+"""Data sets by name: one row for each, with the function that opens it.
+
+`open_source("digits", "train")` gives a `Source`: a length, records by index, class names, and the
+whole set as arrays where it fits in memory.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.lab.data.readers import cifar, cityscapes, coco, folder, idx, imagenet, prepared, voc
+from mnv2_jax.lab.data.scenes import Scenes
+from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split
+
+EMBEDDED = Path(__file__).parent / "embedded"
+SCENE_CLASSES = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "ankle boot")
+SCENE_CLASS_OF = (0, 1, 0, 2, 0, 3, 0, 4, 5, 6)  # for each of `idx.FASHION_CLASSES`
+
+
+@functools.cache
+def _load_embedded(name: str) -> dict[str, np.ndarray]:
+    with np.load(EMBEDDED / f"{name}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    for array in arrays.values():
+        array.setflags(write=False)  # shared by every caller in the process
+    return arrays
+
+
+def _open_embedded(name: str, classes: tuple[str, ...], split: str, root: str | None) -> Source:
+    if root is not None:
+        raise UsageError(f"{name} is part of the package and takes no root, given {root!r}.")
+    arrays = _load_embedded(name)
+    return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], classes)
+
+
+def _open_scenes(split: str, root: str | None) -> Source:
+    """Scenes of 96×96 with one or two embedded items: 20,000 to train on, 1,000 held out.
+
+    Shirts, t-shirts, pullovers and coats are one class, for even people confuse them, and a quarter
+    of them is used, so that all classes are as frequent. At least 0.7 of every item is seen. Scenes
+    held out show items that no training scene has.
+    """
+    if root is not None:
+        raise UsageError(f"scenes are part of the package and take no root, given {root!r}.")
+    arrays = _load_embedded("fashion_mnist_small")
+    labels = np.array(SCENE_CLASS_OF)[arrays[f"{split}_label"]]
+    kept = (labels != 0) | (np.cumsum(labels == 0) % 4 == 0)
+    items = ArraySource(arrays[f"{split}_image"][kept], labels[kept], SCENE_CLASSES)
+    length, seed = (20_000, 0) if split == "train" else (1_000, 1)
+    return Scenes(items, length, (96, 96), 2, (0.45, 0.75), seed, least_visible=0.7)
+
+
+class DataSet(NamedTuple):
+    """A row of the catalog.
+
+    Attributes:
+        open: (split, root) -> source.
+        splits: the splits there are; None where the folder at hand decides.
+    """
+
+    open: Callable[[str, str | None], Source]
+    splits: tuple[str, ...] | None = None
+
+
+TWO = ("train", "test")
+CATALOG: Mapping[str, DataSet] = {
+    "digits": DataSet(functools.partial(_open_embedded, "digits", idx.DIGIT_CLASSES), TWO),
+    "fashion_mnist_small": DataSet(
+        functools.partial(_open_embedded, "fashion_mnist_small", idx.FASHION_CLASSES), TWO
+    ),
+    "fashion_mnist": DataSet(idx.open_fashion_mnist, TWO),
+    "mnist": DataSet(idx.open_mnist, TWO),
+    "cifar10": DataSet(functools.partial(cifar.open_cifar, "cifar10"), TWO),
+    "cifar100": DataSet(functools.partial(cifar.open_cifar, "cifar100"), TWO),
+    "imagenet2012": DataSet(imagenet.open_imagenet, TWO),
+    "folder": DataSet(folder.open_folder),
+    "scenes": DataSet(_open_scenes, TWO),
+    "coco": DataSet(coco.open_coco),
+    "voc": DataSet(voc.open_voc),
+    "voc_segmentation": DataSet(voc.open_voc_segmentation),
+    "cityscapes": DataSet(cityscapes.open_cityscapes, ("train", "val")),
+}
+PREPARED = {"tfds:": False, "tfds_masks:": True}  # whether label maps are read
+
+
+def open_source(name: str, split: str, root: str | None = None) -> Source:
+    """Opens one split of a data set by name.
+
+    >>> len(open_source("digits", "train")), len(open_source("digits", "test"))
+    (1437, 360)
+
+    Args:
+        name: a name in `CATALOG`, or `tfds:NAME` for a set prepared by TensorFlow Datasets;
+            `tfds_masks:NAME` reads the label maps of a set whose images have labels too.
+        split: "train" or "test"; "validation" and "val" mean the test split of a set that has only
+            one of them. A set on disk also takes its own split names, a prepared set slices of
+            them.
+        root: the folder of the data; the embedded sets take none, and `fashion_mnist` and `tfds:`
+            have a default.
+
+    Raises:
+        UsageError: there is no such name or split, or the data is missing, damaged or empty.
+    """
+    for prefix, masks in PREPARED.items():
+        if name.startswith(prefix):
+            return prepared.open_prepared(name.removeprefix(prefix), split, root, masks)
+    if name not in CATALOG:
+        if Path(name).is_dir():
+            raise UsageError(
+                f"data set {name!r} is a folder: name the set folder, with {name} as its root."
+            )
+        raise unknown("data set", name, [*CATALOG, *(f"{prefix}NAME" for prefix in PREPARED)])
+    row = CATALOG[name]
+    return row.open(chosen_split(split, row.splits) if row.splits else split, root)

@@ -1,0 +1,82 @@
+"""Images with boxes: what readers of annotation files have in common."""
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import image
+from mnv2_jax.lab.data.annotations import PADDING_CLASS, clean_objects
+from mnv2_jax.lab.data.readers.files import read_record
+from mnv2_jax.lab.data.source import BadRecord, LazySource
+
+log = logging.getLogger(__name__)
+
+MAX_SIDE = 1 << 20
+
+
+class _Annotated(NamedTuple):
+    path: Path
+    size: tuple[int, int]
+    boxes: np.ndarray
+    classes: np.ndarray
+
+
+class AnnotatedImages:
+    """Collects images and their boxes, and makes a source of them.
+
+    Its records have `image` (h, w, 3) uint8, `boxes` (n, 4) float32 and `classes` (n,) int32, below
+    -1 for crowds (see `annotations.crowd_of`). Images are decoded when they are read.
+    """
+
+    def __init__(self, classes: tuple[str, ...]):
+        self.classes = classes
+        self.dropped: Counter[str] = Counter()
+        self._images: list[_Annotated] = []
+
+    def add(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        corners: Sequence[Sequence[float]],
+        classes: Sequence[int],
+        name: str,
+        crowd: Sequence[bool] | None = None,
+    ) -> None:
+        """Adds an image of (height, width) with boxes in pixels: top, left, bottom, right."""
+        boxes = np.array(corners, np.float64).reshape(-1, 4) / np.tile(size, 2)
+        crowds = None if crowd is None else np.array(crowd, bool)
+        objects = clean_objects(
+            boxes, np.array(classes, int), len(self.classes), len(boxes), name, crowds
+        )
+        self.dropped.update(objects.dropped)
+        kept = objects.classes != PADDING_CLASS
+        self._images.append(_Annotated(path, size, objects.boxes[kept], objects.classes[kept]))
+
+    def source(self, name: str) -> LazySource:
+        """Makes the source, and logs how many objects were dropped, by reason.
+
+        Raises:
+          UsageError: there are no images.
+        """
+        if not self._images:
+            raise UsageError(f"{name} lists no images: give a set with at least one.")
+        if self.dropped:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped.items()))
+            log.warning("%s: objects left out: %s", name, reasons)
+        return LazySource(len(self._images), functools.partial(_read, self._images), self.classes)
+
+
+def _read(images: list[_Annotated], index: int) -> Mapping[str, Any]:
+    path, size, boxes, classes = images[index]
+    # Boxes are those of the stored pixels, whatever their EXIF tag says.
+    pixels = image.decode(read_record(path), str(path), orient=False)
+    if pixels.shape[:2] != size:
+        decoded = "{1}x{0}".format(*pixels.shape)
+        raise BadRecord(str(path), f"{decoded} pixels, annotated as {size[1]}x{size[0]}")
+    return {"image": pixels, "boxes": boxes, "classes": classes}

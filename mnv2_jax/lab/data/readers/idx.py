@@ -1,0 +1,90 @@
+"""MNIST and Fashion-MNIST in their official format: IDX files of unsigned bytes."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data.source import ArraySource
+
+UNSIGNED_BYTE = 0x08
+MAX_IN_MEMORY_BYTES = 4 << 30
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DIGIT_CLASSES = tuple("0123456789")
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+
+def open_mnist(split: str, root: str | None) -> ArraySource:
+    """Opens MNIST from its four files."""
+    if root is None:
+        raise UsageError("mnist needs a root: the folder with the four *-ubyte.gz files.")
+    get = f"wget -nc -P {root} {MNIST_URL}{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz"
+    return _open_idx("mnist", DIGIT_CLASSES, split, Path(root), get)
+
+
+def open_fashion_mnist(split: str, root: str | None) -> ArraySource:
+    """Opens Fashion-MNIST from its four files, by default where Debian's package puts them."""
+    get = (
+        "apt-get install dataset-fashion-mnist, or download the four files named at "
+        "https://github.com/zalandoresearch/fashion-mnist and give their folder as the root"
+    )
+    folder = Path(root) if root is not None else DEBIAN_FASHION_MNIST
+    return _open_idx("fashion_mnist", FASHION_CLASSES, split, folder, get)
+
+
+def _open_idx(
+    name: str, classes: tuple[str, ...], split: str, folder: Path, get: str
+) -> ArraySource:
+    prefix = "train" if split == "train" else "t10k"
+    arrays = []
+    for part, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
+        stem = f"{prefix}-{part}-ubyte"
+        path = next((p for p in (folder / f"{stem}.gz", folder / stem) if p.is_file()), None)
+        if path is None:
+            raise UsageError(f"{name}: {stem}.gz is not in {folder}. Get it with: {get}")
+        arrays.append(read_idx(path, dimensions))
+    return ArraySource(arrays[0][..., None], arrays[1], classes)
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes, gzip-compressed or plain.
+
+    The layout: two zero bytes, the type code (8 for unsigned byte), the number of dimensions, every
+    dimension as a big-endian 32-bit integer, then the values.
+
+    Args:
+        path: the file; one that ends in `.gz` is decompressed.
+        dimensions: how many dimensions the array must have, 3 for images and 1 for labels.
+
+    Raises:
+        UsageError: the header says something else, or the file has more or fewer values than that.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            if header[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+                raise UsageError(
+                    f"{path} is not an IDX file of {dimensions} dimensions of unsigned bytes "
+                    f"(it starts with {header[:4].hex() or 'nothing'}). Download it again."
+                )
+            shape = tuple(int.from_bytes(header[i : i + 4]) for i in range(4, len(header), 4))
+            expected = math.prod(shape)
+            if len(header) != 4 + 4 * dimensions or expected > MAX_IN_MEMORY_BYTES:
+                raise UsageError(f"{path} has an impossible IDX header. Download it again.")
+            values = file.read(expected + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read: {error}. Download it again.") from error
+    if len(values) != expected:
+        amount = "more" if len(values) > expected else f"{len(values):,}"
+        raise UsageError(
+            f"{path} should hold {expected:,} values and holds {amount}. Download it again."
+        )
+    return np.frombuffer(values, np.uint8).reshape(shape)

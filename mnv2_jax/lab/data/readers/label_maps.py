@@ -1,0 +1,80 @@
+"""Images with label maps: what readers of such sets have in common.
+
+A map whose size is not its image's, or that holds a value which is no class, makes a bad record:
+training masks and counts it, evaluation stops and names it.
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import image
+from mnv2_jax.lab.data.annotations import IGNORED, check_labels
+from mnv2_jax.lab.data.readers.files import read_record
+from mnv2_jax.lab.data.source import BadRecord, LazySource
+
+
+def label_table(values: Iterable[int]) -> np.ndarray:
+    """Maps the value of each class to its label, and all others to 255: (256,) uint8.
+
+    >>> label_table([7, 9])[6:10]
+    array([255,   0, 255,   1], dtype=uint8)
+    """
+    table, values = np.full(256, IGNORED, np.uint8), list(values)
+    table[values] = range(len(values))
+    return table
+
+
+def labelled_record(
+    pixels: np.ndarray, label_map: bytes, name: str, num_classes: int, table: np.ndarray | None
+) -> Mapping[str, Any]:
+    """Decodes the map of an image: `image` (h, w, c) uint8 and `label` (h, w) uint8.
+
+    Args:
+      pixels: the image.
+      label_map: the file of the map.
+      name: names the map in errors.
+      num_classes: how many there are; 255 is ignored.
+      table: see `label_table`; None where the map's values are the labels.
+
+    Raises:
+      BadRecord: the map cannot be used.
+    """
+    label = image.decode_labels(label_map, name)
+    if table is not None:
+        label = table[label]
+    check_labels(label, num_classes, name)
+    if label.shape != pixels.shape[:2]:
+        ours, theirs = ("{1}x{0}".format(*shape) for shape in (label.shape, pixels.shape))
+        raise BadRecord(name, f"a label map of {ours} pixels for an image of {theirs}")
+    return {"image": pixels, "label": label}
+
+
+def paired_source(
+    pairs: list[tuple[Path, Path]],
+    classes: tuple[str, ...],
+    layout: str,
+    table: np.ndarray | None = None,
+) -> LazySource:
+    """Makes a source of pairs of an image file and the file of its label map.
+
+    Raises:
+      UsageError: a file is missing.
+    """
+    missing = next((str(p) for pair in pairs for p in pair if not os.path.isfile(p)), None)
+    if missing:
+        raise UsageError(f"{missing} is missing. {layout}.")
+    return LazySource(len(pairs), functools.partial(_read, pairs, len(classes), table), classes)
+
+
+def _read(
+    pairs: list[tuple[Path, Path]], num_classes: int, table: np.ndarray | None, index: int
+) -> Mapping[str, Any]:
+    picture, label_map = pairs[index]
+    pixels = image.decode(read_record(picture), str(picture), orient=False)
+    return labelled_record(pixels, read_record(label_map), str(label_map), num_classes, table)

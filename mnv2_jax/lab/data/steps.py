@@ -1,0 +1,187 @@
+"""Steps that transforms are made of: each is `(record, rng, ...) -> record`.
+
+A step changes the image, and boxes (n, 4) and label map (h, w) with it where the record has them.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.lab.data import image
+from mnv2_jax.lab.data.annotations import (
+    FIRST_CROWD,
+    IGNORED,
+    PADDING_CLASS,
+    clean_objects,
+    crowd_of,
+)
+from mnv2_jax.lab.data.source import Transform
+
+COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Shares of a box that a crop must hold to keep it; each crop draws one. These, the chance of no
+crop and the shape of the rectangle are those of `ssd_random_crop` in the authors' training code."""
+UNCROPPED = 0.15
+CROP_ATTEMPTS = 100
+CROP_ASPECT = (0.5, 2.0)
+SCALE_STEP = 0.25
+
+
+def random(function: Callable[..., np.ndarray], **options: Any) -> Transform:
+    """Makes a step of a function of an image and random numbers."""
+    return functools.partial(_change_image, functools.partial(function, **options), True)
+
+
+def fixed(function: Callable[..., np.ndarray], **options: Any) -> Transform:
+    """Makes a step of a function of an image."""
+    return functools.partial(_change_image, functools.partial(function, **options), False)
+
+
+def _change_image(
+    change: Callable[..., np.ndarray], random: bool, record: dict, rng: np.random.Generator
+) -> dict:
+    pixels = record["image"]
+    return record | {"image": change(pixels, rng) if random else change(pixels)}
+
+
+def resize(
+    record: dict,
+    rng: np.random.Generator,
+    size: int,
+    method: str = "bilinear",
+    antialias: bool = False,
+) -> dict:
+    """Stretches image and labels to a square."""
+    del rng
+    return _resized(record, size, size, antialias, method)
+
+
+def fit(record: dict, rng: np.random.Generator, size: int) -> dict:
+    """Shrinks what does not fit, and fills up the rest."""
+    del rng
+    height, width = image.fitted(record["image"].shape, size)
+    return _padded(_resized(record, height, width, antialias=True), size)
+
+
+def flip(record: dict, rng: np.random.Generator, probability: float) -> dict:
+    """Mirrors the image left and right with a probability, and its boxes and label map with it."""
+    if rng.random() >= probability:
+        return record
+    changed = {"image": image.flip(record["image"])}
+    if "boxes" in record:
+        changed["boxes"] = mirrored(record["boxes"])
+    if _has_map(record):
+        changed["label"] = record["label"][:, ::-1]
+    return record | changed
+
+
+def ssd_crop(
+    record: dict, rng: np.random.Generator, area: tuple[float, float] = (0.1, 1.0)
+) -> dict:
+    """Cuts a random rectangle that holds enough of at least one box, and cuts the boxes with it.
+
+    What is enough is drawn from `COVERED`; boxes of which the rectangle holds less are dropped. The
+    image stays whole with a chance of 0.15, and where no rectangle of 100 fits.
+    """
+    covered = rng.choice(COVERED)
+    if rng.random() < UNCROPPED:
+        return record
+    pixels, boxes, classes = record["image"], record["boxes"], record["classes"]
+    height, width = pixels.shape[:2]
+    for _ in range(CROP_ATTEMPTS):
+        share, aspect = rng.uniform(*area), rng.uniform(*CROP_ASPECT)
+        h = round(math.sqrt(share * height * width / aspect))
+        w = round(math.sqrt(share * height * width * aspect))
+        if not (0 < h <= height and 0 < w <= width):
+            continue
+        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        low = np.array([top / height, left / width])
+        size = np.array([h / height, w / width])
+        cut = boxes.clip(np.tile(low, 2), np.tile(low + size, 2))
+        held = _area(cut) / np.maximum(_area(boxes), 1e-12)
+        kept = (held > 0) & (held >= covered - 1e-6)
+        if kept.any() or not len(boxes):
+            return {
+                "image": pixels[top : top + h, left : left + w],
+                "boxes": (cut[kept] - np.tile(low, 2)) / np.tile(size, 2),
+                "classes": classes[kept],
+            }
+    return record
+
+
+def scale_crop(
+    record: dict, rng: np.random.Generator, size: int, scale: tuple[float, float] = (0.5, 2.0)
+) -> dict:
+    """Scales image and labels by a random factor, in steps of 0.25, and cuts a random square.
+
+    Where the scaled image is smaller than the square, gray pixels labelled 255 fill it up.
+    """
+    steps = math.floor((scale[1] - scale[0]) / SCALE_STEP + 1e-6)
+    factor = scale[0] + SCALE_STEP * int(rng.integers(steps + 1))
+    height, width = (max(1, round(n * factor)) for n in record["label"].shape)
+    record = _padded(_resized(record, height, width, antialias=False), size)
+    top, left = (int(rng.integers(n - size + 1)) for n in record["label"].shape)
+    window = slice(top, top + size), slice(left, left + size)
+    return {key: array[window] for key, array in record.items()}
+
+
+def mirrored(boxes: np.ndarray) -> np.ndarray:
+    """Mirrors boxes left and right.
+
+    >>> mirrored(np.array([[0.0, 0.25, 1.0, 0.5]]))
+    array([[0.  , 0.5 , 1.  , 0.75]])
+    """
+    top, left, bottom, right = boxes.T
+    return np.stack([top, 1 - right, bottom, 1 - left], axis=1)
+
+
+def select_labels(record: dict, rng: np.random.Generator) -> dict:
+    """Keeps the image and its label map."""
+    del rng
+    return {"image": record["image"], "label": record["label"]}
+
+
+def select_objects(record: dict, rng: np.random.Generator, crowds: bool) -> dict:
+    """Keeps the image and its objects, without padding, and without crowds unless asked for."""
+    del rng
+    classes = record["classes"]
+    kept = classes != PADDING_CLASS if crowds else classes >= 0
+    return {"image": record["image"], "boxes": record["boxes"][kept], "classes": classes[kept]}
+
+
+def pad_objects(record: dict, rng: np.random.Generator, rows: int) -> dict:
+    """Brings the objects to a fixed number of rows: the largest are kept, missing ones padded."""
+    del rng
+    boxes, classes = record["boxes"], record["classes"]
+    crowd = classes <= FIRST_CROWD
+    classes = np.where(crowd, crowd_of(classes), classes)
+    count = int(classes.max(initial=-1)) + 1
+    objects = clean_objects(boxes, classes, count, rows, "record", crowd)
+    return {"image": record["image"], "boxes": objects.boxes, "classes": objects.classes}
+
+
+def _resized(
+    record: dict, height: int, width: int, antialias: bool, method: str = "bilinear"
+) -> dict:
+    """Resizes the image, and its label map to the nearest label: none lies between two classes."""
+    changed = {"image": image.resize(record["image"], height, width, method, antialias)}
+    if _has_map(record):
+        labels = record["label"][..., None]
+        changed["label"] = image.resize(labels, height, width, "nearest")[..., 0]
+    return record | changed
+
+
+def _padded(record: dict, size: int) -> dict:
+    """Fills image and labels up with gray pixels that count nowhere."""
+    pixels = image.padded(record["image"], size, image.MEAN_PIXEL)
+    return record | {"image": pixels, "label": image.padded(record["label"], size, IGNORED)}
+
+
+def _has_map(record: dict) -> bool:
+    return np.ndim(record.get("label")) == 2
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
