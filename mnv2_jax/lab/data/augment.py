@@ -51,7 +51,7 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
     """Inverts the values from a threshold on."""
-    return apply_pillow(image, lambda picture: ImageOps.solarize(picture, threshold))
+    return apply_pillow(image, lambda picture: ImageOps.solarize(picture, math.ceil(threshold)))
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
