@@ -1,7 +1,8 @@
 # Every target sets up what it needs in $(VENV) the first time, and only then.
-#   make test ARGS="tests/models -k block"      PYTHON=python3.12 chooses the interpreter
+#   make test ARGS="tests/models -k block"      PYTHON=python3.12 chooses the interpreter, which is
+#                                               otherwise the newest one found
 
-PYTHON ?= python3
+PYTHON ?= $(shell .ci/python)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -12,7 +13,9 @@ UV := .venv-uv/bin/uv
 BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling guard imagenet_cost
 
 .DEFAULT_GOAL := help
-.PHONY: help ablate account chaos paper bench test lint docs format lock setup-dev clean
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+.PHONY: help ablate account chaos paper bench check test test-all lint docs format lock setup-dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
@@ -32,8 +35,14 @@ account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
 paper: $(FOR_RUN)  ## the paper's tables and figures again, with the results of runs, in runs/paper
 	$(BIN)/python main.py paper $(ARGS)
 
-test: $(FOR_DEV)  ## run the tests and the doctests
-	$(BIN)/python -m pytest $(ARGS)
+check: lint  ## lint, and the tests and doctests that are fast (a minute and a half on two cores)
+	$(PYTEST) -m "not slow and not multiprocess and not nightly" $(ARGS)
+
+test: $(FOR_DEV)  ## the tests and doctests that the gate runs (ten minutes on two cores)
+	$(PYTEST) -m "not nightly" $(ARGS)
+
+test-all: $(FOR_DEV)  ## those that run at night as well (about an hour on two cores)
+	$(PYTEST) $(ARGS)
 
 lint: $(FOR_DEV)  ## style, format, import floors and types
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import sys
 
-from mnv2_jax.lab.cli import main
+from mnv2_jax.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The package as others meet it: what an import costs, and what the wheel holds."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -46,30 +48,99 @@ print(len(names), *[name for name in heavy.split() if name in sys.modules])
     assert int(count) >= len(list((ROOT / "mnv2_jax").glob("*.py")))
 
 
+def normal(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]*", requirement).group()).lower()
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def lines(name: str) -> set[str]:
+    text = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return {line for line in text if line}
+
+
+def test_requirements_are_those_of_the_library_and_of_training():
+    extras = project()["optional-dependencies"]
+    assert lines("requirements.txt") == {*project()["dependencies"], *extras["train"]}
+
+
 def test_lock_pins_every_requirement():
-    """A dependency added without `make lock` would be missing from the locked leg of CI."""
-
-    def normal(name: str) -> str:
-        return re.sub(r"[-_.]+", "-", name).lower()
-
-    pinned = {
-        normal(line.split("==")[0])
-        for line in (ROOT / "requirements-lock.txt").read_text().splitlines()
-        if "==" in line
-    }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    asked = (ROOT / "requirements.txt").read_text().splitlines() + extras["dev"]
+    """A dependency added without `make lock` would be missing from the gate."""
+    pinned = {normal(line) for line in lines("requirements-lock.txt") if "==" in line}
+    extras = project()["optional-dependencies"]
+    asked = project()["dependencies"] + extras["dev"]
     for extra in re.search(r"\[(.*)\]", extras["dev"][0])[1].split(","):
         asked += extras[extra]
-    names = {normal(re.match(r"[\w.-]*", line).group()) for line in asked} - {"", "mnv2-jax"}
-    assert names - pinned == set()
+    assert {normal(line) for line in asked} - {"mnv2-jax"} - pinned == set()
 
 
 def test_lock_names_no_index_and_no_path():
     lock = (ROOT / "requirements-lock.txt").read_text()
     assert "make lock" in lock.partition("\n\n")[0]
     assert re.findall(r"https?:|file:|--(?:index|extra|find)|@", lock) == []
+
+
+# What the library is for, from the network to files, and what the command line says without more.
+LIBRARY = """
+import sys, jax, numpy as np
+import mnv2_jax
+from mnv2_jax.export import export
+
+model = mnv2_jax.build(width=0.35, num_classes=10, dialect="timm")
+images = np.zeros((1, 32, 32, 3), np.float32)
+variables = jax.jit(model.init)(jax.random.key(0), images)
+logits = jax.jit(model.apply)(variables, images)
+assert mnv2_jax.account(model, images.shape).params > 300_000
+mnv2_jax.export_weights(model, variables, "timm", "w.safetensors")
+read = mnv2_jax.load_weights("timm:w.safetensors")
+np.testing.assert_array_equal(jax.jit(read.model.apply)(read.variables, images), logits)
+try:
+    report = export(model, variables, (32, 32), "stablehlo", "model.stablehlo")
+    assert report.difference["logits"] < 1e-4
+except mnv2_jax.UsageError as error:
+    assert "needs the package flatbuffers" in str(error)
+
+from mnv2_jax.__main__ import main
+sys.exit(main(["account"]))
+"""
+
+
+def assert_the_library_alone(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, text=True, capture_output=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mnv2: No module named "), done.stderr
+    assert done.stderr.endswith("with pip install 'mnv2_jax[train]'.\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_library_needs_its_five_packages_and_what_those_need(tmp_path):
+    """Every other distribution of this environment is refused, as if it were not there."""
+    needed, ahead = set(), [normal(line) for line in project()["dependencies"]]
+    while ahead:
+        if (name := ahead.pop()) not in needed:
+            needed.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):  # of another platform
+                ahead += [normal(r) for r in metadata.requires(name) or () if "extra ==" not in r]
+    refused = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if not needed & {normal(owner) for owner in owners}
+        and module not in ("mnv2_jax", "flatbuffers")
+    ]
+    assert {"ml_collections", "matplotlib", "PIL"} <= {*refused}
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {refused}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse)
+sys.path.insert(0, {str(ROOT)!r})
+{LIBRARY}"""
+    assert_the_library_alone(sys.executable, "-c", program, cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +152,7 @@ def wheel(tmp_path_factory) -> Path:
     shutil.copytree(
         ROOT / "mnv2_jax", source / "mnv2_jax", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp, source, cwd=tmp)
     (built,) = tmp.glob("*.whl")
@@ -105,6 +176,7 @@ def test_wheel_holds_the_whole_package(wheel):
     )
 
 
+@pytest.mark.nightly
 def test_source_distribution_holds_what_the_checkout_does(tmp_path):
     """Experiments, tests, documentation and results, so that it can be worked with as it is."""
     source = tmp_path / "source"
@@ -153,3 +225,12 @@ print(mnv2_jax.__file__, mnv2_jax.__version__, importlib.metadata.version("mnv2_
     assert version == metadata == mnv2_jax.__version__
     usage = run(venv / "bin" / "mnv2", "--help", cwd=tmp_path, JAX_PLATFORMS="cpu")
     assert "account" in usage
+
+
+@pytest.mark.nightly
+def test_the_library_installs_with_its_five_packages(wheel, tmp_path):
+    """From the package index, into an environment of its own."""
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    assert_the_library_alone(python, "-c", LIBRARY, cwd=tmp_path)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import export
 
+from mnv2_jax.export.optional import need
 from mnv2_jax.inference.graph import Graph, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -31,6 +32,7 @@ def write_stablehlo(path: Path, graph: Graph, classes: Sequence[str] = ()) -> No
       graph: of the network.
       classes: kept as JSON in the member `CLASSES` of a ZIP at the end.
     """
+    need("flatbuffers", "export")  # by jax.export
     pixels = graph.nodes[0].op == "normalize"
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct(

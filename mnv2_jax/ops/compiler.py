@@ -58,8 +58,10 @@ def warn() -> None:
 
 def _is_ours() -> bool:
     """Whether this process runs our command line, which calls `apply` itself."""
-    program = Path((getattr(sys, "argv", None) or [""])[0])
-    return program.name == "mnv2" or program.resolve() == Path(__file__).parents[2] / "main.py"
+    program = Path((getattr(sys, "argv", None) or [""])[0])  # "-m" while it is looked for
+    return (
+        program.name in ("mnv2", "-m") or program.resolve() == Path(__file__).parents[2] / "main.py"
+    )
 
 
 def _computes_on_cpu() -> bool:
