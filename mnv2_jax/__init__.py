@@ -32,7 +32,7 @@ from mnv2_jax.models.ssdlite import SSDLite
 from mnv2_jax.ops import compiler
 from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.version import __version__ as __version__
-from mnv2_jax.weights import doctor, export_weights, load_weights
+from mnv2_jax.weights import export_weights, inspect_weights, load_weights
 
 __all__ = [
     "DIALECTS",
@@ -51,10 +51,10 @@ __all__ = [
     "between_expansions",
     "build",
     "convolution",
-    "doctor",
     "export_weights",
     "fold",
     "folded_apply",
+    "inspect_weights",
     "linear",
     "load_weights",
     "make_divisible",
@@ -65,3 +65,9 @@ __all__ = [
 ]
 
 compiler.warn()
+
+
+def __getattr__(name: str) -> object:
+    if name == "doctor":
+        raise AttributeError("doctor is now called inspect_weights")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

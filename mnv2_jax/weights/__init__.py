@@ -1,12 +1,12 @@
-"""Published weights of six ecosystems into this project's variables and back, exactly.
+"""Weights of seven libraries, read and written exactly.
 
-`names` says as tables how each ecosystem names and orders its tensors; `files` and `formats` read
-tensors and nothing else; `architecture` infers the network from shapes; `merge` puts all of it in
-place or nothing; `hub` adds what only a description beside a segmenter says; `preprocessing` is
-what the images went through; `save` is the way back; `doctor` says what has to agree with a file.
+`names` holds the naming of each library as tables, and `tensors` lists a network's tensors by them.
+`readers` read files and execute nothing in them; `architecture` infers the network from the shapes;
+`merge` puts every tensor in its place, or none; `preprocessing` is how images were prepared. `load`
+and `save` are the two directions, and `inspect` says what a file is.
 """
 
-from mnv2_jax.weights.inspect import Finding, doctor
+from mnv2_jax.weights.inspect import Finding, inspect_weights
 from mnv2_jax.weights.load import Loaded, load_weights
 from mnv2_jax.weights.merge import infer_ecosystem
 from mnv2_jax.weights.names import ECOSYSTEMS
@@ -18,8 +18,14 @@ __all__ = [
     "Finding",
     "Loaded",
     "Preprocessing",
-    "doctor",
     "export_weights",
     "infer_ecosystem",
+    "inspect_weights",
     "load_weights",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "doctor":
+        raise AttributeError("doctor is now called inspect_weights")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

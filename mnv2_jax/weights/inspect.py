@@ -1,7 +1,7 @@
-"""What a file of weights is, and what has to agree with it, as data.
+"""Describes a file of weights and everything that has to agree with it, as data.
 
 The same network is published in dialects that differ in padding, epsilon, input range and classes.
-Weights that run under another dialect give no error, only worse answers.
+Weights that run under another dialect raise no error; their predictions are worse.
 """
 
 import math
@@ -13,21 +13,20 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.deeplab import DeepLabV3
-from mnv2_jax.models.dialect import Dialect
-from mnv2_jax.weights.files import Contents, read_tensors
-from mnv2_jax.weights.load import Loaded, class_offset, load_weights, parse_source
-from mnv2_jax.weights.merge import infer_ecosystem, whose
+from mnv2_jax.weights.load import Loaded, load_weights, parse_source
+from mnv2_jax.weights.merge import describe_unknown, infer_ecosystem
 from mnv2_jax.weights.names import ECOSYSTEMS
-from mnv2_jax.weights.preprocessing import RELEASES, Preprocessing
+from mnv2_jax.weights.preprocessing import RELEASES
+from mnv2_jax.weights.readers import Contents, read_tensors
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """One property of a file of weights.
 
     Attributes:
-      topic: what was looked at.
-      found: what it is.
-      change: what to do about it; empty where all is well.
+      topic: the property.
+      found: its value.
+      change: what to do about it; empty where nothing is to be done.
     """
 
     topic: str
@@ -35,110 +34,110 @@ class Finding(NamedTuple):
     change: str = ""
 
 
-def doctor(source: str | Path) -> list[Finding]:
-    """Examines a file of weights.
+def inspect_weights(source: str | Path) -> list[Finding]:
+    """Describes a file of weights.
 
     Args:
-      source: `ecosystem:path`, or a path alone, whose ecosystem is then told by its names.
+      source: `ecosystem:path`, or a path alone, whose ecosystem is inferred from the tensor names.
 
     Returns:
       Findings, the file first. Where the weights cannot be loaded, the last one says why and what
-      to do; otherwise the rest say what has to agree with the weights.
+      to do; otherwise the others say what has to agree with the weights.
 
     Raises:
       UsageError: the file cannot be read at all.
     """
-    named, path = _split(str(source))
+    named, path = None, str(source)
+    prefix, colon, _ = path.partition(":")
+    if colon and (prefix in ECOSYSTEMS or not Path(path).exists()):
+        ecosystem, path = parse_source(path)
+        named = ecosystem.name
     contents = read_tensors(path)
-    findings = [_file(path, contents), _ecosystem(path, named, contents)]
-    ecosystem = infer_ecosystem(contents.tensors) or named
-    if ecosystem is None:
+    inferred = infer_ecosystem(contents.tensors)
+    findings = [_file(path, contents)]
+    if inferred is None:
+        findings.append(Finding("ecosystem", *describe_unknown(path, contents.tensors)))
+    else:
+        change = f"load it as {inferred}:, not as {named}:" if named not in (None, inferred) else ""
+        title = f"{inferred} ({ECOSYSTEMS[inferred].title})"
+        findings.append(Finding("ecosystem", title, change))
+    if inferred is None and named is None:
         return findings
     try:
-        loaded = _load(ecosystem, path, contents.sha256)
+        loaded = _load(f"{inferred or named}:{path}", contents.sha256)
     except UsageError as error:
         return [*findings, Finding("weights", "cannot be loaded", str(error))]
-    return [
-        *findings,
-        _architecture(loaded),
-        _averages(contents),
-        _classes(loaded),
-        *_dialect(loaded.dialect),
-        _preprocessing(loaded.preprocessing),
-        _statistics(loaded),
-    ]
+    return [*findings, _averages(contents), *_model(loaded), _statistics(loaded)]
 
 
-def _split(source: str) -> tuple[str | None, str]:
-    name, colon, _ = source.partition(":")
-    if colon and (name in ECOSYSTEMS or not Path(source).exists()):
-        ecosystem, path = parse_source(source)
-        return ecosystem.name, path
-    return None, source
-
-
-def _load(ecosystem: str, path: str, sha256: str) -> Loaded:
+def _load(source: str, sha256: str) -> Loaded:
     try:
-        return load_weights(f"{ecosystem}:{path}", sha256)
+        return load_weights(source, sha256)
     except UsageError as error:
         if "drop_head" not in str(error):
             raise
-        return load_weights(f"{ecosystem}:{path}", sha256, drop_head=True)
+        return load_weights(source, sha256, drop_head=True)
 
 
 def _file(path: str, contents: Contents) -> Finding:
     numbers = sum(math.prod(array.shape) for array in contents.tensors.values())
-    found = f"{len(contents.tensors)} tensors, {numbers:,} numbers, sha256 {contents.sha256}"
+    described = f"{len(contents.tensors)} tensors, {numbers:,} numbers, sha256 {contents.sha256}"
     promised = re.search(r"-([0-9a-f]{8})\.", Path(path).name)
     if promised and not contents.sha256.startswith(promised[1]):
         return Finding(
             "file",
-            found,
+            described,
             f"the name promises a sha256 that starts with {promised[1]}: the file is damaged, "
             "another one, or named after something else; download it again",
         )
-    release = RELEASES.get(contents.sha256[:8])
-    return Finding("file", f"{found} ({release.title})" if release else found)
-
-
-def _ecosystem(path: str, named: str | None, contents: Contents) -> Finding:
-    found = infer_ecosystem(contents.tensors)
-    if found is None:
-        return Finding("ecosystem", *whose(path, contents.tensors))
-    title = f"{found} ({ECOSYSTEMS[found].title})"
-    if named is not None and named != found:
-        return Finding("ecosystem", title, f"load it as {found}:, not as {named}:")
-    return Finding("ecosystem", title)
-
-
-def _architecture(loaded: Loaded) -> Finding:
-    backbone = loaded.backbone
-    blocks = sum(row.n for row in backbone.spec.rows)
-    channels = f", {backbone.in_channels} input channels" if backbone.in_channels != 3 else ""
-    head = ""
-    if isinstance(loaded.model, DeepLabV3):
-        stride = backbone.output_stride
-        head = f", DeepLabv3 head of {loaded.model.channels} channels, output stride {stride}"
-    return Finding("architecture", f"width {backbone.width:g}, {blocks} blocks{channels}{head}")
+    title, _ = RELEASES.get(contents.sha256[:8], ("", None))
+    return Finding("file", f"{described} ({title})" if title else described)
 
 
 def _averages(contents: Contents) -> Finding:
     if contents.averages == "absent":
-        return Finding("averages", "one set of weights, with no moving averages beside it")
+        return Finding("averages", "one set of weights, without moving averages")
     return Finding(
         "averages",
         "raw weights and their moving averages; the averages are loaded",
-        "evaluate the averages (ema=True), which the published accuracy is of; continue a training "
+        "evaluate with the averages (ema=True), as the published accuracy was; continue a training "
         "from the raw weights (ema=False)",
     )
+
+
+def _model(loaded: Loaded) -> list[Finding]:
+    """Describes the network, its dialect and the images that it expects."""
+    backbone, dialect, rule = loaded.backbone, loaded.dialect, loaded.preprocessing
+    network = f"width {backbone.width:g}, {sum(row.n for row in backbone.spec.rows)} blocks"
+    if backbone.in_channels != 3:
+        network += f", {backbone.in_channels} input channels"
+    if isinstance(loaded.model, DeepLabV3):
+        network += f", DeepLabv3 head of {loaded.model.channels} channels"
+        network += f", output stride {backbone.output_stride}"
+    padding = {"same": "TensorFlow's SAME, (0, 1) on even inputs", "symmetric": "symmetric, (1, 1)"}
+    mean, std = (", ".join(f"{value:g}" for value in pair) for pair in (dialect.mean, dialect.std))
+    prepared = {
+        "center": f"shorter side to {rule.resize}, central {rule.size}",
+        "stretch": f"central {rule.fraction:.1%} of each side, stretched to {rule.size}",
+        "none": f"whole image, stretched to {rule.size}",
+        "pad": f"whole image, shrunk to fit {rule.size} or padded to it",
+    }[rule.crop]
+    return [
+        Finding("architecture", network),
+        _classes(loaded),
+        Finding("padding", f"{padding[dialect.padding]}, at stride 2"),
+        Finding("batch norm", f"epsilon {dialect.bn_epsilon:g}, decay {dialect.bn_decay:g}"),
+        Finding("input", f"(pixel / 255 - [{mean}]) / [{std}]"),
+        Finding("preprocessing", f"{prepared}, {rule.method}"),
+    ]
 
 
 def _classes(loaded: Loaded) -> Finding:
     if loaded.classes is None:
         return Finding("classes", "no classifier", "load it with drop_head=True, for features")
     if loaded.task == "segment":
-        return Finding("classes", f"{loaded.classes} of pixels, background included")
-    if class_offset(ECOSYSTEMS[loaded.source.partition(":")[0]], loaded.classes):
+        return Finding("classes", f"{loaded.classes} for every pixel, background included")
+    if loaded.dialect.class_offset:
         return Finding(
             "classes",
             f"{loaded.classes}, class 0 is background",
@@ -147,37 +146,14 @@ def _classes(loaded: Loaded) -> Finding:
     return Finding("classes", f"{loaded.classes}, counted from 0")
 
 
-def _dialect(dialect: Dialect) -> list[Finding]:
-    padding = {
-        "same": "TensorFlow's SAME, (0, 1) on even inputs",
-        "symmetric": "symmetric, (1, 1)",
-    }
-    mean, std = (", ".join(f"{value:g}" for value in pair) for pair in (dialect.mean, dialect.std))
-    return [
-        Finding("padding", f"{padding[dialect.padding]}, at stride 2"),
-        Finding("batch norm", f"epsilon {dialect.bn_epsilon:g}, decay {dialect.bn_decay:g}"),
-        Finding("input", f"(pixel / 255 - [{mean}]) / [{std}]"),
-    ]
-
-
-def _preprocessing(rule: Preprocessing) -> Finding:
-    seen = {
-        "center": f"shorter side to {rule.resize}, central {rule.size}",
-        "stretch": f"central {rule.fraction:.1%} of each side, stretched to {rule.size}",
-        "none": f"whole image, stretched to {rule.size}",
-        "pad": f"whole image, shrunk to fit {rule.size} or padded to it",
-    }[rule.crop]
-    return Finding("preprocessing", f"{seen}, {rule.method}")
-
-
 def _statistics(loaded: Loaded) -> Finding:
-    """Looks at the stem's moving averages: a network that was never trained still has 0 and 1."""
+    """Checks the stem's moving averages, which are 0 and 1 in a network that was never trained."""
     stats = loaded.variables["batch_stats"]
     stats = stats.get("backbone", stats)["stem"]["norm"]
     if np.all(stats["mean"] == 0) and np.all(stats["var"] == 1):
         return Finding(
             "statistics",
-            "batch norm's moving averages are still 0 and 1",
-            "these weights were never trained, or saved without their statistics: take others",
+            "the moving averages of batch norm are still 0 and 1",
+            "these weights were never trained, or saved without their statistics: use others",
         )
-    return Finding("statistics", "batch norm has moving averages of a training")
+    return Finding("statistics", "the moving averages of batch norm are trained")

@@ -1,13 +1,13 @@
-"""What a file claims about its own contents, checked before anything is allocated or followed."""
+"""Checks what a file claims about its contents before anything is allocated or followed."""
 
 import math
 import zipfile
 
 MAX_BYTES = 512 * 2**20
-"""Of a file. The network of width 1.4 takes 100 MB with optimizer state and moving averages."""
+"""The size of a file: width 1.4 takes 100 MB with optimizer state and moving averages."""
 
 MAX_RATIO = 16
-"""Of what a file unpacks to over its own size. Trained weights hardly compress at all."""
+"""The unpacked size over the size of the file: trained weights hardly compress at all."""
 
 
 class DamagedError(Exception):
@@ -15,7 +15,7 @@ class DamagedError(Exception):
 
 
 def shown(name: str) -> str:
-    """Returns a name from a file as a message can show it: short, in one line, without controls.
+    """Returns a name from a file as messages show it: short, on one line, controls escaped.
 
     >>> shown("a" * 200)[-9:], len(shown(chr(7)))  # a bell, as its escape
     ('aaaaaa...', 4)
@@ -30,7 +30,7 @@ def max_unpacked(size: int) -> int:
 
 
 def check_claim(name: str, shape: tuple[int, ...], itemsize: int, available: int) -> None:
-    """Refuses a tensor that claims more bytes than there are.
+    """Rejects a tensor that claims more bytes than there are.
 
     Raises:
       DamagedError: the claim cannot be true.
@@ -43,7 +43,7 @@ def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInf
     """Returns the members of an archive of `size` bytes by name.
 
     Raises:
-      DamagedError: a name points outside the archive, or all unpack to more than is possible.
+      DamagedError: a name points outside the archive, or the members unpack to too much.
     """
     members = archive.infolist()
     for info in members:

@@ -1,43 +1,43 @@
 """Loads published weights: file, names, architecture, strict merge, and what belongs to them."""
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.files import read_file
 from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS
 from mnv2_jax.weights.architecture import Architecture, find_architecture
-from mnv2_jax.weights.files import read_tensors
-from mnv2_jax.weights.hub import describe_segmenter
-from mnv2_jax.weights.merge import check_ecosystem, head_names, merge
+from mnv2_jax.weights.merge import check_ecosystem, merge
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
 from mnv2_jax.weights.preprocessing import Preprocessing, preprocessing_of, segmenter_preprocessing
+from mnv2_jax.weights.readers import read_tensors
+from mnv2_jax.weights.tensors import classifier_names, unused
 
 IMAGENET_CLASSES = 1000
-OUTPUT_STRIDE = 16  # of a segmenter where nothing says another: the paper's recommendation
+OUTPUT_STRIDE = 16  # of a segmenter whose files do not say; the paper's recommendation
+MAX_CONFIG = 1 << 20  # bytes; a config.json with the names of a thousand classes takes 70 kB
 
 
 class Loaded(NamedTuple):
-    """Weights and all that gives them their meaning.
+    """Weights and what is needed to use them.
 
     Attributes:
-      model: the network they are of, in their dialect: a classifier, or a segmenter.
+      model: the network, in the dialect of its weights: a classifier or a segmenter.
       variables: `params` and `batch_stats`, float32.
-      dialect: as in the model; its class offset is what the classifier has.
-      classes: outputs of the classifier or segmenter; None where it was dropped.
       preprocessing: how images are to be prepared.
       sha256: of the file.
       source: what was loaded, as `ecosystem:path`.
-      names: of a segmenter's classes, where a hub's description beside the file has them.
+      names: of a segmenter's classes, where a `config.json` beside the file lists them.
     """
 
     model: MobileNetV2 | DeepLabV3
     variables: dict[str, Any]
-    dialect: Dialect
-    classes: int | None
     preprocessing: Preprocessing
     sha256: str
     source: str
@@ -54,11 +54,21 @@ class Loaded(NamedTuple):
         return self.model.backbone if isinstance(self.model, DeepLabV3) else self.model
 
     @property
+    def dialect(self) -> Dialect:
+        """The dialect of the weights, with the class offset of this classifier."""
+        return self.backbone.dialect
+
+    @property
+    def classes(self) -> int | None:
+        """Outputs of the classifier or segmenter; None where the classifier was dropped."""
+        return self.model.num_classes
+
+    @property
     def options(self) -> dict[str, Any]:
-        """What `build`, or `build_deeplab`, takes to build the model again, as plain values.
+        """The plain values from which `build` or `build_deeplab` makes the model again.
 
         Raises:
-          UsageError: the network's rows are in no table, so that no name stands for them.
+          UsageError: no name stands for the network's rows.
         """
         model, backbone = self.model, self.backbone
         specs = SPECS
@@ -67,10 +77,10 @@ class Loaded(NamedTuple):
         spec = next((name for name, spec in specs.items() if spec == backbone.spec), None)
         if spec is None:
             raise UsageError(
-                f"{self.source!r} is a network with channels or depths of its own, which no "
-                f"configuration names ({', '.join(SPECS)} are named): use its model from Python."
+                f"{self.source!r} is a network with its own channels or depths, which no "
+                f"configuration names ({', '.join(SPECS)} have names): use its model from Python."
             )
-        shared = {
+        options = {
             "num_classes": model.num_classes,
             "width": backbone.width,
             "spec": spec,
@@ -79,11 +89,8 @@ class Loaded(NamedTuple):
             "dialect": self.dialect.name,
         }
         if isinstance(model, DeepLabV3):
-            return shared | {
-                "output_stride": backbone.output_stride,
-                "channels": model.channels,
-            }
-        return shared | {"class_offset": self.dialect.class_offset}
+            return options | {"output_stride": backbone.output_stride, "channels": model.channels}
+        return options | {"class_offset": self.dialect.class_offset}
 
 
 def load_weights(
@@ -94,103 +101,68 @@ def load_weights(
     ema: bool = True,
     output_stride: int | None = None,
 ) -> Loaded:
-    """Loads published weights, all of them or none: a classifier's, or a segmenter's (Sec. 6.3).
+    """Loads all published weights of a classifier or a segmenter (Sec. 6.3), or none of them.
 
     To fine-tune on other classes, drop the head and put the rest into fresh variables, whose names
     are the same: `fresh["params"] | loaded.variables["params"]`, and `batch_stats` likewise.
 
     Args:
       source: `ecosystem:path`, such as `torchvision:mobilenet_v2-b0353104.pth`; the ecosystem is
-        one of `ECOSYSTEMS`, for formats see `files.read_tensors`.
-      sha256: what the file's has to be; safetensors and pickles have no checksum of their own.
+        one of `ECOSYSTEMS`, the format one of `readers.READERS`.
+      sha256: the expected sha256 of the file; safetensors and pickles have no checksum inside.
       drop_head: leave the classifier out, whatever its classes; the model gives features only.
       drop_background: drop class 0 of a classifier whose class 0 is "background", 1001 to 1000.
-      ema: where the file has moving averages of the weights, take them (they are what was
-        published); False takes the raw weights.
-      output_stride: of a segmenter, which its weights do not tell: any of 8, 16 and 32 computes
-        with the same ones. None takes what a hub's `config.json` beside the file says, else 16.
+      ema: where the file has moving averages of the weights, load them (the published accuracy is
+        theirs); False loads the raw weights.
+      output_stride: 8, 16 or 32, of a segmenter: its weights fit all three. None takes the one in
+        a `config.json` beside the file, else 16.
 
     Raises:
       UsageError: the file cannot be read, is not of this ecosystem, or does not fit MobileNetV2;
-        then a diff says what is missing (-), unexpected (+) and of another shape (~).
+        then a diff lists what is missing (-), unexpected (+) and of another shape (~).
     """
     ecosystem, path = parse_source(source)
     contents = read_tensors(path, ema, sha256)
-    found = contents.tensors
-    check_ecosystem(ecosystem, found, path)
-    architecture = find_architecture(ecosystem, {name: a.shape for name, a in found.items()})
+    check_ecosystem(ecosystem, contents.tensors, path)
+    shapes = {name: array.shape for name, array in contents.tensors.items()}
+    architecture = find_architecture(ecosystem, shapes)
     if architecture.head is not None:
         if drop_head or drop_background:
             raise UsageError(
-                f"{path!r} is a segmenter: it is loaded as it is, without drop_head or "
-                "drop_background; its backbone's variables are under 'backbone'."
+                f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
+                "backbone's variables are under 'backbone'."
             )
-        variables = merge(ecosystem, architecture, found, path)
-        return _segmenter(
-            ecosystem, architecture, variables, source, contents.sha256, output_stride
-        )
+        idle = {t.theirs for t in unused(ecosystem, architecture.spec, architecture.width)}
+        variables = merge(ecosystem, architecture, contents.tensors, path, idle)
+        model, names = _segmenter(ecosystem, architecture, path, output_stride)
+        preprocessing = segmenter_preprocessing(ecosystem.dialect, path)
+        return Loaded(model, variables, preprocessing, contents.sha256, source, names)
     if output_stride is not None:
         raise UsageError(f"{path!r} is a classifier, which takes no output_stride: leave it out.")
+    head = classifier_names(ecosystem)
     if drop_head:
         architecture = architecture._replace(classes=None)
-        found = {name: a for name, a in found.items() if name not in head_names(ecosystem)}
-    variables = merge(ecosystem, architecture, found, path)
-    if architecture.classes is None and not drop_head:
+    tensors = contents.tensors
+    variables = merge(ecosystem, architecture, tensors, path, head if drop_head else ())
+    classes = architecture.classes
+    if classes is None and not drop_head:
         raise UsageError(
-            f"{path!r} has no classifier ({head_names(ecosystem)[0]}): load it with drop_head=True "
-            "for its features."
+            f"{path!r} has no classifier ({head[0]}): load it with drop_head=True for its features."
         )
-    offset = class_offset(ecosystem, architecture.classes)
+    offset = class_offset(ecosystem, classes)
     if drop_background:
-        _drop_background(path, variables, architecture.classes, offset)
-        architecture, offset = architecture._replace(classes=IMAGENET_CLASSES), 0
-    dialect = ecosystem.dialect._replace(class_offset=offset)
+        _drop_background(path, variables, classes, offset)
+        classes, offset = IMAGENET_CLASSES, 0
     model = MobileNetV2(
-        num_classes=architecture.classes,
+        num_classes=classes,
         width=architecture.width,
         spec=architecture.spec,
         in_channels=architecture.in_channels,
         dropout=ecosystem.dropout,
-        dialect=dialect,
+        dialect=ecosystem.dialect._replace(class_offset=offset),
     )
-    preprocessing = preprocessing_of(ecosystem.name, dialect, path, contents.sha256)
-    return Loaded(
-        model, variables, dialect, architecture.classes, preprocessing, contents.sha256, source
-    )
-
-
-def _segmenter(
-    ecosystem: Ecosystem,
-    architecture: Architecture,
-    variables: dict[str, Any],
-    source: str,
-    sha256: str,
-    output_stride: int | None,
-) -> Loaded:
-    """Builds the DeepLabv3 that variables are of; its head has its own batch norm, as published."""
-    path = source.partition(":")[2]
-    assert architecture.head is not None and architecture.classes is not None
-    described = describe_segmenter(path, architecture.classes)
-    backbone = MobileNetV2(
-        num_classes=None,
-        width=architecture.width,
-        output_stride=output_stride or described.output_stride or OUTPUT_STRIDE,
-        spec=architecture.spec,
-        in_channels=architecture.in_channels,
-        dialect=ecosystem.dialect,
-    )
-    model = DeepLabV3(architecture.classes, backbone, channels=architecture.head)
-    preprocessing = segmenter_preprocessing(ecosystem.dialect, path)
-    return Loaded(
-        model,
-        variables,
-        ecosystem.dialect,
-        architecture.classes,
-        preprocessing,
-        sha256,
-        source,
-        described.names,
-    )
+    preprocessing = preprocessing_of(ecosystem.name, model.dialect, path, contents.sha256)
+    return Loaded(model, variables, preprocessing, contents.sha256, source)
 
 
 def _drop_background(
@@ -207,8 +179,56 @@ def _drop_background(
         head[name] = np.ascontiguousarray(leaf[..., offset:])
 
 
+def _segmenter(
+    ecosystem: Ecosystem, architecture: Architecture, path: str, output_stride: int | None
+) -> tuple[DeepLabV3, tuple[str, ...]]:
+    """Builds a DeepLabv3, whose head has its own batch norm; returns the names of its classes."""
+    classes, channels = architecture.classes, architecture.head or 0
+    if classes is None:
+        kernel, _ = classifier_names(ecosystem, segmenter=True)
+        raise UsageError(f"{path!r} has no {kernel}, the last layer of a segmenter: use another.")
+    described_stride, names = describe_segmenter(path, classes)
+    backbone = MobileNetV2(
+        num_classes=None,
+        width=architecture.width,
+        output_stride=output_stride or described_stride or OUTPUT_STRIDE,
+        spec=architecture.spec,
+        in_channels=architecture.in_channels,
+        dialect=ecosystem.dialect,
+    )
+    return DeepLabV3(classes, backbone, channels=channels), names
+
+
+def describe_segmenter(path: str, classes: int) -> tuple[int | None, tuple[str, ...]]:
+    """Reads what Hugging Face's `config.json` beside a segmenter's weights adds to them.
+
+    Returns:
+      The output stride, None where it is not given, and the names of the classes, which are empty
+      unless every class has one.
+
+    Raises:
+      UsageError: the description is there and cannot be read.
+    """
+    file = Path(path).with_name("config.json")
+    if not file.is_file():
+        return None, ()
+    text = read_file(file, MAX_CONFIG)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{str(file)!r}, which describes the weights beside it, cannot be read: "
+            f"{first_line(error)}. Correct it, or move the weights elsewhere."
+        ) from error
+    content = content if isinstance(content, dict) else {}
+    stride, table = content.get("output_stride"), content.get("id2label")
+    table = table if isinstance(table, dict) else {}
+    names = [name for i in range(classes) if isinstance(name := table.get(str(i)), str) and name]
+    return stride if type(stride) is int else None, tuple(names) if len(names) == classes else ()
+
+
 def class_offset(ecosystem: Ecosystem, classes: int | None) -> int:
-    """Returns 1 where class 0 of a classifier is "background", told by its 1001 classes."""
+    """Returns 1 where class 0 of a classifier is "background", which 1001 classes show."""
     offset = ecosystem.dialect.class_offset
     return offset if classes == IMAGENET_CLASSES + offset else 0
 
@@ -225,8 +245,8 @@ def parse_source(source: str) -> tuple[Ecosystem, str]:
     name, colon, path = str(source).partition(":")
     if not colon or not path or "/" in name:
         raise UsageError(
-            f"{str(source)!r} does not say whose weights these are: write ecosystem:path, with the "
-            f"ecosystem one of {', '.join(ECOSYSTEMS)}."
+            f"{str(source)!r} names no ecosystem: write ecosystem:path, where the ecosystem is one "
+            f"of {', '.join(ECOSYSTEMS)}."
         )
     if name not in ECOSYSTEMS:
         raise unknown("ecosystem", name, ECOSYSTEMS)

@@ -13,25 +13,25 @@ from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights.architecture import Architecture
 from mnv2_jax.weights.limits import shown
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
-from mnv2_jax.weights.tensors import Tensor, our_shape, tensors, their_shape, to_ours, unused
+from mnv2_jax.weights.tensors import Tensor, tensors, their_shape, to_ours
 
 SHOWN = 4  # entries of each kind in a diff
+COVERED = 0.9  # share of the backbone's names that identifies an ecosystem
 MAX_FLOAT = np.finfo(np.float32).max
 
 
 def infer_ecosystem(names: Collection[str]) -> str | None:
-    """Returns the ecosystem that the names in a file are from, or None.
+    """Returns the ecosystem that uses the names in a file, or None.
 
     >>> infer_ecosystem({"conv_stem.weight", "blocks.0.0.conv_dw.weight"}) is None
     True
     """
-    best, share = None, 0.9
-    for ecosystem in ECOSYSTEMS.values():
-        expected = _backbone(ecosystem.name)
-        covered = sum(name in names for name in expected) / len(expected)
-        if covered > share:
-            best, share = ecosystem.name, covered
-    return best
+    shares = {
+        name: sum(expected in names for expected in _backbone(name)) / len(_backbone(name))
+        for name in ECOSYSTEMS
+    }
+    best = max(shares, key=shares.__getitem__)
+    return best if shares[best] > COVERED else None
 
 
 @functools.cache
@@ -41,101 +41,86 @@ def _backbone(ecosystem: str) -> frozenset[str]:
     return frozenset(tensor.theirs for tensor in listed)
 
 
-def whose(path: str, found: Collection[str]) -> tuple[str, str]:
-    """Says what names that are no ecosystem's are, and what to do about it."""
-    if any(name.startswith("params/stem/") for name in found):
+def describe_unknown(path: str, names: Collection[str]) -> tuple[str, str]:
+    """Describes tensor names that match no known library, and says what to do about it."""
+    if any(name.startswith("params/stem/") for name in names):
         return "this project's own", f"use its folder as it is: --model {Path(path).parent}"
-    examples = ", ".join(shown(name) for name in sorted(found)[:3]) or "no tensor at all"
+    first = next(iter(ECOSYSTEMS))
     return (
-        f"none that is known: it has {examples}",
-        f"give weights of MobileNetV2 from {', '.join(ECOSYSTEMS)}, and name one of them, as in "
-        f"{next(iter(ECOSYSTEMS))}:{path}, to see what differs",
+        f"not known: the file has {_examples(names)}",
+        f"give weights of MobileNetV2 from {', '.join(ECOSYSTEMS)}; to see the differences, name "
+        f"the ecosystem, as in {first}:{path}",
     )
 
 
-def check_ecosystem(ecosystem: Ecosystem, found: Collection[str], path: str) -> None:
-    """Refuses another ecosystem's weights, and what are no weights of MobileNetV2.
+def _examples(names: Collection[str]) -> str:
+    return ", ".join(shown(name) for name in sorted(names)[:3]) or "no tensor at all"
 
-    Raises:
-      UsageError: with the ecosystem that it looks like.
-    """
-    right = infer_ecosystem(found)
-    if right is not None and right != ecosystem.name:
+
+def check_ecosystem(ecosystem: Ecosystem, names: Collection[str], path: str) -> None:
+    """Raises a `UsageError` for weights of another ecosystem or of another network."""
+    inferred = infer_ecosystem(names)
+    if inferred is not None and inferred != ecosystem.name:
         raise UsageError(
-            f"{path!r} is not {ecosystem.name}'s: this looks like {right}; load it as "
-            f"{right}:{path}."
+            f"the tensors of {path!r} are not named as {ecosystem.name} names them: this looks "
+            f"like {inferred}; load it as {inferred}:{path}."
         )
     expected = _backbone(ecosystem.name)
-    if expected.isdisjoint(found):
-        examples = ", ".join(shown(name) for name in sorted(found)[:3]) or "no tensor at all"
+    if expected.isdisjoint(names):
         raise UsageError(
-            f"{path!r} holds no MobileNetV2 of {ecosystem.title}: it has {examples}, and none of "
-            f"the names that belong there, such as {sorted(expected)[0]}."
+            f"{path!r} holds no MobileNetV2 of {ecosystem.title}: it has {_examples(names)}, and "
+            f"none of the expected names, such as {min(expected)}."
         )
-
-
-def head_names(ecosystem: Ecosystem) -> tuple[str, str]:
-    """Returns the names of the classifier's kernel and bias."""
-    leaves = ecosystem.framework.leaves
-    return (
-        leaves["head_kernel"].format(head=ecosystem.head),
-        leaves["head_bias"].format(head=ecosystem.head),
-    )
 
 
 def merge(
     ecosystem: Ecosystem,
     architecture: Architecture,
-    found: Mapping[str, np.ndarray],
+    stored: Mapping[str, np.ndarray],
     path: str,
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
     """Puts every tensor of a file in its place, or none.
 
+    Args:
+      ecosystem, architecture: tell which tensors are expected.
+      stored: the file's tensors.
+      path: of the file, for messages.
+      optional: names that the file may hold besides.
+
     Raises:
-      UsageError: something is missing, unexpected, of another shape, not float or not finite.
+      UsageError: a tensor is missing, unexpected, of another shape, not float or not finite.
     """
     framework = ecosystem.framework
     expected = {tensor.theirs: tensor for tensor in tensors(ecosystem, *architecture)}
-    spare = {tensor.theirs for tensor in _spare(ecosystem, architecture)}
-    missing = [
-        f"- {shown(name)} {list(their_shape(framework, tensor.kind, tensor.shape))}"
-        for name, tensor in expected.items()
-        if name not in found
-    ]
     unexpected = [
         f"+ {shown(name)} {list(array.shape)}"
-        for name, array in found.items()
-        if name not in expected and name not in spare and not name.endswith(framework.ignored)
+        for name, array in stored.items()
+        if name not in expected and name not in optional and not name.endswith(framework.ignored)
     ]
-    shaped = [
-        f"~ {shown(name)} {list(found[name].shape)} is not "
-        f"{list(their_shape(framework, tensor.kind, tensor.shape))}"
-        for name, tensor in expected.items()
-        if name in found and our_shape(framework, tensor.kind, found[name].shape) != tensor.shape
-    ]
+    missing, shaped, flat = [], [], {}
+    for name, tensor in expected.items():
+        if name not in stored:
+            missing.append(f"- {shown(name)} {list(their_shape(framework, tensor))}")
+            continue
+        ours = to_ours(framework, tensor.kind, stored[name])
+        if ours is None or ours.shape != tensor.shape:
+            shape, needed = list(stored[name].shape), list(their_shape(framework, tensor))
+            shaped.append(f"~ {shown(name)} {shape} is not {needed}")
+        else:
+            flat[tensor.ours] = ours
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
     differences = "; ".join(_listed(kind, entries) for kind, entries in kinds if entries)
     if differences:
         raise UsageError(
             f"{path!r} does not fit the {architecture.title} of {ecosystem.name}, and nothing was "
-            f"loaded: {differences}. Give the whole state of a plain MobileNetV2"
+            f"loaded: {differences}. Give all weights of a plain MobileNetV2"
             f"{', or of its DeepLabv3 without pyramid' if ecosystem.segmenter else ''}."
         )
-    _check_values(path, expected, found)
-    flat = {
-        tensor.ours: np.ascontiguousarray(
-            to_ours(framework, tensor.kind, found[name]), dtype=np.float32
-        )
-        for name, tensor in expected.items()
-    }
+    for tensor in expected.values():
+        _check_values(path, tensor, flat[tensor.ours])
+    flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
     return unflatten_dict(flat, sep="/")
-
-
-def _spare(ecosystem: Ecosystem, architecture: Architecture) -> list[Tensor]:
-    """What the file may hold besides the network."""
-    if architecture.head is None:
-        return []
-    return unused(ecosystem, architecture.spec, architecture.width)
 
 
 def _listed(kind: str, entries: list[str]) -> str:
@@ -143,23 +128,20 @@ def _listed(kind: str, entries: list[str]) -> str:
     return f"{len(entries)} {kind} ({', '.join(entries[:SHOWN])}{more})"
 
 
-def _check_values(
-    path: str, expected: Mapping[str, Tensor], found: Mapping[str, np.ndarray]
-) -> None:
-    """Refuses numbers that a trained network cannot have."""
-    for name, tensor in expected.items():
-        array = found[name]
-        if array.dtype.kind != "f":
-            raise UsageError(
-                f"{path!r} holds {name} as {array.dtype}: floating point is needed; give the "
-                "float model, not a quantized one."
-            )
-        if not np.isfinite(array).all() or np.abs(array).max(initial=0) > MAX_FLOAT:
-            raise UsageError(
-                f"{path!r} holds NaN or infinite numbers in {name}: the file is damaged or the "
-                "training diverged; take another one."
-            )
-        if tensor.ours.endswith("/var") and array.min(initial=0) < 0:
-            raise UsageError(
-                f"{path!r} holds a variance below 0 in {name}: the file is damaged; take another."
-            )
+def _check_values(path: str, tensor: Tensor, array: np.ndarray) -> None:
+    """Rejects numbers that a trained network cannot have."""
+    name = tensor.theirs
+    if array.dtype.kind != "f":
+        raise UsageError(
+            f"{path!r} holds {name} as {array.dtype}, but floating point is needed: give the float "
+            "model, not a quantized one."
+        )
+    if not np.isfinite(array).all() or np.abs(array).max(initial=0) > MAX_FLOAT:
+        raise UsageError(
+            f"{path!r} holds NaN or infinite numbers in {name}: the file is damaged or the "
+            "training diverged; use another file."
+        )
+    if tensor.ours.endswith("/var") and array.min(initial=0) < 0:
+        raise UsageError(
+            f"{path!r} holds a negative variance in {name}: the file is damaged; use another file."
+        )

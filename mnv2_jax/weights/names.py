@@ -1,121 +1,101 @@
-"""How each ecosystem names MobileNetV2's tensors and lays them out, as tables.
+"""How each ecosystem names MobileNetV2's tensors and orders their axes, as tables.
 
-An `Ecosystem` is data: templates for the names of the convolutions, which leaves a convolution and
-its batch norm have, and the order of a tensor's axes. `mnv2_jax.weights.tensors` reads it.
+An `Ecosystem` is data: templates for the names of its layers, what a layer's tensors are called,
+and the order of their axes. `mnv2_jax.weights.tensors` reads it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mnv2_jax.models.dialect import HF, KERAS, SLIM, TIMM, TORCHVISION, Dialect
 
 
 class Framework(NamedTuple):
-    """The leaves and axes that a framework gives every convolution, batch norm and classifier.
+    """How a framework names and orders the tensors of a convolution, batch norm and classifier.
 
     Attributes:
-      leaves: our leaf to their name; `{conv}`, `{norm}` and `{head}` are their layers.
-      conv, depthwise, head: the axes that bring a kernel of theirs into our order, which is
-        (height, width, in, out) and (in, out) for the head.
+      leaves: what follows the name of the layer, by our name of the tensor.
+      axes: by kind of tensor, the axes that bring it into our order, which is (height, width, in,
+        out) for convolutions and (in, out) for the head.
       head_is_conv: whether the classifier is written as a 1×1 convolution.
-      ignored: endings of names that belong to training and not to the network.
+      ignored: endings of names that belong to the training and not to the network.
     """
 
     leaves: Mapping[str, str]
-    conv: tuple[int, ...]
-    depthwise: tuple[int, ...]
-    head: tuple[int, int]
-    head_is_conv: bool
-    ignored: tuple[str, ...]
+    axes: Mapping[str, tuple[int, ...]]
+    head_is_conv: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 TORCH = Framework(
     leaves={
-        "conv": "{conv}.weight",
-        "depthwise": "{conv}.weight",
-        "scale": "{norm}.weight",
-        "bias": "{norm}.bias",
-        "mean": "{norm}.running_mean",
-        "var": "{norm}.running_var",
-        "head_kernel": "{head}.weight",
-        "head_bias": "{head}.bias",
+        "conv": ".weight",
+        "depthwise": ".weight",
+        "scale": ".weight",
+        "bias": ".bias",
+        "mean": ".running_mean",
+        "var": ".running_var",
+        "head_kernel": ".weight",
+        "head_bias": ".bias",
     },
-    conv=(2, 3, 1, 0),
-    depthwise=(2, 3, 1, 0),
-    head=(1, 0),
-    head_is_conv=False,
+    axes={"conv": (2, 3, 1, 0), "depthwise": (2, 3, 1, 0), "head": (1, 0), "vector": (0,)},
     ignored=(".num_batches_tracked",),
 )
 
 TF_SLIM = Framework(
     leaves={
-        "conv": "{conv}/weights",
-        "depthwise": "{conv}/depthwise_weights",
-        "scale": "{norm}/gamma",
-        "bias": "{norm}/beta",
-        "mean": "{norm}/moving_mean",
-        "var": "{norm}/moving_variance",
-        "head_kernel": "{head}/weights",
-        "head_bias": "{head}/biases",
+        "conv": "/weights",
+        "depthwise": "/depthwise_weights",
+        "scale": "/gamma",
+        "bias": "/beta",
+        "mean": "/moving_mean",
+        "var": "/moving_variance",
+        "head_kernel": "/weights",
+        "head_bias": "/biases",
     },
-    conv=(0, 1, 2, 3),
-    depthwise=(0, 1, 3, 2),  # theirs is (3, 3, channels, 1)
-    head=(0, 1),
+    # A depthwise kernel is (3, 3, channels, 1).
+    axes={"conv": (0, 1, 2, 3), "depthwise": (0, 1, 3, 2), "head": (0, 1), "vector": (0,)},
     head_is_conv=True,
     ignored=("global_step",),
 )
 
 # Keras 3 calls a depthwise kernel "kernel"; the reader renames older files' "depthwise_kernel".
-KERAS_LAYERS = TF_SLIM._replace(
-    leaves={
-        "conv": "{conv}/kernel",
-        "depthwise": "{conv}/kernel",
-        "scale": "{norm}/gamma",
-        "bias": "{norm}/beta",
-        "mean": "{norm}/moving_mean",
-        "var": "{norm}/moving_variance",
-        "head_kernel": "{head}/kernel",
-        "head_bias": "{head}/bias",
-    },
-    head_is_conv=False,
-    ignored=(),
-)
+_KERAS_LEAVES = {"conv": "/kernel", "depthwise": "/kernel", "head_kernel": "/kernel"}
+KERAS_LAYERS = Framework({**TF_SLIM.leaves, **_KERAS_LEAVES, "head_bias": "/bias"}, TF_SLIM.axes)
 
-Pair = tuple[str, str]  # a convolution and its batch norm
+Pair = tuple[str, str]  # the names of a convolution and of its batch norm
 
 
 class Segmenter(NamedTuple):
-    """What a publisher calls the head of Mobile DeepLabv3 (Sec. 6.3), without pyramid or decoder.
+    """How a publisher names the head of Mobile DeepLabv3 (Sec. 6.3), without pyramid or decoder.
 
     Attributes:
-      pooling, aspp_0, projection: our layers.
+      layers: its convolutions, by our name.
       classifier: the logits, a 1×1 convolution with a bias.
       keeps_last: whether the file also holds the backbone's last 1×1 convolution, which the paper
-        drops and the segmenter computes nothing from.
+        drops and the segmenter does not use.
     """
 
-    pooling: Pair
-    aspp_0: Pair
-    projection: Pair
+    layers: Mapping[str, Pair]
     classifier: str
     keeps_last: bool
 
 
 class Ecosystem(NamedTuple):
-    """One publisher's names.
+    """How one publisher names the layers of MobileNetV2.
 
     In the templates `{i}` counts blocks from 0, `{next}` from 1 and `{before}` from -1; `{stage}`
     and `{index}` are the row of Table 2 and the place in it; `{after}` follows the last `{next}`.
 
     Attributes:
       name: what users write before the colon.
-      title: what it is called in messages.
-      framework: leaves and axes.
-      dialect: what the weights were trained with.
+      title: its name in messages.
+      framework: names and axes of the tensors in a layer.
+      dialect: of the networks that its weights were trained in.
       dropout: before the classifier, in training.
       stem, last: the convolutions outside the blocks.
-      thin: the first block, which does not expand.
-      wide: the other blocks.
+      thin: the layers of a block that does not expand.
+      wide: the layers of every other block.
       head: the classifier.
       segmenter: the head of its DeepLabv3; None where it publishes none.
     """
@@ -134,26 +114,28 @@ class Ecosystem(NamedTuple):
 
 
 def _slim(layer: str) -> Pair:
-    return f"MobilenetV2/{layer}", f"MobilenetV2/{layer}/BatchNorm"
+    return layer, f"{layer}/BatchNorm"
+
+
+def _keras(layer: str) -> Pair:
+    return layer, f"{layer}_BN"
 
 
 def _hf(layer: str) -> Pair:
-    return f"mobilenet_v2.{layer}.convolution", f"mobilenet_v2.{layer}.normalization"
+    return f"{layer}.convolution", f"{layer}.normalization"
 
 
-def _hf_head(layer: str) -> Pair:
-    return f"segmentation_head.{layer}.convolution", f"segmentation_head.{layer}.normalization"
+def _sequential(layer: str) -> Pair:
+    """In a `torch.nn.Sequential` the batch norm follows its convolution."""
+    parent, _, index = layer.rpartition(".")
+    return layer, f"{parent}.{int(index) + 1}"
 
 
-FLAT_THIN = {
-    "filter": ("features.{next}.conv.0", "features.{next}.conv.1"),
-    "project": ("features.{next}.conv.3", "features.{next}.conv.4"),
-}
-FLAT_WIDE = {
-    "expand": ("features.{next}.conv.0", "features.{next}.conv.1"),
-    "filter": ("features.{next}.conv.3", "features.{next}.conv.4"),
-    "project": ("features.{next}.conv.6", "features.{next}.conv.7"),
-}
+def _block(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str, Pair]:
+    """Names the layers of a block: expand, filter and project, or the last two of them."""
+    ours = ("expand", "filter", "project")[-len(layers) :]
+    return {key: names(prefix + layer) for key, layer in zip(ours, layers, strict=True)}
+
 
 _ALL = (
     Ecosystem(
@@ -162,22 +144,17 @@ _ALL = (
         framework=TF_SLIM,
         dialect=SLIM,
         dropout=0.2,
-        stem=_slim("Conv"),
-        thin={
-            "filter": _slim("expanded_conv/depthwise"),
-            "project": _slim("expanded_conv/project"),
-        },
-        wide={
-            "expand": _slim("expanded_conv_{i}/expand"),
-            "filter": _slim("expanded_conv_{i}/depthwise"),
-            "project": _slim("expanded_conv_{i}/project"),
-        },
-        last=_slim("Conv_1"),
+        stem=_slim("MobilenetV2/Conv"),
+        thin=_block(_slim, "MobilenetV2/expanded_conv/", "depthwise", "project"),
+        wide=_block(_slim, "MobilenetV2/expanded_conv_{i}/", "expand", "depthwise", "project"),
+        last=_slim("MobilenetV2/Conv_1"),
         head="MobilenetV2/Logits/Conv2d_1c_1x1",
         segmenter=Segmenter(
-            pooling=("image_pooling", "image_pooling/BatchNorm"),
-            aspp_0=("aspp0", "aspp0/BatchNorm"),
-            projection=("concat_projection", "concat_projection/BatchNorm"),
+            layers={
+                "pooling": _slim("image_pooling"),
+                "aspp_0": _slim("aspp0"),
+                "projection": _slim("concat_projection"),
+            },
             classifier="logits/semantic",
             keeps_last=False,
         ),
@@ -189,15 +166,8 @@ _ALL = (
         dialect=KERAS,
         dropout=0.0,
         stem=("Conv1", "bn_Conv1"),
-        thin={
-            "filter": ("expanded_conv_depthwise", "expanded_conv_depthwise_BN"),
-            "project": ("expanded_conv_project", "expanded_conv_project_BN"),
-        },
-        wide={
-            "expand": ("block_{i}_expand", "block_{i}_expand_BN"),
-            "filter": ("block_{i}_depthwise", "block_{i}_depthwise_BN"),
-            "project": ("block_{i}_project", "block_{i}_project_BN"),
-        },
+        thin=_block(_keras, "expanded_conv_", "depthwise", "project"),
+        wide=_block(_keras, "block_{i}_", "expand", "depthwise", "project"),
         last=("Conv_1", "Conv_1_bn"),
         head="predictions",
     ),
@@ -207,17 +177,10 @@ _ALL = (
         framework=TORCH,
         dialect=TORCHVISION,
         dropout=0.2,
-        stem=("features.0.0", "features.0.1"),
-        thin={
-            "filter": ("features.{next}.conv.0.0", "features.{next}.conv.0.1"),
-            "project": ("features.{next}.conv.1", "features.{next}.conv.2"),
-        },
-        wide={
-            "expand": ("features.{next}.conv.0.0", "features.{next}.conv.0.1"),
-            "filter": ("features.{next}.conv.1.0", "features.{next}.conv.1.1"),
-            "project": ("features.{next}.conv.2", "features.{next}.conv.3"),
-        },
-        last=("features.{after}.0", "features.{after}.1"),
+        stem=_sequential("features.0.0"),
+        thin=_block(_sequential, "features.{next}.conv.", "0.0", "1"),
+        wide=_block(_sequential, "features.{next}.conv.", "0.0", "1.0", "2"),
+        last=_sequential("features.{after}.0"),
         head="classifier.1",
     ),
     Ecosystem(
@@ -246,22 +209,17 @@ _ALL = (
         dialect=HF,
         # Its configuration says 0.8, slim's *keep* probability read as a rate; 0.2 is what it was.
         dropout=0.2,
-        stem=_hf("conv_stem.first_conv"),
-        thin={
-            "filter": _hf("conv_stem.conv_3x3"),
-            "project": _hf("conv_stem.reduce_1x1"),
-        },
-        wide={
-            "expand": _hf("layer.{before}.expand_1x1"),
-            "filter": _hf("layer.{before}.conv_3x3"),
-            "project": _hf("layer.{before}.reduce_1x1"),
-        },
-        last=_hf("conv_1x1"),
+        stem=_hf("mobilenet_v2.conv_stem.first_conv"),
+        thin=_block(_hf, "mobilenet_v2.conv_stem.", "conv_3x3", "reduce_1x1"),
+        wide=_block(_hf, "mobilenet_v2.layer.{before}.", "expand_1x1", "conv_3x3", "reduce_1x1"),
+        last=_hf("mobilenet_v2.conv_1x1"),
         head="classifier",
         segmenter=Segmenter(
-            pooling=_hf_head("conv_pool"),
-            aspp_0=_hf_head("conv_aspp"),
-            projection=_hf_head("conv_projection"),
+            layers={
+                "pooling": _hf("segmentation_head.conv_pool"),
+                "aspp_0": _hf("segmentation_head.conv_aspp"),
+                "projection": _hf("segmentation_head.conv_projection"),
+            },
             classifier="segmentation_head.classifier.convolution",
             keeps_last=True,
         ),
@@ -272,24 +230,18 @@ _ALL = (
         framework=TORCH,
         dialect=TORCHVISION,
         dropout=0.2,
-        stem=("features.0.0", "features.0.1"),
-        thin=FLAT_THIN,
-        wide=FLAT_WIDE,
-        last=("conv.0", "conv.1"),
-        head="classifier",
-    ),
-    Ecosystem(
-        name="tonylins",
-        title="tonylins/pytorch-mobilenet-v2",
-        framework=TORCH,
-        dialect=TORCHVISION,
-        dropout=0.2,
-        stem=("features.0.0", "features.0.1"),
-        thin=FLAT_THIN,
-        wide=FLAT_WIDE,
-        last=("features.{after}.0", "features.{after}.1"),
+        stem=_sequential("features.0.0"),
+        thin=_block(_sequential, "features.{next}.conv.", "0", "3"),
+        wide=_block(_sequential, "features.{next}.conv.", "0", "3", "6"),
+        last=_sequential("conv.0"),
         head="classifier",
     ),
 )
+# tonylins differs from d-li14 in the place of the last convolution.
+_TONYLINS = _ALL[-1]._replace(
+    name="tonylins",
+    title="tonylins/pytorch-mobilenet-v2",
+    last=_sequential("features.{after}.0"),
+)
 
-ECOSYSTEMS: dict[str, Ecosystem] = {ecosystem.name: ecosystem for ecosystem in _ALL}
+ECOSYSTEMS: dict[str, Ecosystem] = {ecosystem.name: ecosystem for ecosystem in (*_ALL, _TONYLINS)}

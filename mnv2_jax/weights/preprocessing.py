@@ -8,73 +8,54 @@ from mnv2_jax.models.dialect import Dialect
 
 
 class Preprocessing(NamedTuple):
-    """The evaluation transform that a set of weights was measured with.
+    """The evaluation transform with which the accuracy of the weights was measured.
 
-    `size`, `crop`, `fraction`, `method` and `antialias` are the arguments of
-    `mnv2_jax.lab.data.transforms.eval_transform`; of a segmenter, `size` and `crop` are those of
-    `mnv2_jax.lab.data.transforms.segmentation_eval`.
+    The fields up to `size` are arguments of `mnv2_jax.lab.data.transforms.eval_transform`; for
+    segmenters, `crop` and `size` are of `mnv2_jax.lab.data.transforms.segmentation_eval`.
 
     Attributes:
-      size: height and width that enter the network.
-      crop: "center" keeps the aspect ratio, "stretch" takes the share of each side, "none" all,
-        and "pad", of segmenters, the whole image at its own resolution.
+      crop: "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
+        the whole image, and "pad", for segmenters, the whole image at its own resolution.
       fraction: the share of the side that is seen.
       method: of the interpolation.
       antialias: whether shrinking widens the kernel.
-      mean, std: pixels in [0, 1] become (pixel - mean) / std; of the dialect.
+      size: height and width of the network's input.
+      mean, std: pixels in [0, 1] become (pixel - mean) / std; from the dialect.
     """
 
-    size: int
     crop: str
     fraction: float
-    method: str
-    antialias: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    method: str = "bilinear"
+    antialias: bool = True
+    size: int = 224
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def resize(self) -> int | None:
-        """What the shorter side is resized to before the crop, for peers that speak of it so."""
+        """The length of the shorter side before a center crop, as other libraries state it."""
         return round(self.size / self.fraction) if self.crop == "center" else None
 
 
-class _Rule(NamedTuple):
-    crop: str
-    resize: int | None  # of the shorter side where the network sees 224; None sees `fraction`
-    fraction: float
-    method: str
-    antialias: bool
-
-
-_TORCH = _Rule("center", 256, 0.875, "bilinear", True)
+_TORCH = Preprocessing("center", 224 / 256)
 
 RULES = {
     # slim's preprocess_for_eval; its resize_bilinear does not antialias
-    "slim": _Rule("stretch", None, 0.875, "bilinear", False),
+    "slim": Preprocessing("stretch", 0.875, antialias=False),
     # Keras resizes to the input's size and states nothing else
-    "keras": _Rule("none", None, 1.0, "bilinear", True),
+    "keras": Preprocessing("none", 1.0),
     "torchvision": _TORCH,
-    "timm": _Rule("center", 256, 0.875, "bicubic", True),
+    "timm": _TORCH._replace(method="bicubic"),
     "hf": _TORCH,
     "d-li14": _TORCH,
     "tonylins": _TORCH,
 }
 
-TORCHVISION_V2 = _TORCH._replace(resize=232)
-
-
-class Release(NamedTuple):
-    """Published files that the start of their sha256 identifies, as their names promise it."""
-
-    ecosystem: str
-    title: str
-    rule: _Rule
-
-
 RELEASES = {
-    "b0353104": Release("torchvision", "torchvision IMAGENET1K_V1, top-1 71.878", _TORCH),
-    "7ebf99e0": Release("torchvision", "torchvision IMAGENET1K_V2, top-1 72.154", TORCHVISION_V2),
+    "b0353104": ("torchvision IMAGENET1K_V1, top-1 71.878", _TORCH),
+    "7ebf99e0": ("torchvision IMAGENET1K_V2, top-1 72.154", Preprocessing("center", 224 / 232)),
 }
+"""Published files by the start of their sha256, as their names promise it: title and rule."""
 
 DEFAULT_SIZE = 224
 SEGMENTER_SIZE = 513  # the authors' for Pascal VOC
@@ -83,43 +64,36 @@ SEGMENTER_SIZE = 513  # the authors' for Pascal VOC
 def preprocessing_of(
     ecosystem: str, dialect: Dialect, path: str | Path, sha256: str
 ) -> Preprocessing:
-    """Returns how images are to be prepared for a file of weights.
+    """Returns how images are to be prepared for a classifier.
 
-    torchvision's two releases differ in it and are told apart by their sha256; anything else of
-    torchvision's is taken to be prepared as the first was.
+    torchvision's two releases differ in it and are recognized by their sha256; any other weights of
+    torchvision are prepared as the first release.
 
     Args:
-      ecosystem: its name.
-      dialect: of the weights.
-      path: of the file; its name may tell the resolution.
+      ecosystem, dialect: of the weights.
+      path: of the file; the resolution is read from its name.
       sha256: of the file.
     """
-    release = RELEASES.get(sha256[:8])
-    rule = release.rule if release and release.ecosystem == ecosystem else RULES[ecosystem]
+    _, rule = RELEASES.get(sha256[:8], ("", RULES[ecosystem]))
     size = resolution_of(path)
-    fraction = rule.fraction
-    if rule.resize is not None:
-        # Hugging Face's converted models of other sizes are resized to 32 pixels more
-        resize = size + 32 if ecosystem == "hf" else rule.resize * size / DEFAULT_SIZE
-        fraction = size / resize
-    return Preprocessing(
-        size, rule.crop, fraction, rule.method, rule.antialias, dialect.mean, dialect.std
-    )
+    if ecosystem == "hf":  # its converted models of other sizes are resized to 32 pixels more
+        rule = rule._replace(fraction=size / (size + 32))
+    return rule._replace(size=size, mean=dialect.mean, std=dialect.std)
 
 
 def segmenter_preprocessing(dialect: Dialect, path: str | Path) -> Preprocessing:
-    """Returns how images are to be prepared for a segmenter: as the authors evaluate it.
+    """Returns how images are to be prepared for a segmenter, as the authors evaluate it.
 
     An image smaller than the square keeps its resolution and is padded. Hugging Face's processor
-    stretches the shorter side and crops the middle instead, so that it labels no whole image; the
+    stretches the shorter side and crops the middle, which labels only a part of the image; the
     weights are the authors'.
     """
     size = resolution_of(path, SEGMENTER_SIZE)
-    return Preprocessing(size, "pad", 1.0, "bilinear", True, dialect.mean, dialect.std)
+    return Preprocessing("pad", 1.0, size=size, mean=dialect.mean, std=dialect.std)
 
 
 def resolution_of(path: str | Path, default: int = DEFAULT_SIZE) -> int:
-    """Reads the resolution from a file's name or its folder's.
+    """Reads the resolution from the name of a file or of its folder.
 
     >>> resolution_of("mobilenet_v2_1.4_192.ckpt"), resolution_of("mobilenetv2_128x128-fd66.pth")
     (192, 128)
@@ -132,7 +106,7 @@ def resolution_of(path: str | Path, default: int = DEFAULT_SIZE) -> int:
     for name in (path.name, path.parent.name):
         square = re.search(r"(?<!\d)(\d{2,3})x\1(?!\d)", name)
         after_width = re.search(r"_[01]\.\d+_(\d{2,3})(?!\d)", name)
-        found = square or after_width
-        if found and 32 <= int(found[1]) <= 999:
-            return int(found[1])
+        match = square or after_width
+        if match and 32 <= int(match[1]) <= 999:
+            return int(match[1])
     return default

@@ -60,7 +60,7 @@ def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
     capsys.readouterr()
     np.savez(tmp_path / "strange.npz", kernel=np.zeros(3, np.float32))
     assert main(["import", str(tmp_path / "strange.npz"), str(tmp_path / "none")]) == 2
-    assert "none that is known: it has kernel; give weights of" in capsys.readouterr().err
+    assert "not known: the file has kernel; give weights of" in capsys.readouterr().err
     ours = tmp_path / "model" / "model.safetensors"
     assert main(["import", str(ours), str(tmp_path / "none")]) == 2
     assert f"this project's own; use its folder as it is: --model {ours.parent}" in (
@@ -139,7 +139,7 @@ def test_import_refuses_in_one_line(slim, tmp_path, capsys, argv, message):
 def test_export_refuses_what_an_ecosystem_cannot_hold(slim, tmp_path, capsys):
     argv = ["export-weights", "--model", str(slim / "model"), "--to"]
     assert main([*argv, "torchvision", str(tmp_path / "a.npz")]) == 2
-    assert "its padding is same and theirs symmetric" in capsys.readouterr().err
+    assert "its padding is same, not symmetric" in capsys.readouterr().err
     assert main([*argv, "nobody", str(tmp_path / "a.npz")]) == 2
     assert "unknown ecosystem 'nobody'" in capsys.readouterr().err
     assert set(ECOSYSTEMS) > {"slim", "torchvision"}

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import UsageError
 from mnv2_jax.weights import export_weights, load_weights
-from mnv2_jax.weights.files import read_tensors
+from mnv2_jax.weights.readers import read_tensors
 from mnv2_jax.weights.readers.crc32c import crc32c
 from mnv2_jax.weights.readers.hdf5 import write_hdf5
 from tests.weights.bundles import write_bundle
@@ -186,7 +186,7 @@ def test_keras_files_point_to_no_others(tmp_path):
     [
         ({"features.3.conv.2.weight": np.nan}, "NaN or infinite numbers in features.3.conv.2.weig"),
         ({"classifier.1.bias": -np.inf}, "NaN or infinite numbers in classifier.1.bias"),
-        ({"features.2.conv.1.1.running_var": -0.25}, "variance below 0"),
+        ({"features.2.conv.1.1.running_var": -0.25}, "a negative variance"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(tmp_path, change, match):
@@ -204,7 +204,7 @@ def test_quantized_weights_are_refused(tmp_path):
     export_weights(*network("torchvision"), "torchvision", path)
     theirs = {name: array.astype(np.int8) for name, array in load_file(path).items()}
     save_file(theirs, path)
-    refused(f"torchvision:{path}", "as int8: floating point is needed")
+    refused(f"torchvision:{path}", "as int8, but floating point is needed")
 
 
 def test_other_architectures_are_refused(tmp_path):
@@ -241,7 +241,7 @@ def test_what_is_no_file(tmp_path):
     refused(f"timm:{tmp_path / ('a' * 300)}.npz", "cannot be read|there is no file")
     refused("timm:a\0b.npz", "cannot be read|there is no file")
     (tmp_path / "model.tar").write_bytes(b"x")
-    refused(f"timm:{tmp_path / 'model.tar'}", "does not say what it is.*safetensors")
+    refused(f"timm:{tmp_path / 'model.tar'}", "does not tell its format.*safetensors")
     (tmp_path / "model.npz").write_bytes(b"x" * 100)
     refused(f"timm:{tmp_path / 'model.npz'}", "cannot be read as .npz")
 

@@ -9,13 +9,13 @@ from safetensors.numpy import load_file, save_file
 from mnv2_jax import UsageError
 from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights import ECOSYSTEMS, export_weights
-from mnv2_jax.weights.inspect import doctor
+from mnv2_jax.weights.inspect import inspect_weights
 from mnv2_jax.weights.preprocessing import RELEASES, RULES, preprocessing_of
 from tests.weights.networks import network
 
 
 def found(source):
-    findings = doctor(source)
+    findings = inspect_weights(source)
     assert len({finding.topic for finding in findings}) == len(findings)
     return {finding.topic: finding for finding in findings}
 
@@ -67,11 +67,11 @@ def test_averages_and_missing_heads(tmp_path):
     assert "ema=False" in findings["averages"].change
     assert "drop_head=True" in findings["classes"].change
     np.savez(path, a=np.zeros(3))
-    assert doctor(path)[-1].found == "none that is known: it has a"
+    assert inspect_weights(path)[-1].found == "not known: the file has a"
     with pytest.raises(UsageError, match="there is no file"):
-        doctor("timm:nowhere.npz")
+        inspect_weights("timm:nowhere.npz")
     with pytest.raises(UsageError, match="there is no file"):
-        doctor("nowhere.npz")
+        inspect_weights("nowhere.npz")
 
 
 def test_preprocessing_of_every_ecosystem():

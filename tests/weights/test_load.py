@@ -100,7 +100,7 @@ LISTED = {
 def shapes_of(ecosystem, spec=IMAGENET, width=1.0, in_channels=3, classes=1000):
     found = ECOSYSTEMS[ecosystem]
     return {
-        t.theirs: their_shape(found.framework, t.kind, t.shape)
+        t.theirs: their_shape(found.framework, t)
         for t in tensors(found, spec, width, in_channels, classes)
     }
 
@@ -199,7 +199,7 @@ def test_options_build_the_model(tmp_path, ecosystem):
     built = built.clone(dialect=built.dialect._replace(class_offset=0))
     assert built == loaded.model
     export_weights(*network(ecosystem), ecosystem, path)
-    with pytest.raises(UsageError, match="channels or depths of its own"):
+    with pytest.raises(UsageError, match="its own channels or depths"):
         load_weights(f"{ecosystem}:{path}").options  # noqa: B018
 
 
@@ -281,7 +281,7 @@ def test_sha256_is_enforced(tmp_path):
     export_weights(*network("d-li14"), "d-li14", path)
     right = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_weights(f"d-li14:{path}", sha256=right.upper()).sha256 == right
-    with pytest.raises(UsageError, match=f"has sha256 {right} where 00 was asked for"):
+    with pytest.raises(UsageError, match=f"has sha256 {right} where 00 was expected"):
         load_weights(f"d-li14:{path}", sha256="00")
 
 
@@ -327,16 +327,16 @@ def test_what_theirs_cannot_compute_is_not_exported(tmp_path):
     model, variables = network("torchvision")
     path = tmp_path / "model.safetensors"
     for change, message in (
-        ({"dialect": DIALECTS["slim"]}, "padding is same and theirs symmetric; its bn_epsilon"),
+        ({"dialect": DIALECTS["slim"]}, "padding is same, not symmetric; its bn_epsilon"),
         ({"shortcut": no_shortcut}, "shortcuts between bottlenecks"),
         ({"bottleneck": relu6}, "linear bottlenecks"),
         ({"spec": SMALL_32}, "rows are not Table 2's"),
-        ({"num_classes": 4}, "not those of the model"),
+        ({"num_classes": 4}, "do not belong to the model"),
     ):
         with pytest.raises(UsageError, match=message):
             export_weights(model.clone(**change), variables, "torchvision", path)
     for name, ecosystem in (("a.pth", "timm"), ("a.h5", "timm"), ("a", "keras"), ("a.npz", "tim")):
-        with pytest.raises(UsageError, match=r"no format|unknown ecosystem"):
+        with pytest.raises(UsageError, match=r"has no format|unknown ecosystem"):
             export_weights(model, variables, ecosystem, tmp_path / name)
     with pytest.raises(UsageError, match="cannot be written"):
         export_weights(model, variables, "timm", tmp_path / "missing" / "a.npz")

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from mnv2_jax import DeepLabV3, UsageError, doctor, export_weights, load_weights
+from mnv2_jax import DeepLabV3, UsageError, export_weights, inspect_weights, load_weights
 from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.build import build_deeplab
@@ -122,7 +122,7 @@ def test_the_hubs_description_is_believed_where_it_can_be(files, tmp_path):
     assert load_weights(described(files, tmp_path, "[]")).backbone.output_stride == 16
     for text, message in (
         ("{", r"config\.json', which describes the weights beside it, cannot be read"),
-        (f'["{"x" * (1 << 20)}"]', "larger than 1 MB"),
+        (f'["{"x" * (1 << 20)}"]', "larger than 1 MiB"),
         ('{"output_stride": 7}', "output_stride is 7"),
     ):
         with pytest.raises(UsageError, match=message) as error:
@@ -133,8 +133,8 @@ def test_the_hubs_description_is_believed_where_it_can_be(files, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"drop_head": True}, "is a segmenter: it is loaded as it is"),
-        ({"drop_background": True}, "is a segmenter: it is loaded as it is"),
+        ({"drop_head": True}, "is a segmenter: load it without drop_head"),
+        ({"drop_background": True}, "is a segmenter: load it without drop_head"),
         ({"output_stride": 5}, "output_stride is 5"),
     ],
 )
@@ -165,25 +165,25 @@ def test_the_diff_names_what_is_missing(files, tmp_path):
 def test_what_theirs_cannot_compute_is_not_exported(tmp_path):
     path = tmp_path / "a.safetensors"
     for options, ecosystem, message in (
-        ({"aspp": True}, "hf", "neither pyramid nor decoder"),
-        ({"decoder": True}, "slim", "neither pyramid nor decoder"),
-        ({"channels": 64}, "hf", "has 64 channels and theirs 256"),
+        ({"aspp": True}, "hf", "has a pyramid or a decoder"),
+        ({"decoder": True}, "slim", "has a pyramid or a decoder"),
+        ({"channels": 64}, "hf", "has 64 channels, not 256"),
         ({"bottleneck": "relu6"}, "hf", "linear bottlenecks"),
-        ({}, "torchvision", "no segmenter of MobileNetV2, and only slim, hf have"),
+        ({}, "torchvision", "it is a segmenter, which only slim, hf publish"),
     ):
         with pytest.raises(UsageError, match=message):
             export_weights(*deeplab("hf", **options), ecosystem, path)
     model, variables = deeplab("hf")
     other = model.clone(dialect=model.dialect._replace(bn_epsilon=1e-3))
-    with pytest.raises(UsageError, match="and theirs 1e-05"):
+    with pytest.raises(UsageError, match="not 1e-05"):
         export_weights(other, variables, "hf", path)
     assert not path.exists()
 
 
 def test_the_doctor_knows_a_segmenter(files):
-    findings = {finding.topic: finding for finding in doctor(files[0]["hf"])}
+    findings = {finding.topic: finding for finding in inspect_weights(files[0]["hf"])}
     assert "DeepLabv3 head of 256 channels, output stride 16" in findings["architecture"].found
-    assert findings["classes"].found == "4 of pixels, background included"
+    assert findings["classes"].found == "4 for every pixel, background included"
     assert "shrunk to fit 513 or padded to it" in findings["preprocessing"].found
     assert not any(finding.change for finding in findings.values())
 

@@ -6,38 +6,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import read_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
+
+MAX_NAMES = 1 << 20  # bytes of a file of names; those of ImageNet take 30 kB
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="[ECOSYSTEM:]FILE",
-        help="published weights, e.g. mobilenet_v2-b0353104.pth; whose they are is told by names",
+        help="published weights, such as mobilenet_v2-b0353104.pth; without ECOSYSTEM, the source "
+        "library is inferred from the tensor names",
     )
-    parser.add_argument("folder", help="where the model is written")
-    parser.add_argument("--sha256", help="refuse the file if its sha256 is another")
+    parser.add_argument("folder", help="folder to write the model to")
+    parser.add_argument("--sha256", help="expected sha256; a file with another one is rejected")
     parser.add_argument(
-        "--raw", action="store_true", help="raw weights where the file has averaged ones too"
+        "--raw", action="store_true", help="import raw weights where the file also has averages"
     )
     parser.add_argument(
         "--drop-head", action="store_true", help="leave out the classifier, for fine-tuning"
     )
     parser.add_argument(
-        "--keep-background",
-        action="store_true",
-        help='keep class 0, "background", of a classifier that has it',
+        "--keep-background", action="store_true", help='keep the classifier\'s class "background"'
     )
     parser.add_argument(
-        "--classes-file",
-        metavar="FILE",
-        help="names of the classes, one a line; of a classifier without background",
+        "--classes-file", metavar="FILE", help="names of the classes, one a line, no background"
     )
     parser.add_argument(
         "--output-stride",
         type=int,
-        help="of a segmenter: 8, 16 or 32 (what config.json beside the file says, else 16)",
+        help="for a segmenter: 8, 16 or 32 (default: as in config.json beside the file, else 16)",
     )
     json_argument(parser)
 
@@ -45,16 +45,16 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.model_folder import save_model
     from mnv2_jax.weights import infer_ecosystem, load_weights
-    from mnv2_jax.weights.files import read_tensors
-    from mnv2_jax.weights.merge import whose
+    from mnv2_jax.weights.merge import describe_unknown
+    from mnv2_jax.weights.readers import read_tensors
 
     source = arguments.source
     if ":" not in source:
         names = read_tensors(source).tensors
         ecosystem = infer_ecosystem(names)
         if ecosystem is None:
-            found, change = whose(source, names)
-            raise UsageError(f"{source!r} is not imported. Its ecosystem is {found}; {change}.")
+            described, change = describe_unknown(source, names)
+            raise UsageError(f"{source!r} is not imported. Its ecosystem is {described}; {change}.")
         source = f"{ecosystem}:{source}"
 
     def load(drop_background: bool) -> Any:
@@ -80,7 +80,7 @@ def _import(arguments: argparse.Namespace) -> None:
         save_model(folder, loaded.variables, describe(loaded, classes))
     except OSError as error:
         raise UsageError(
-            f"{str(folder)!r} cannot be written: {error.strerror}. Give another folder."
+            f"{str(folder)!r} cannot be written: {first_line(error)}. Give another folder."
         ) from error
     if arguments.json:
         print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
@@ -93,46 +93,35 @@ def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
     """Returns the description that `save_model` keeps beside loaded weights."""
     rule = loaded.preprocessing
     ecosystem, _, file = loaded.source.partition(":")
-    transform: dict[str, Any] = {"crop": rule.crop}
-    if loaded.task == "classify":
-        transform |= {
-            "fraction": rule.fraction,
-            "method": rule.method,
-            "antialias": rule.antialias,
-        }
+    options = {name: value for name, value in loaded.options.items() if value is not None}
+    kept = ("crop", "fraction", "method", "antialias") if loaded.task == "classify" else ("crop",)
     return {
         "task": loaded.task,
-        "model": {name: value for name, value in loaded.options.items() if value is not None}
-        | {"num_classes": loaded.classes},
+        "model": options | {"num_classes": loaded.classes},
         "classes": classes,
         "resolution": rule.size,
-        "eval": transform,
-        "source": {
-            "ecosystem": ecosystem,
-            "file": Path(file).name,
-            "sha256": loaded.sha256,
-        },
+        "eval": {name: getattr(rule, name) for name in kept},
+        "source": {"ecosystem": ecosystem, "file": Path(file).name, "sha256": loaded.sha256},
     }
 
 
 def read_classes(path: str | None, count: int) -> list[str]:
-    """Reads the names of classes, one a line; without a file there are none.
+    """Reads the names of `count` classes, one a line; without a file there are none.
 
     Raises:
-      UsageError: the file cannot be read, or names more or fewer classes than there are.
+      UsageError: the file cannot be read, or does not name as many classes.
     """
     if path is None:
         return []
     try:
-        names = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UsageError(f"the names of classes in {path!r} cannot be read: {reason}.") from error
-    names = [name.strip() for name in names if name.strip()]
+        lines = read_file(path, MAX_NAMES).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the names of classes in {path!r} are not UTF-8 text.") from error
+    names = [name for line in lines if (name := line.strip())]
     if len(names) != count:
         raise UsageError(
-            f"{path!r} names {len(names)} classes and the classifier has {count}, a classifier's "
-            "background not counted: write one name a line."
+            f"{path!r} names {len(names)} classes and the classifier has {count}, without the "
+            "background: write one name a line."
         )
     return names
 
@@ -143,7 +132,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="ECOSYSTEM",
-        help="whose names and order of axes: slim, keras, torchvision, timm, hf, …",
+        help="library that names and orders the tensors: slim, keras, torchvision, timm, hf, …",
     )
     parser.add_argument("path", help="file to write: .safetensors or .npz; for keras also .h5")
 
@@ -155,8 +144,8 @@ def _export(arguments: argparse.Namespace) -> None:
     saved = load_model(arguments.model)
     if saved.task == "detect":
         raise UsageError(
-            f"{arguments.model!r} is a model of the task {saved.task}: the ecosystems' files hold "
-            "classifiers and segmenters."
+            f"{arguments.model!r} is a detector: only classifiers and segmenters can be exported "
+            "to another library."
         )
     export_weights(saved.model, saved.variables, arguments.to, arguments.path)
     print(f"wrote {arguments.path}")
@@ -167,15 +156,17 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="[ECOSYSTEM:]FILE", help="weights; whose they are is told by names"
+        "checkpoint",
+        metavar="[ECOSYSTEM:]FILE",
+        help="weights; without ECOSYSTEM, the source library is inferred from the tensor names",
     )
     json_argument(parser)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from mnv2_jax.weights.inspect import doctor
+    from mnv2_jax.weights import inspect_weights
 
-    findings = doctor(arguments.checkpoint)
+    findings = inspect_weights(arguments.checkpoint)
     if arguments.json:
         print(json.dumps([finding._asdict() for finding in findings]))
         return
@@ -192,13 +183,13 @@ IMPORT = Verb(
     ("mnv2 import torchvision:mobilenet_v2-b0353104.pth models/v1",),
 )
 EXPORT_WEIGHTS = Verb(
-    "Write a model's weights under the names of another project.",
+    "Write a model's weights under the names of another library.",
     _export_arguments,
     _export,
     ("mnv2 export-weights --model models/v1 --to timm v1.safetensors",),
 )
 DOCTOR = Verb(
-    "Say what a file of weights is, and what has to agree with it.",
+    "Describe a file of weights and what has to agree with it.",
     _doctor_arguments,
     _doctor,
     ("mnv2 doctor mobilenet_v2-b0353104.pth",),

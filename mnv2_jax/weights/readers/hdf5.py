@@ -7,7 +7,7 @@ their class, `layers/conv2d_1/vars/0`; the layer's own name is an attribute of `
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ VARIABLES = {
     "batch_normalization": NORM_VARIABLES,
     "dense": ("kernel", "bias"),
 }
-"""What the numbers of the newer layout stand for, by the layer's class."""
+"""The variables that the newer layout numbers, by the layer's class."""
 
 ALIASES = (
     (r"^depthwise_kernel$", "kernel"),
@@ -35,20 +35,24 @@ ALIASES = (
 """Names of Keras 2 and what Keras 3 calls the same thing."""
 
 
-def read_hdf5(data: bytes) -> dict[str, np.ndarray]:
+def read_hdf5(data: Sequence[bytes]) -> dict[str, np.ndarray]:
     """Reads every variable of the model as `layer/variable`, such as `Conv1/kernel`.
 
-    Links to other files are not followed, and data that lies in other files is refused.
+    Links to other files are not followed, and data that lies in other files is rejected.
 
     Raises:
       UsageError: h5py is missing.
       DamagedError: a data set claims what cannot be.
     """
     h5py = _import_h5py()
-    found: dict[str, np.ndarray] = {}
-    with h5py.File(io.BytesIO(data), "r") as file:
-        left = max_unpacked(len(data))
-        for path, dataset in _datasets(h5py, file):
+    arrays: dict[str, np.ndarray] = {}
+    paths: list[str] = []
+    with h5py.File(io.BytesIO(data[0]), "r") as file:
+        left = max_unpacked(len(data[0]))
+        file.visit(paths.append)  # hard links alone
+        for path, dataset in ((path, file[path]) for path in paths):
+            if not isinstance(dataset, h5py.Dataset):
+                continue
             name = _name(path, dataset)
             if name is None:
                 continue
@@ -58,38 +62,26 @@ def read_hdf5(data: bytes) -> dict[str, np.ndarray]:
                 raise DamagedError(f"{shown(path)} holds no numbers")
             check_claim(path, dataset.shape, dataset.dtype.itemsize, left)
             if dataset.chunks is None:  # only chunks can be compressed
-                check_claim(path, dataset.shape, dataset.dtype.itemsize, len(data))
+                check_claim(path, dataset.shape, dataset.dtype.itemsize, len(data[0]))
             left -= dataset.size * dataset.dtype.itemsize
-            if name in found:
+            if name in arrays:
                 raise DamagedError(f"it holds {shown(name)} twice")
-            found[name] = dataset[()]
-    return found
-
-
-def _datasets(h5py: Any, file: Any) -> Iterator[tuple[str, Any]]:
-    names: list[str] = []
-    file.visit(names.append)  # hard links alone
-    for name in names:
-        item = file[name]
-        if isinstance(item, h5py.Dataset):
-            yield name, item
+            arrays[name] = dataset[()]
+    return arrays
 
 
 def _name(path: str, dataset: Any) -> str | None:
-    """Gives a data set its layer and variable; None where it is no part of the network."""
+    """Returns the layer and variable of a data set; None where it is not part of the network."""
     *groups, leaf = path.split("/")
     if not groups or groups[0].startswith("optimizer"):
         return None
     layer = groups[-1]
     if layer == "vars" and leaf.isdigit():
-        kind = re.sub(r"_\d+$", "", groups[-2]) if len(groups) > 1 else ""
-        variables = VARIABLES.get(kind, ())
-        name = dataset.parent.attrs.get("name")
         layer = groups[-2] if len(groups) > 1 else "vars"
-        if isinstance(name, str):
-            layer = name
-        if int(leaf) < len(variables):
-            leaf = variables[int(leaf)]
+        variables = VARIABLES.get(re.sub(r"_\d+$", "", layer), ())
+        name = dataset.parent.attrs.get("name")
+        layer = name if isinstance(name, str) else layer
+        leaf = variables[int(leaf)] if int(leaf) < len(variables) else leaf
     return f"{_current(layer)}/{_current(leaf.removesuffix(':0'))}"
 
 
@@ -114,34 +106,25 @@ def write_hdf5(
     for name, array in tensors.items():
         layer, variable = name.split("/")
         layers.setdefault(layer, {})[variable] = array
-    with h5py.File(stream, "w") as file:
-        if numbered:
-            _write_numbered(file, layers)
-        else:
-            _write_named(file, layers)
-
-
-def _write_named(file: Any, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    file.attrs["layer_names"] = [name.encode() for name in layers]
-    file.attrs["backend"], file.attrs["keras_version"] = "jax", "3.0.0"
-    for layer, variables in layers.items():
-        group = file.create_group(layer)
-        group.attrs["weight_names"] = [f"{layer}/{name}".encode() for name in variables]
-        for name, array in variables.items():
-            group.create_dataset(f"{layer}/{name}", data=array)
-
-
-def _write_numbered(file: Any, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     counts: dict[str, int] = {}
-    for layer, variables in layers.items():
-        kind = _kind(variables)
-        number = counts[kind] = counts.get(kind, -1) + 1
-        group = file.create_group(
-            f"layers/{kind}_{number}/vars" if number else f"layers/{kind}/vars"
-        )
-        group.attrs["name"] = layer
-        for i, name in enumerate(VARIABLES[kind]):
-            group.create_dataset(str(i), data=variables[name])
+    with h5py.File(stream, "w") as file:
+        if not numbered:
+            file.attrs["layer_names"] = [name.encode() for name in layers]
+            file.attrs["backend"], file.attrs["keras_version"] = "jax", "3.0.0"
+        for layer, variables in layers.items():
+            if numbered:
+                kind = _kind(variables)
+                number = counts[kind] = counts.get(kind, -1) + 1
+                suffix = f"_{number}" if number else ""
+                group = file.create_group(f"layers/{kind}{suffix}/vars")
+                group.attrs["name"] = layer
+                names = {str(i): name for i, name in enumerate(VARIABLES[kind])}
+            else:
+                group = file.create_group(layer)
+                names = {f"{layer}/{name}": name for name in variables}
+                group.attrs["weight_names"] = [name.encode() for name in names]
+            for path, name in names.items():
+                group.create_dataset(path, data=variables[name])
 
 
 def _kind(variables: Mapping[str, np.ndarray]) -> str:
@@ -149,8 +132,8 @@ def _kind(variables: Mapping[str, np.ndarray]) -> str:
         return "batch_normalization"
     if variables["kernel"].ndim == 2:
         return "dense"
-    one_map = variables["kernel"].shape[2:] == (variables["kernel"].shape[2], 1)
-    return "depthwise_conv2d" if one_map and variables["kernel"].shape[0] == 3 else "conv2d"
+    one_input = variables["kernel"].shape[2:] == (variables["kernel"].shape[2], 1)
+    return "depthwise_conv2d" if one_input and variables["kernel"].shape[0] == 3 else "conv2d"
 
 
 def _import_h5py() -> Any:
@@ -158,7 +141,7 @@ def _import_h5py() -> Any:
         import h5py
     except ImportError as error:
         raise UsageError(
-            "h5py is not installed, and Keras' .h5 and .keras are HDF5: install h5py, or give the "
-            "weights as .safetensors or .npz."
+            "h5py is not installed, which reads and writes Keras' .h5 and .keras: install h5py, or "
+            "use .safetensors or .npz."
         ) from error
     return h5py

@@ -6,13 +6,14 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.weights.limits import MAX_BYTES, DamagedError, read_member, shown, zip_members
+from mnv2_jax.weights.readers.tensor_bundle import AVERAGE
 
 MIN_TORCH = (2, 10)
 """Earlier releases had ways to run code from a file in spite of `weights_only=True`."""
@@ -22,40 +23,42 @@ INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
 
 
-def read_pytorch(data: bytes, ema: bool) -> tuple[dict[str, np.ndarray], str]:
-    """Reads a state dict, whether it is the file's whole content or one entry of a checkpoint.
+def read_pytorch(data: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Reads a state dict, which is the file's whole content or an entry of a checkpoint.
 
-    Returns:
-      Its tensors, and what became of moving averages: "absent", "used" or "left out".
+    Moving averages, which are an entry of their own, get the ending of TensorFlow's.
 
     Raises:
       UsageError: PyTorch is missing or too old.
       DamagedError: the file holds more than tensors, or claims what cannot be.
     """
-    torch = _import_torch()
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        _check_archive(data)
+    torch, stream = _import_torch(), io.BytesIO(data[0])
+    if zipfile.is_zipfile(stream):
+        _check_archive(data[0])
     else:  # before PyTorch 1.6: magic number, protocol, system and object, then the storages
-        _check_storages(data, 4, len(data))
+        _check_storages(data[0], 4, len(data[0]))
+    stream.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about deprecated storages in old files
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise DamagedError(
-                "it holds more than tensors, which is not loaded, for it could run code; save "
+                "it holds more than tensors, and loading that could run code; save "
                 "model.state_dict() alone, best as .safetensors"
             ) from error
         raise
-    found, averages = _state_dict(loaded, ema)
-    names = {name for name in found if isinstance(name, str)}
-    prefix = "module." if names and all(n.startswith("module.") for n in names) else ""
+    if not isinstance(loaded, Mapping):
+        raise DamagedError(f"it holds a {type(loaded).__name__} where a state dict is needed")
+    weights = next((loaded[key] for key in WEIGHTS if isinstance(loaded.get(key), Mapping)), loaded)
+    averages = next((loaded[key] for key in AVERAGES if isinstance(loaded.get(key), Mapping)), {})
     return {
-        name.removeprefix(prefix): _array(torch, name, value)
-        for name, value in found.items()
+        name + ending: _array(torch, name, value)
+        for state, ending in ((weights, ""), (averages, AVERAGE))
+        for name, value in state.items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }, averages
+    }
 
 
 def _import_torch() -> Any:
@@ -63,7 +66,7 @@ def _import_torch() -> Any:
         import torch
     except ImportError as error:
         raise UsageError(
-            "PyTorch is not installed, and only PyTorch reads .pth, .pt and .bin: install "
+            "PyTorch is not installed, which is needed to read .pth, .pt and .bin: install "
             "torch>=2.10, or give the weights as .safetensors or .npz."
         ) from error
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
@@ -76,7 +79,7 @@ def _import_torch() -> Any:
 
 
 def _check_archive(data: bytes) -> None:
-    """Refuses archives that unpack to more than they are: PyTorch never compresses."""
+    """Rejects archives that unpack to more than their size: PyTorch never compresses."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = zip_members(archive, len(data))
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
@@ -89,10 +92,10 @@ def _check_archive(data: bytes) -> None:
 
 
 def _check_storages(pickles: bytes, parts: int, available: int) -> None:
-    """Refuses storages that claim more elements than the file has bytes.
+    """Rejects storages that claim more elements than the file has bytes.
 
-    The pickles are listed, not run. The number of elements is the last integer before the
-    identity of a storage.
+    The opcodes of the pickles are listed, not run. The number of elements is the last integer
+    before the identity of a storage.
     """
     stream, last = io.BytesIO(pickles), 0
     for _ in range(parts):
@@ -103,20 +106,9 @@ def _check_storages(pickles: bytes, parts: int, available: int) -> None:
                 raise DamagedError(f"a storage claims {last} elements, more than the file can hold")
 
 
-def _state_dict(loaded: Any, ema: bool) -> tuple[Mapping[Any, Any], str]:
-    """Finds the state dict in what a file held."""
-    if not isinstance(loaded, Mapping):
-        raise DamagedError(f"it holds a {type(loaded).__name__} where a state dict is needed")
-    averages = next((loaded[key] for key in AVERAGES if isinstance(loaded.get(key), Mapping)), None)
-    weights = next((loaded[key] for key in WEIGHTS if isinstance(loaded.get(key), Mapping)), loaded)
-    if averages is None:
-        return weights, "absent"
-    return (averages, "used") if ema else (weights, "left out")
-
-
 def _array(torch: Any, name: str, tensor: Any) -> np.ndarray:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise DamagedError(f"{shown(name)} is no plain tensor; save the float model")
+        raise DamagedError(f"{shown(name)} is not a plain tensor; save the float model")
     if math.prod(tensor.shape) * 8 > MAX_BYTES:
         raise DamagedError(
             f"{shown(name)} claims shape {list(tensor.shape)}, more than the file holds"

@@ -1,18 +1,21 @@
 """Reads TensorFlow's checkpoints (`.index` and `.data-*`) without TensorFlow.
 
-The index is a sorted table in LevelDB's format: blocks of key and value pairs, keys sharing
-prefixes, then a block that lists the blocks and a footer. A value is a small protocol buffer that
-says where in the data a tensor lies. Blocks and tensors carry a CRC-32C, which is checked.
+The index is a sorted table in LevelDB's format: blocks of pairs of a key and a value, where keys
+share prefixes, then a block that lists the blocks, and a footer. A value is a protocol buffer that
+locates a tensor in the data. Blocks and tensors carry a CRC-32C, which is checked.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mnv2_jax.weights.limits import DamagedError, check_claim, shown
 from mnv2_jax.weights.readers.crc32c import crc32c, unmask
+
+AVERAGE = "/ExponentialMovingAverage"
+"""Ending of the name of a variable's moving average."""
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
@@ -34,32 +37,25 @@ class Entry(NamedTuple):
     partitioned: bool
 
 
-def read_index(data: bytes) -> dict[str, Entry]:
-    """Reads the names of a checkpoint's tensors and where they lie.
+def read_bundle(data: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Reads the tensors of a checkpoint, given its index and its data files.
 
     Raises:
-      DamagedError: the file is no index, or a damaged one.
+      DamagedError: a file is damaged, or no part of a checkpoint.
     """
-    if len(data) < FOOTER or struct.unpack("<Q", data[-8:])[0] != MAGIC:
+    index, *shards = data
+    if len(index) < FOOTER or struct.unpack("<Q", index[-8:])[0] != MAGIC:
         raise DamagedError("it is no index of a TensorFlow checkpoint, or was cut short")
-    footer = data[-FOOTER:]
+    footer = index[-FOOTER:]
     _, at = _varint(footer, 0)
     _, at = _varint(footer, at)
-    entries: dict[str, Entry] = {}
-    for _, handle in _pairs(*_block(data, footer, at)):
-        for key, value in _pairs(*_block(data, handle, 0)):
+    arrays = {}
+    for _, handle in _pairs(*_block(index, footer, at)):
+        for key, value in _pairs(*_block(index, handle, 0)):
             if key:  # the empty key holds the header
-                entries[key.decode()] = _entry(value)
-    return entries
-
-
-def read_bundle(entries: Mapping[str, Entry], shards: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Reads the given tensors from the data files.
-
-    Raises:
-      DamagedError: a tensor lies outside the data, or its checksum is another.
-    """
-    return {name: _tensor(name, entry, shards) for name, entry in entries.items()}
+                name = key.decode()
+                arrays[name] = _tensor(name, _entry(value), shards)
+    return arrays
 
 
 def _tensor(name: str, entry: Entry, shards: Sequence[bytes]) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mnv2_jax import UsageError
 from mnv2_jax.weights import ECOSYSTEMS, load_weights
-from mnv2_jax.weights.files import read_tensors
+from mnv2_jax.weights.readers import read_tensors
 from mnv2_jax.weights.readers.crc32c import LANES, crc32c, unmask
 from mnv2_jax.weights.tensors import tensors, to_theirs
 from tests.weights.bundles import masked, slow_crc32c, write_bundle
