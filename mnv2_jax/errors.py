@@ -1,7 +1,7 @@
 """The one exception that means "what you gave cannot be used", and the wording of messages."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_REASON = 200  # characters of a foreign error in one of our messages
 MAX_LISTED = 40  # choices that a message lists in full
@@ -49,30 +49,26 @@ def first_line(error: BaseException) -> str:
 
 
 def unknown(
-    kind: str, name: object, choices: Iterable[str], nearest: Iterable[str] | None = None
+    kind: str, name: object, choices: Iterable[str], nearest: Sequence[str] = ()
 ) -> UsageError:
     """Builds the error for a name that is in no table, with the nearest choice as a suggestion.
 
     Args:
       kind: what the name should have been, as in "unknown KIND".
       name: as it was given.
-      choices: the names that there are.
-      nearest: of the choices, those that may have been meant; they are listed in place of all.
+      choices: the names that there are; of very many, only the nearest are listed.
+      nearest: those that may have been meant, the likeliest first, where the caller knows better
+        than the spelling does.
 
     >>> print(unknown("dialect", "slin", ["slim", "keras"]))
     unknown dialect 'slin': did you mean 'slim'? The choices are keras, slim.
-    >>> print(unknown("key", "lr", ["learning_rate", "seed"], nearest=["learning_rate"]))
-    unknown key 'lr': the nearest is learning_rate.
+    >>> print(unknown("key", "lr", ["rate", "momentum"], nearest=["rate", "momentum"]))
+    unknown key 'lr': did you mean 'rate'? The nearest are rate, momentum.
     """
     choices = sorted(choices)
-    close = difflib.get_close_matches(str(name), choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    if nearest is None and len(choices) > MAX_LISTED:
-        nearest = difflib.get_close_matches(str(name), choices, n=5, cutoff=0.4)
-    if nearest is None:
-        return UsageError(f"unknown {kind} {name!r}: {hint}The choices are {', '.join(choices)}.")
-    others = [choice for choice in nearest if choice not in close]
-    if not others:
-        return UsageError(f"unknown {kind} {name!r}: {hint.strip()}")
-    the = ("the" if not hint else "The") + f" nearest {'is' if len(others) == 1 else 'are'}"
-    return UsageError(f"unknown {kind} {name!r}: {hint}{the} {', '.join(others)}.")
+    near = nearest or difflib.get_close_matches(str(name), choices, n=3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listed = f"The choices are {', '.join(choices)}."
+    if nearest or (near and len(choices) > MAX_LISTED):
+        listed = f"The nearest are {', '.join(near)}." if len(near) > 1 else ""
+    return UsageError(f"unknown {kind} {name!r}: {hint}{listed}".rstrip())

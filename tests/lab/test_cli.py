@@ -40,8 +40,11 @@ def no_training(monkeypatch):
 
 
 def test_words_that_are_no_command(refused):
-    assert "invalid choice: 'trian'" in refused("trian")
+    assert "unknown verb 'trian': did you mean 'train'" in refused("trian")
+    assert "the verb 'eval' is called 'evaluate' here" in refused("eval", "--model", "x")
     assert "--help" in refused()
+    for words in ((), ("train",), ("--quiet",)):
+        assert "--config FILE is missing" in refused(*words, "--config.steps=3")
     assert "--config" in refused("train")
     assert "unrecognized arguments: --wrokdir" in refused("train", "--config", "x", "--wrokdir=y")
     assert "has no value" in refused("--config", ABLATION, "--config.steps")

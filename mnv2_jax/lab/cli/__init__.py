@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
@@ -38,6 +38,9 @@ GROUPS = {
     },
     "the paper": {"account": ACCOUNT, "paper": PAPER},
 }
+# Verbs by what they were called before, and by what other programs call them.
+RENAMED = {"eval": "evaluate", "test": "evaluate", "infer": "predict", "fit": "train"}
+RENAMED |= {"inspect": "doctor", "convert": "import", "check": "verify"}
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
@@ -49,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         rest, overrides = split_overrides(argv)
-        if rest and rest[0].startswith("--config"):
+        first = rest[0] if rest else ""
+        if first.startswith("--config") or (overrides and first[:1] in ("", "-")):
             rest.insert(0, "train")
+        elif first in RENAMED:
+            raise UsageError(f"the verb {first!r} is called {RENAMED[first]!r} here.")
+        elif first[:1] not in ("", "-") and first not in VERBS:
+            raise unknown("verb", first, VERBS)
         arguments, extra = make_parser().parse_known_args(rest)
         if extra:
             hint = AT_TRAINING if arguments.run is TRAIN.run else ""

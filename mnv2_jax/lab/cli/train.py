@@ -62,9 +62,10 @@ def _train(arguments: argparse.Namespace) -> None:
 def _experiment(arguments: argparse.Namespace) -> str:
     given = arguments.config or arguments.experiment
     if given is None or (arguments.config and arguments.experiment):
+        missing = "" if given else "--config FILE is missing: "
         raise UsageError(
-            "train takes one experiment, such as --config experiments/ablate_linear.py; on images "
-            "of your own, --config experiments/finetune.py --config.data.root=FOLDER."
+            f"{missing}train takes one experiment, such as --config experiments/ablate_linear.py; "
+            "on images of your own, --config experiments/finetune.py --config.data.root=FOLDER."
         )
     if Path(given).is_dir():
         raise UsageError(

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,18 @@ from mnv2_jax.errors import UsageError, first_line, unknown
 
 MAX_VALUE = 300  # characters of a given value in a message
 OVERRIDE = "--config."  # how a command line sets a key
+# Keys by what they were called before, and by what other projects call them.
+RENAMED: dict[str, str] = {}
+SYNONYMS = {
+    "lr": "optimizer.learning_rate", "base_lr": "optimizer.learning_rate",
+    "l2": "optimizer.weight_decay", "scheduler": "optimizer.schedule",
+    "num_epochs": "epochs", "num_steps": "steps", "max_steps": "steps", "train_steps": "steps",
+    "seed": "sweep.seeds", "variants": "sweep.variants", "dataset": "data.name",
+    "data_dir": "data.root", "image_size": "data.resolution", "size": "data.resolution",
+    "workers": "data.threads", "num_workers": "data.threads", "precision": "model.dtype",
+    "alpha": "model.width", "multiplier": "model.width", "width_mult": "model.width",
+    "ema": "ema_decay", "pretrained": "init.model", "checkpoint": "init.model",
+}  # fmt: skip
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
@@ -104,12 +117,15 @@ def _get_config_of(file: Path) -> Any:
 
 def _broken(file: str, error: Exception) -> UsageError:
     """Says in one line what went wrong in a user's file, and in which line of it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
+    frames = list(traceback.walk_tb(error.__traceback__))
+    lines = [n for frame, n in frames if Path(frame.f_code.co_filename).name == Path(file).name]
     where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
     kind, reason = type(error).__name__, first_line(error)
-    reason = reason if reason.startswith(kind) else f"{kind}: {reason}"
-    return UsageError(f"configuration {file!r} does not load{where}: {reason}.")
+    reason = (reason if reason.startswith(kind) else f"{kind}: {reason}") + "."
+    absent, group = re.search(r'Key "(\w+)" does not exist', str(error)), frames[-1][0].f_locals
+    if absent and isinstance(group.get("self"), ConfigDict):  # a key that the base does not have
+        reason = str(unknown_key(absent[1], group["self"].keys()))
+    return UsageError(f"configuration {file!r} does not load{where}: {reason}")
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:
@@ -172,17 +188,26 @@ def _as_float(value: Any) -> Any:
 
 
 def unknown_key(key: str, known: Iterable[str], kind: str = "configuration key") -> UsageError:
-    """Builds the error for a key that a configuration does not have."""
-    return unknown(kind, key, _neighbours(key, known))
+    """Builds the error for a key that a configuration does not have.
 
-
-def _neighbours(key: str, known: Iterable[str]) -> list[str]:
-    """Keys that may have been meant: near in spelling, of the same last name, or of one group."""
-    near = difflib.get_close_matches(key, known := list(known), n=3)
+    >>> print(unknown_key("optimizer.lr", ["optimizer.learning_rate", "steps"]))
+    unknown configuration key 'optimizer.lr': did you mean 'optimizer.learning_rate'?
+    """
+    known = list(known)
+    if RENAMED.get(key) in known:
+        return UsageError(f"{kind} {key!r} is now called {RENAMED[key]!r}.")
     group, _, leaf = key.rpartition(".")
-    same = [name for name in known if name.rpartition(".")[2] == leaf]
-    siblings = [name for name in known if name.rpartition(".")[0] == group]
-    return near or same or siblings or sorted({name.split(".")[0] for name in known})
+    last = {name: name.rpartition(".")[2] for name in known}
+    initials = {name: "".join(word[:1] for word in last[name].split("_")) for name in known}
+    spelled = difflib.get_close_matches(leaf, last.values(), n=3)
+    near = [name for name in known if leaf in (last[name], initials[name])]
+    near.sort(key=lambda name: name.rpartition(".")[0] != group)  # those of its own group first
+    near += [name for name in known if name == SYNONYMS.get(leaf)]
+    near += [name for close in spelled for name in known if last[name] == close]
+    near += [name for name in known if len(leaf) > 2 and leaf in last[name]]
+    siblings = [name for name in known if group and name.startswith(f"{group}.")]
+    choices = siblings or {name.partition(".")[0] for name in known}
+    return unknown(kind, key, choices, list(dict.fromkeys(near))[:3])
 
 
 def _literal(text: str) -> Any:

@@ -106,7 +106,7 @@ def variant_config(config: Any, name: str) -> Any:
       UsageError: the variant sets a key that does not exist, or to a value of another type.
     """
     variant, changes = config.copy_and_resolve_references(), config.sweep.variants[name]
-    known = flatten(config)
+    known = {key: value for key, value in flatten(config).items() if "sweep.variants." not in key}
     if not isinstance(changes, ConfigDict):
         raise UsageError(
             f"variant {name!r} of the sweep is {changes!r}: give the keys that it changes, as in "

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from experiments.imagenet import base
 from mnv2_jax import UsageError
-from mnv2_jax.lab.train.config import difference, flatten, load_config, set_key
+from mnv2_jax.lab.train.config import RENAMED, difference, flatten, load_config, set_key
 
 IMAGENET = "experiments/imagenet.py"
 
@@ -25,6 +25,7 @@ def written(tmp_path, text, name="mine.py"):
     return str(tmp_path / name)
 
 
+BODY = "def get_config():\n    c = base()\n    {}\n    return c\n"
 HEADER = "from ml_collections import ConfigDict\n"
 
 
@@ -86,6 +87,20 @@ def test_files_that_cannot_be_used(tmp_path, content, message):
     assert message in refused(load_config, written(tmp_path, content))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.learning_rte = 0.1", "unknown configuration key 'learning_rte'"),
+        ("c.optimizer.lr = 0.1", "unknown configuration key 'lr': did you mean 'learning_rate'?"),
+        ("c.batch_size = '64'", "TypeError: Could not override field 'batch_size'"),
+    ],
+)
+def test_a_misspelt_key_in_a_file_is_refused_where_it_stands(tmp_path, line, message):
+    path = written(tmp_path, f"from experiments.imagenet import base\n{BODY.format(line)}")
+    text = refused(load_config, path)
+    assert message in text and "does not load, line 4: " in text
+
+
 def test_files_of_another_kind(tmp_path):
     (tmp_path / "mine.yaml").write_text("a: 1")
     assert "is not a Python file" in refused(load_config, str(tmp_path / "mine.yaml"))
@@ -103,7 +118,13 @@ def test_a_preset_for_a_file_without_presets(tmp_path):
     [
         ("model.widht", "model.width"),
         ("batchsize", "batch_size"),
-        ("optimizer.lr", "optimizer.learning_rate"),
+        ("optimizer.lr", "did you mean 'optimizer.learning_rate'?"),
+        ("wd", "did you mean 'optimizer.weight_decay'?"),
+        ("bs", "did you mean 'batch_size'?"),
+        ("smoothing", "did you mean 'loss.label_smoothing'?"),
+        ("model.alpha", "did you mean 'model.width'?"),
+        ("data.crop", "The nearest are data.eval.crop, data.train.crop."),
+        ("optimizer.foo", "The choices are optimizer.beta1, "),
         ("learning_rate", "optimizer.learning_rate"),
         ("", "batch_size"),
         ("model.width.x", "model.width"),
@@ -115,6 +136,12 @@ def test_unknown_keys_say_what_may_have_been_meant(key, meant):
     text = refused(set_key, base(), key, "1")
     assert f"unknown configuration key {key!r}" in text
     assert meant in text or meant.split(".")[0] in text
+
+
+def test_a_key_that_was_renamed_answers_with_its_new_name(monkeypatch):
+    monkeypatch.setitem(RENAMED, "optimizer.rate", "optimizer.learning_rate")
+    text = refused(set_key, base(), "optimizer.rate", "1")
+    assert text == "configuration key 'optimizer.rate' is now called 'optimizer.learning_rate'."
 
 
 def test_a_group_is_not_a_key():
