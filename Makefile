@@ -32,7 +32,7 @@ bench: $(FOR_DEV)  ## time this project beside its peers on this CPU; peers that
 account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
 	$(BIN)/python main.py account $(ARGS)
 
-paper: $(FOR_RUN)  ## the paper's tables and figures again, with the results of runs, in runs/paper
+paper: $(FOR_RUN)  ## reproduce the paper's tables and figures, with the results of runs, in runs/paper
 	$(BIN)/python main.py paper $(ARGS)
 
 check: lint  ## lint, and the tests and doctests that are fast (a minute and a half on two cores)

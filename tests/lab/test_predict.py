@@ -13,7 +13,7 @@ from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.data import ArraySource, open_source
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.model_folder import load_model, save_model
-from mnv2_jax.lab.paper.evaluations import find_evaluations
+from mnv2_jax.lab.paper.results import cell, find_evaluations
 from mnv2_jax.lab.predict import evaluate, predict
 
 MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
@@ -112,8 +112,8 @@ def test_the_verbs(folder, tmp_path, capsys):
     assert main(words) == 0
     assert "accuracy" in capsys.readouterr().out
     (kept,) = find_evaluations((tmp_path,), "digits", "accuracy")
-    assert (kept.images, kept.at, kept.several) == (360, (1.0, 8), False)
-    assert kept.percent == f"{100 * kept.score:.1f}" and str(folder) in kept.weights
+    assert (kept.images, kept.network.width_and_size, kept.several) == (360, (1.0, 8), False)
+    assert cell([], [kept]) == f"{100 * kept.score:.1f}" and str(folder) in kept.weights
     assert kept.command.startswith("python main.py evaluate --model")
     assert find_evaluations((tmp_path / "kept",), "imagenet2012", "accuracy") == []
 

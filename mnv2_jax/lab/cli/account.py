@@ -1,4 +1,4 @@
-"""`mnv2 account`: what a network costs."""
+"""`mnv2 account`: counts what a network costs."""
 
 import argparse
 import json
@@ -9,15 +9,14 @@ from mnv2_jax.lab.cli.verb import Verb, json_argument
 
 
 def _account_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (1.0)")
-    parser.add_argument(
-        "--resolution", default="224", metavar="N|HxW", help="of the image, e.g. 160 or 192x256"
-    )
-    parser.add_argument("--classes", type=int, default=1000, help="size of the classifier (1000)")
-    parser.add_argument("--spec", default="imagenet", help="architecture: imagenet, small_32, …")
-    parser.add_argument("--output-stride", type=int, help="8, 16 or 32; later strides dilate")
-    parser.add_argument("--channels", type=int, default=3, help="of the image (3)")
-    parser.add_argument("--layers", action="store_true", help="one row a layer, not one a block")
+    add = parser.add_argument
+    add("--width", type=float, default=1.0, help="width multiplier (1.0)")
+    add("--resolution", default="224", metavar="N|HxW", help="image size, e.g. 160 or 192x256")
+    add("--classes", type=int, default=1000, help="number of classes (1000)")
+    add("--spec", default="imagenet", help="architecture: imagenet, small_32, … (imagenet)")
+    add("--output-stride", type=int, help="8, 16 or 32; later strides dilate instead")
+    add("--channels", type=int, default=3, help="channels of the image (3)")
+    add("--layers", action="store_true", help="print a row for each layer, not for each block")
     json_argument(parser)
 
 
@@ -45,19 +44,16 @@ def _account(arguments: argparse.Namespace) -> None:
     whole, parts = peak(None), {t: peak(t) for t in range(1, 6)}
     table = result if arguments.layers else result.grouped()
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "params": result.params,
-                    "kernel_params": result.kernel_params,
-                    "madds": result.madds,
-                    "activation_sum": result.activation_sum,
-                    "activation_peak": whole,
-                    "activation_peak_split": parts,
-                    "layers": [layer._asdict() for layer in table.layers],
-                }
-            )
-        )
+        content = {
+            "params": result.params,
+            "kernel_params": result.kernel_params,
+            "madds": result.madds,
+            "activation_sum": result.activation_sum,
+            "activation_peak": whole,
+            "activation_peak_split": parts,
+            "layers": [layer._asdict() for layer in table.layers],
+        }
+        print(json.dumps(content))
         return
     print(table.markdown())
     print(f"\nparameters               {result.params:>14,}")

@@ -1,4 +1,4 @@
-"""`mnv2 paper`: the tables and figures of the paper again."""
+"""`mnv2 paper`: reproduces the paper's tables and figures."""
 
 import argparse
 import json
@@ -13,20 +13,17 @@ FOLDERS = ("runs", "results")
 
 
 def _paper_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "items", nargs="*", metavar="ITEM", help="some of them, e.g. table-3 fig-7 (all)"
-    )
-    parser.add_argument("--out", default="runs/paper", help="folder of the report (runs/paper)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("items", nargs="*", metavar="ITEM", help="tables and figures, e.g. table-3 fig-7 (all)")
+    add("--out", default="runs/paper", help="folder of the report (runs/paper)")
+    add(
         "--runs",
         nargs="+",
         metavar="DIR",
-        help="folders with results of experiments, or of one; earlier ones win (runs results)",
+        help="folders that hold results, or a sweep's own; earlier ones win (runs results)",
     )
-    parser.add_argument(
-        "--model", metavar="DIR", help="trained model for Fig. 7 (the ablation's on digits)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no line for each item")
+    add("--model", metavar="DIR", help="trained model for Fig. 7 (the ablation's on digits)")
+    add("--quiet", action="store_true", help="print no line for each item")
     json_argument(parser)
 
 
@@ -39,11 +36,11 @@ def _paper(arguments: argparse.Namespace) -> None:
     for folder in arguments.runs or ():
         if not Path(folder).is_dir():
             raise UsageError(
-                f"--runs {folder!r} is no folder: give one with results, such as runs."
+                f"--runs {folder!r} is not a folder: give one with results, such as runs."
             )
     if arguments.model and not Path(arguments.model).is_dir():
         raise UsageError(
-            f"--model {arguments.model!r} is no folder: give that of a trained model, such as "
+            f"--model {arguments.model!r} is not a folder: give that of a trained model, such as "
             "runs/NAME/VARIANT/seed_0."
         )
     host.use_compilation_cache()
@@ -63,7 +60,7 @@ def _paper(arguments: argparse.Namespace) -> None:
 
 
 PAPER = Verb(
-    "Make the tables and figures of the paper again, with the results of runs.",
+    "Reproduce the paper's tables and figures, with the results of runs.",
     _paper_arguments,
     _paper,
     (

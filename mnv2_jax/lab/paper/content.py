@@ -1,10 +1,8 @@
-"""What a page is made of: items of the paper, and the parts that each is shown by."""
+"""What a page is made of: items of the paper, and the parts that show each of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-PAPER, HERE, PLAIN = "paper", "here", ""
 
 
 class Text(NamedTuple):
@@ -14,7 +12,7 @@ class Text(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Where the paper contradicts itself, or where this project reads it in its own way."""
+    """Says where the paper contradicts itself, or how this project reads it."""
 
     text: str
 
@@ -23,50 +21,45 @@ class Table(NamedTuple):
     """A table.
 
     Attributes:
-      header: of the columns.
-      rows: of cells, as wide as the header.
-      origins: for each column `PAPER` (printed there), `HERE` (counted or measured by this
-        project) or `PLAIN` (names). Empty makes all plain.
-      caption: above the table.
+      header: names of the columns.
+      rows: tuples of cells, as wide as the header.
+      origins: a letter for each column: p for what the paper prints, h for what this project
+        counted or measured here, - for names. Empty stands for names only.
+      caption: text above the table.
     """
 
     header: tuple[str, ...]
-    rows: tuple[tuple[object, ...], ...]
-    origins: tuple[str, ...] = ()
+    rows: Sequence[tuple[object, ...]]
+    origins: str = ""
     caption: str = ""
 
 
 class Picture(NamedTuple):
-    """A figure of matplotlib, with the name of its file and the words for who cannot see it."""
+    """A picture: the name of its file, a matplotlib figure or the path of a PNG, and a description.
+
+    The description is for those who cannot see the picture.
+    """
 
     name: str
-    figure: Any
-    alt: str
-
-
-class Image(NamedTuple):
-    """A picture in PNG that a run drew, with the name of its copy and words for it."""
-
-    name: str
-    path: Path
+    drawn: Any
     alt: str
 
 
 class Missing(NamedTuple):
-    """Something that only a training can give, and the command that gives it."""
+    """A result that needs a training, and the command that trains it."""
 
     what: str
     command: str
 
 
-Part = Text | Note | Table | Picture | Image | Missing
+Part = Text | Note | Table | Picture | Missing
 
 
 class Sources(NamedTuple):
-    """What an item may draw on, besides the models.
+    """Where items find results.
 
     Attributes:
-      runs: folders that hold results of experiments, the first one first.
+      runs: folders that hold results of experiments; earlier ones win.
       model: folder of the trained model whose channels Fig. 7 counts; None looks in `runs`.
     """
 
@@ -78,11 +71,11 @@ class Item(NamedTuple):
     """A table or figure of the paper.
 
     Attributes:
-      key: names it on the command line and in addresses, e.g. `table-3`.
-      name: as the paper calls it.
+      key: its name on the command line and in addresses, such as `table-3`.
+      name: what the paper calls it.
       title: what it shows.
-      command: that makes what is new in it.
-      parts: computes what it is shown by.
+      command: the command that makes what is new in it.
+      parts: computes the parts that show it.
     """
 
     key: str

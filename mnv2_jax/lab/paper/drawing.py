@@ -1,16 +1,16 @@
-"""Pictures of one style, as PNG for Markdown and as SVG that takes the colours of its page."""
+"""Pictures of one style, as PNG for Markdown and as SVG that takes the colors of its page."""
 
 import io
 import re
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.lab.train.report import COLOURS as PALETTE
+from mnv2_jax.lab.train.report import COLORS as PALETTE
 
-COLOURS = PALETTE[:6]  # black, the seventh, is the text's
+COLORS = PALETTE[:6]  # black, the seventh, is the text's
 INK = "#000000"
-# What the page declares for light and dark: a colour of the palette -> a variable of CSS.
-VARIABLES = {colour.lower(): f"--c{i}" for i, colour in enumerate(COLOURS)}
+# What the page declares for light and dark: a color of the palette -> a variable of CSS.
+VARIABLES = {color.lower(): f"--c{i}" for i, color in enumerate(COLORS)}
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -62,7 +62,7 @@ def write_png(fig: Any, path: Path) -> None:
 def svg(fig: Any, prefix: str) -> str:
     """Returns a figure as SVG to stand inside HTML.
 
-    Text and axes take the page's colour (`currentColor`), the palette's colours become variables.
+    Text and axes take the page's color (`currentColor`), the palette's colors become variables.
     Ids get a prefix, for several pictures share a page; addresses of name spaces, which HTML does
     not need, are left out.
     """
@@ -80,8 +80,8 @@ def svg(fig: Any, prefix: str) -> str:
     text = text.replace("url(#", f"url(#{prefix}-")
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = text.replace(INK, "currentColor").replace("stroke: #b0b0b0", "stroke: currentColor")
-    for colour, name in VARIABLES.items():
-        text = text.replace(colour, f"var({name})")
+    for color, name in VARIABLES.items():
+        text = text.replace(color, f"var({name})")
     width = re.search(r'width="([\d.]+)pt"', text)
     # The box of coordinates is enough; the page decides the size, up to the drawn one.
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)

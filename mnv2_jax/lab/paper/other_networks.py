@@ -1,4 +1,4 @@
-"""MobileNetV1 and ShuffleNet as Table 3 compares them: which channels there are at which size.
+"""MobileNetV1 and ShuffleNet as Table 3 compares them: the channels that they have at each size.
 
 Only the shapes of their tensors, from the tables of their own papers; neither network is built.
 """
@@ -54,19 +54,18 @@ def mobilenet_v2_channels(layout: Layout, size: int = 224) -> dict[int, int]:
     >>> mobilenet_v2_channels(unroll())
     {112: 16, 56: 24, 28: 32, 14: 96, 7: 320, 1: 1280}
     """
-    found: dict[int, int] = {}
+    most: dict[int, int] = {}
     size = -(-size // layout.stem_stride)
     for block in layout.blocks:
         size = -(-size // block.stride)
-        found[size] = max(found.get(size, 0), block.channels)
-    return found | ({1: layout.last} if layout.last else {})
+        most[size] = max(most.get(size, 0), block.channels)
+    return most | ({1: layout.last} if layout.last else {})
 
 
 def shufflenet_channels(network: ShuffleNet) -> dict[int, int]:
     """Returns the most channels at each size: shortcuts join the wide tensors, so those count."""
-    return {112: network.stem, 56: network.stem} | dict(
-        zip((28, 14, 7, 1), (*network.stages, network.stages[-1]), strict=True)
-    )
+    second, third, fourth = network.stages
+    return {112: network.stem, 56: network.stem, 28: second, 14: third, 7: fourth, 1: fourth}
 
 
 def shufflenet_madds(network: ShuffleNet, classes: int = 1000) -> int:

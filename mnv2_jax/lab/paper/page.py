@@ -1,16 +1,18 @@
-"""The report as one HTML page that needs nothing else, and as Markdown."""
+"""The report as one self-contained HTML page, and as Markdown."""
 
 import base64
 import html
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from mnv2_jax.lab.paper.content import PLAIN, Image, Item, Missing, Note, Part, Picture, Table, Text
+from mnv2_jax.lab.paper.content import Item, Missing, Note, Part, Picture, Table
 from mnv2_jax.lab.paper.drawing import svg
 from mnv2_jax.lab.paper.style import STYLE
 from mnv2_jax.markdown import markdown_table
 
+ORIGINS = {"p": "paper", "h": "here", "-": ""}  # classes of cells
 EMPTY = ("", "–", "not run", "reference", "no expansion")  # in columns of numbers
 TITLE = "MobileNetV2, table by table"
 PAPER_LINK = "[arXiv 1801.04381](https://arxiv.org/abs/1801.04381)"
@@ -27,7 +29,7 @@ def introduction(command: str) -> list[str]:
     """Returns the paragraphs that say what the report is."""
     return [
         "Every table and figure with numbers in “MobileNetV2: Inverted Residuals and Linear "
-        f"Bottlenecks” ({PAPER_LINK}), made again by this project.",
+        f"Bottlenecks” ({PAPER_LINK}), reproduced by this project.",
         "What the paper prints is headed “paper”. What is headed “counted” or “corrected” was "
         "counted on this project's own models, layer by layer, when the report was made; “here” "
         "was trained or measured by it. What only a training can give is taken from the results of "
@@ -68,9 +70,9 @@ def markdown_page(sections: Sequence[Section], command: str, facts: str) -> str:
     return "\n\n".join([*parts, "---", facts]) + "\n"
 
 
-def pictures(sections: Iterable[Section]) -> list[Picture | Image]:
+def pictures(sections: Iterable[Section]) -> list[Picture]:
     """Returns the pictures of all sections."""
-    return [part for s in sections for part in s.parts if isinstance(part, (Picture, Image))]
+    return [part for s in sections for part in s.parts if isinstance(part, Picture)]
 
 
 def inline(text: str) -> str:
@@ -113,13 +115,12 @@ def _html(part: Part) -> str:
     if isinstance(part, Table):
         return _html_table(part)
     if isinstance(part, Picture):
-        drawn = svg(part.figure, part.name.replace(".", "-"))
         label = html.escape(part.alt, quote=True)
+        if isinstance(part.drawn, Path):
+            data = base64.b64encode(part.drawn.read_bytes()).decode()
+            return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"></figure>'
+        drawn = svg(part.drawn, part.name.replace(".", "-"))
         return f'<figure role="img" aria-label="{label}">{drawn}</figure>'
-    if isinstance(part, Image):
-        data = base64.b64encode(part.path.read_bytes()).decode()
-        label = html.escape(part.alt, quote=True)
-        return f'<figure><img alt="{label}" src="data:image/png;base64,{data}"></figure>'
     if isinstance(part, Missing):
         what = inline(_capital(part.what))
         return f'<p class="missing">{what}:<br>{_code(html.escape(part.command))}</p>'
@@ -128,8 +129,8 @@ def _html(part: Part) -> str:
 
 
 def _html_table(table: Table) -> str:
-    origins = table.origins or (PLAIN,) * len(table.header)
-    columns = list(zip(*table.rows, strict=True))
+    origins = [ORIGINS[letter] for letter in table.origins or "-" * len(table.header)]
+    columns = zip(*table.rows, strict=True)
     numeric = [all(_is_number(cell) or cell in EMPTY for cell in column) for column in columns]
 
     def row(tag: str, cells: Iterable[object]) -> str:
@@ -157,17 +158,13 @@ def _is_number(cell: object) -> bool:
 
 def _markdown(part: Part) -> str:
     if isinstance(part, Table):
-        caption = [f"*{part.caption}*"] if part.caption else []
-        return "\n\n".join([*caption, markdown_table(part.header, part.rows)])
+        caption = f"*{part.caption}*\n\n" if part.caption else ""
+        return caption + markdown_table(part.header, part.rows)
     if isinstance(part, Picture):
-        return f"![{part.alt}]({part.name}.png)"
-    if isinstance(part, Image):
         return f"![{part.alt}]({part.name}.png)"
     if isinstance(part, Missing):
         return f"> {_capital(part.what)}: `{part.command}`"
-    if isinstance(part, Text):
-        return part.text
-    return f"> **Note.** {part.text}"
+    return f"> **Note.** {part.text}" if isinstance(part, Note) else part.text
 
 
 def _capital(text: str) -> str:

@@ -6,51 +6,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.lab.paper.ablations import figure_6a, figure_6b
-from mnv2_jax.lab.paper.channels import figure_7
-from mnv2_jax.lab.paper.content import Image, Item, Sources
+from mnv2_jax.lab.paper import tables
+from mnv2_jax.lab.paper.content import Item, Sources
 from mnv2_jax.lab.paper.drawing import write_png
-from mnv2_jax.lab.paper.manifold import figure_1
-from mnv2_jax.lab.paper.memory import section_5_1
+from mnv2_jax.lab.paper.figure_1 import figure_1
+from mnv2_jax.lab.paper.figure_5 import figure_5
+from mnv2_jax.lab.paper.figure_6 import figure_6a, figure_6b
+from mnv2_jax.lab.paper.figure_7 import figure_7
 from mnv2_jax.lab.paper.page import Section, html_page, markdown_page, pictures
-from mnv2_jax.lab.paper.tables import (
-    table_1,
-    table_2,
-    table_3,
-    table_4,
-    table_5,
-    table_6,
-    table_7,
-)
-from mnv2_jax.lab.paper.tradeoff import figure_5
+from mnv2_jax.lab.paper.section_5_1 import section_5_1
 from mnv2_jax.lab.train.report import environment
 
 HTML, MARKDOWN = "report.html", "report.md"
 ONLY = "python main.py paper "
-EXPERIMENT = "python main.py --config experiments/"
+TRAIN = "python main.py --config experiments/"
 
-ITEMS = (
-    Item("fig-1", "Fig. 1", "What ReLU leaves of a spiral", ONLY + "fig-1", figure_1),
-    Item("table-1", "Table 1", "The bottleneck residual block", ONLY + "table-1", table_1),
-    Item("table-2", "Table 2", "The network", "python main.py account", table_2),
-    Item("table-3", "Table 3", "The largest tensor at each size", ONLY + "table-3", table_3),
-    Item("sec-5.1", "Sec. 5.1", "Memory-efficient inference", ONLY + "sec-5.1", section_5_1),
-    Item("fig-5", "Fig. 5", "Accuracy against multiply-adds", EXPERIMENT + "tradeoff.py", figure_5),
-    Item(
-        "fig-6a",
-        "Fig. 6a",
-        "Linear or ReLU6 bottleneck",
-        EXPERIMENT + "ablate_linear.py",
-        figure_6a,
-    ),
-    Item(
-        "fig-6b", "Fig. 6b", "Where the shortcut is", EXPERIMENT + "ablate_shortcut.py", figure_6b
-    ),
-    Item("table-4", "Table 4", "ImageNet classification", ONLY + "table-4", table_4),
-    Item("table-5", "Table 5", "SSD and SSDLite", ONLY + "table-5", table_5),
-    Item("table-6", "Table 6", "Detection on COCO", ONLY + "table-6", table_6),
-    Item("table-7", "Table 7", "Segmentation on VOC 2012", ONLY + "table-7", table_7),
-    Item("fig-7", "Fig. 7", "Positive channels in each layer", ONLY + "fig-7", figure_7),
+ITEMS = tuple(
+    Item(*row)
+    for row in (
+        ("fig-1", "Fig. 1", "What ReLU leaves of a spiral", ONLY + "fig-1", figure_1),
+        ("table-1", "Table 1", "The bottleneck residual block", ONLY + "table-1", tables.table_1),
+        ("table-2", "Table 2", "The network", "python main.py account", tables.table_2),
+        ("table-3", "Table 3", "The largest tensor at each size", ONLY + "table-3", tables.table_3),
+        ("sec-5.1", "Sec. 5.1", "Memory-efficient inference", ONLY + "sec-5.1", section_5_1),
+        ("fig-5", "Fig. 5", "Accuracy against multiply-adds", TRAIN + "tradeoff.py", figure_5),
+        ("fig-6a", "Fig. 6a", "Linear or ReLU6 bottleneck", TRAIN + "ablate_linear.py", figure_6a),
+        ("fig-6b", "Fig. 6b", "Where the shortcut is", TRAIN + "ablate_shortcut.py", figure_6b),
+        ("table-4", "Table 4", "ImageNet classification", ONLY + "table-4", tables.table_4),
+        ("table-5", "Table 5", "SSD and SSDLite", ONLY + "table-5", tables.table_5),
+        ("table-6", "Table 6", "Detection on COCO", ONLY + "table-6", tables.table_6),
+        ("table-7", "Table 7", "Segmentation on VOC 2012", ONLY + "table-7", tables.table_7),
+        ("fig-7", "Fig. 7", "Positive channels in each layer", ONLY + "fig-7", figure_7),
+    )
 )
 
 
@@ -70,10 +57,10 @@ def choose(keys: Sequence[str]) -> list[Item]:
     for word in keys:
         written = re.fullmatch(r"(table|fig|sec)[a-z]*[\W_]*(\d[\d.]*[a-z]?)", word.lower())
         key = f"{written[1]}-{written[2]}" if written else word
-        found = known & {key, f"{key}a", f"{key}b"}
-        if not found:
+        meant = known & {key, f"{key}a", f"{key}b"}
+        if not meant:
             raise unknown("item", word, known)
-        chosen |= found
+        chosen |= meant
     return [item for item in ITEMS if not keys or item.key in chosen]
 
 
@@ -88,13 +75,13 @@ def write_paper(
 
     Args:
       out: folder, made if needed.
-      sources: results and model to draw on.
-      keys: of the items; none means all.
-      command: that was given, for the report.
-      progress: is told a line for each item.
+      sources: where results and the model of Fig. 7 are.
+      keys: keys of the items; none stands for all.
+      command: the command that was given, for the report.
+      progress: called with a line for each item.
 
     Returns:
-      The files, the page first.
+      The paths of the files, the page first.
 
     Raises:
       UsageError: an item is unknown, a result or model cannot be read, or the folder not written.
@@ -118,10 +105,10 @@ def write_paper(
     try:
         for picture in pictures(sections):
             place = out / f"{picture.name}.png"
-            if isinstance(picture, Image):
-                place.write_bytes(picture.path.read_bytes())
+            if isinstance(picture.drawn, Path):
+                place.write_bytes(picture.drawn.read_bytes())
             else:
-                write_png(picture.figure, place)
+                write_png(picture.drawn, place)
         (out / MARKDOWN).write_text(markdown_page(sections, command, about), "utf-8")
         (out / HTML).write_text(html_page(sections, command, about), "utf-8")
     except OSError as error:

@@ -5,8 +5,11 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mnv2_jax.files import write_file
 
@@ -119,6 +122,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+def read_curves(folders: Sequence[Path], metric: str) -> tuple[list[int], np.ndarray] | None:
+    """Reads a metric over training, such as "eval/accuracy", from the logs of several seeds.
+
+    Returns:
+      Steps, and values as (seeds, steps); None unless every seed has a log with the same steps.
+    """
+    split, _, name = metric.partition("/")
+    logs = [[r for r in read_rows(f / METRICS) if r["split"] == split] for f in folders]
+    steps = [[row["step"] for row in rows] for rows in logs]
+    if not logs or not steps[0] or any(other != steps[0] for other in steps):
+        return None
+    return steps[0], np.array([[row[name] for row in rows] for rows in logs], float)
 
 
 def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:

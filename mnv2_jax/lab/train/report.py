@@ -1,27 +1,45 @@
-"""The result of a sweep: statistics over seeds, a Markdown report, a plot like Fig. 6."""
+"""The result of a sweep: statistics over seeds, a Markdown report, a plot like Fig. 6.
+
+`results.json` holds everything that the report and the pages of `mnv2_jax.lab.paper` say about a
+sweep: each run's scores, the setting, the configuration, the environment and the command.
+"""
 
 import json
 import math
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from mnv2_jax.accounting import account
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import replacing, write_file, write_json
-from mnv2_jax.lab.train.log import METRICS, RESULT, read_rows
+from mnv2_jax.lab.model_folder import DESCRIPTION, KINDS
+from mnv2_jax.lab.train.config import flatten
+from mnv2_jax.lab.train.log import RESULT, read_curves
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
 
 RESULTS, REPORT, CURVES = "results.json", "report.md", "curves.png"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Okabe and Ito's colours, told apart with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":")  # one after the other, once the colours are used up
+# Okabe and Ito's colors, which can be told apart with any color vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")  # the next one is taken when the colors are used up
+# The metrics of each task that a report names; variants are compared by the first.
+METRIC_NAMES = {
+    "classify": {"accuracy": "top-1 accuracy"},
+    "detect": {"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
+    "segment": {"miou": "mean IoU", "accuracy": "accuracy of pixels"},
+}
+
+IMAGES = ("train_images", "eval_images")  # numbers in a model's description
+Results = dict[str, Any]  # the content of `results.json`
 
 
 class Difference(NamedTuple):
@@ -65,43 +83,94 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
         for name in config.sweep.variants
     }
     name = next(iter(METRIC_NAMES[config.task]))
-    every = [run["metrics"] for found in runs.values() for run in found]
     # Averaged weights are compared only where every variant has them.
+    every = [run["metrics"] for seeds in runs.values() for run in seeds]
     split = "eval_ema" if all(f"eval_ema/{name}" in metrics for metrics in every) else "eval"
-    metric = f"{split}/{name}"
-    scores = {name: [run["metrics"][metric] for run in found] for name, found in runs.items()}
     results = {
-        "metric": metric,
+        "metric": f"{split}/{name}",
         "runs": runs,
+        "setting": make_setting(workdir, config, split),
+        "config": json.loads(json.dumps(flatten(config), default=str)),
         "environment": environment(),
         "command": shlex.join(command),
     }
     write_json(workdir / RESULTS, results)
-    plot_curves(workdir, config, split)
+    plot_curves(workdir, results)
     report = workdir / REPORT
-    write_file(report, report_text(config, scores, runs, metric, command))
+    write_file(report, report_text(results))
     return report
 
 
-# The metrics of each task that a report names, the one that it compares by first.
-METRIC_NAMES = {
-    "classify": {"accuracy": "top-1 accuracy"},
-    "detect": {"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
-    "segment": {"miou": "mean IoU", "accuracy": "accuracy of pixels"},
-}
+def make_setting(workdir: Path, config: Any, split: str) -> dict[str, Any]:
+    """Returns what the report says of a sweep besides its scores: metric, data, networks."""
+    networks = {
+        name: describe_network(workdir / name / f"seed_{config.sweep.seeds[0]}")
+        for name in config.sweep.variants
+    }
+    return {
+        "title": config.title or config.name,
+        "metric": next(iter(METRIC_NAMES[config.task].values())),
+        "averaged": split == "eval_ema",
+        "data": config.data.name,
+        "split": config.data.eval_split,
+        "batch_size": config.batch_size,
+        "networks": {name: network for name, network in networks.items() if network},
+    }
 
 
-def report_text(
-    config: Any,
-    scores: dict[str, list[float]],
-    runs: dict[str, list[dict[str, Any]]],
-    metric: str,
-    command: Sequence[str],
-) -> str:
+def describe_network(folder: Path) -> dict[str, Any]:
+    """Describes the model in a folder: options, resolution, what it costs, images it was given.
+
+    The result is empty where there is no model.
+
+    Raises:
+      UsageError: its description cannot be used.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return {}
+    try:
+        description = json.loads(path.read_text())
+        options, size = description["model"], int(description["resolution"])
+        model = KINDS[description.get("task", "classify")].build(**options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} cannot be read: {first_line(error)}. Train the model again."
+        ) from error
+    cost = account(model, (1, size, size, options.get("in_channels", 3)))
+    network = {"options": options, "resolution": size, "params": cost.params, "madds": cost.madds}
+    return network | {key: description[key] for key in IMAGES if key in description}
+
+
+def scores_of(results: Results) -> dict[str, list[float]]:
+    """Returns what the variants are compared by: a score for each seed, as a share of 1."""
+    metric = results["metric"]
+    return {
+        name: [float(run["metrics"][metric]) for run in seeds]
+        for name, seeds in results["runs"].items()
+    }
+
+
+def measured(setting: Mapping[str, Any], steps: int) -> str:
+    """Returns what was measured, as a sentence without its period.
+
+    >>> setting = {"metric": "mean IoU", "split": "test", "data": "scenes", "batch_size": 16}
+    >>> measured(setting | {"averaged": False}, 20)
+    'Mean IoU on the test split of scenes after 20 steps of 16 images'
+    """
+    metric = setting["metric"]
+    return (
+        f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {setting['data']} "
+        f"after {steps} steps of {setting['batch_size']} images"
+        + (", with averaged weights" if setting["averaged"] else "")
+    )
+
+
+def report_text(results: Results) -> str:
     """Composes the Markdown report."""
-    title, main = config.title or config.name, next(iter(METRIC_NAMES[config.task].values()))
+    setting, config, facts = results["setting"], results["config"], results["environment"]
+    runs, scores, reference = results["runs"], scores_of(results), config["sweep.reference"]
     rows = []
-    reference = config.sweep.reference
     for name, values in scores.items():
         percent = 100 * np.asarray(values)
         spread = f"{percent.std(ddof=1):.1f}" if len(values) > 1 else "–"
@@ -113,77 +182,92 @@ def report_text(
             (name, len(values), f"{percent.mean():.1f}", spread, versus, f"{seconds:.0f} s")
         )
     header = ("variant", "n", "mean %", "std", f"difference to {reference} [95 % CI]", "time")
-    facts = environment()
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    skipped = sum(run["skipped"] for found in runs.values() for run in found)
     steps = next(iter(runs.values()))[0]["steps"]
-    parts = [
-        f"# {title}",
-        f"{main[0].upper()}{main[1:]} on the {config.data.eval_split} split of "
-        f"{config.data.name} after {steps} steps of {config.batch_size} images"
-        + (", with averaged weights" if metric.startswith("eval_ema") else "")
-        + ". Differences are paired by seed; a confidence interval that holds 0 is within noise.",
+    lists = (
+        _other_metrics(results),
+        _low_precision(config, scores, runs),
+        verdicts(config["sweep.claim"], scores),
+    )
+    paragraphs = [
+        f"# {setting['title']}",
+        f"{measured(setting, steps)}. Differences are paired by seed; a confidence interval that "
+        "holds 0 is within noise.",
         markdown_table(header, rows),
-        *_others(config, runs, metric.partition("/")[0]),
-        *_low_precision(config, scores, runs),
-        *verdicts(config, scores),
-        f"![{main} over training]({CURVES})",
-        f"- command: `{shlex.join(command)}`",
-        f"- seeds: {', '.join(map(str, config.sweep.seeds))}",
+        *("\n".join(lines) for lines in lists if lines),
+        f"![{setting['metric']} over training]({CURVES})",
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    skipped = sum(run["skipped"] for seeds in runs.values() for run in seeds)
+    facts = [
+        f"- command: `{results['command']}`",
+        *_networks(setting["networks"]),
+        f"- seeds: {', '.join(map(str, config['sweep.seeds']))}",
         f"- device: {facts['device']}; {facts['platform']}",
         f"- versions: {versions}; Python {facts['python']}",
+        *([f"- {skipped} steps were not finite and were skipped."] if skipped else []),
     ]
-    if skipped:
-        parts.append(f"- {skipped} steps were not finite and were skipped.")
-    text = "\n\n".join(parts[: -4 - bool(skipped)])
-    return text + "\n\n" + "\n".join(parts[-4 - bool(skipped) :]) + "\n"
+    return "\n\n".join([*paragraphs, "\n".join(facts)]) + "\n"
 
 
-def _others(config: Any, runs: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
+def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
+    """Lists what each variant trained, and on how many images; equal variants share a line."""
+    lines: dict[str, list[str]] = {}
+    for name, network in networks.items():
+        line = (
+            f"{network['params']:,} parameters and {network['madds']:,} multiply-adds at "
+            f"{network['resolution']}×{network['resolution']}"
+        )
+        if set(IMAGES) <= set(network):
+            train, held_out = (network[key] for key in IMAGES)
+            line += f"; {train:,} training images, {held_out:,} for evaluation"
+        lines.setdefault(line, []).append(name)
+    return [f"- {', '.join(names)}: {line}" for line, names in lines.items()]
+
+
+def _other_metrics(results: Results) -> list[str]:
     """Lists the means of a task's further metrics."""
-    lines = []
-    for key, label in list(METRIC_NAMES[config.task].items())[1:]:
-        for name, found in runs.items():
-            values = [100 * run["metrics"][f"{split}/{key}"] for run in found]
+    split, lines = results["metric"].partition("/")[0], []
+    for key, label in list(METRIC_NAMES[results["config"]["task"]].items())[1:]:
+        for name, runs in results["runs"].items():
+            values = [100 * run["metrics"][f"{split}/{key}"] for run in runs]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             lines.append(f"- {label}, {name}: {np.mean(values):.1f}{spread} %")
-    return ["\n".join(lines)] if lines else []
+    return lines
 
 
 def _low_precision(
-    config: Any, scores: dict[str, list[float]], runs: dict[str, list[dict[str, Any]]]
+    config: Mapping[str, Any], scores: dict[str, list[float]], runs: dict[str, list[dict[str, Any]]]
 ) -> list[str]:
-    """Says what every precision costs each variant, and whether it costs the reference less."""
-    lines = []
-    for precision in config.low_precision:
+    """Lists what every precision costs each variant, and whether it costs the reference less."""
+    lines, reference = [], config["sweep.reference"]
+    for precision in config["low_precision"]:
         lost = {}
-        for name, found in runs.items():
-            low = [run["metrics"][f"{precision}/accuracy"] for run in found]
-            lost[name] = np.subtract(low, scores[name])
+        for name, seeds in runs.items():
+            low = [run["metrics"][f"{precision}/accuracy"] for run in seeds]
+            lost[name] = np.subtract(low, scores[name]).tolist()
             change = _points(paired_difference(low, scores[name]))
             lines.append(f"- {precision}, {name}: {100 * np.mean(low):.1f} %, {change}")
-        reference = config.sweep.reference
         for name in (name for name in lost if name != reference):
-            apart = _points(paired_difference(lost[reference].tolist(), lost[name].tolist()))
+            apart = _points(paired_difference(lost[reference], lost[name]))
             lines.append(f"- {precision}, change of {reference} less that of {name}: {apart}")
-    return ["\n".join(lines)] if lines else []
+    return lines
 
 
-def verdicts(config: Any, scores: dict[str, list[float]]) -> list[str]:
-    """Says, for each neighbouring pair of the order that the paper claims, what came out."""
+def verdicts(claim: Sequence[str], scores: dict[str, list[float]]) -> list[str]:
+    """Says for each two neighbors in the order that the paper claims what came out here."""
     lines = []
-    for better, worse in zip(config.sweep.claim[:-1], config.sweep.claim[1:], strict=True):
-        found = paired_difference(scores[better], scores[worse])
-        if found.low > 0:
+    for better, worse in pairwise(claim):
+        difference = paired_difference(scores[better], scores[worse])
+        if difference.low > 0:
             outcome = "**as in the paper**"
-        elif found.high < 0:
+        elif difference.high < 0:
             outcome = "**the opposite of the paper**"
         else:
             outcome = "**within noise**: neither as in the paper nor against it"
         lines.append(
-            f"- The paper has *{better}* above *{worse}*. Here: {_points(found)}, {outcome}."
+            f"- The paper has *{better}* above *{worse}*. Here: {_points(difference)}, {outcome}."
         )
-    return ["\n".join(lines)] if lines else []
+    return lines
 
 
 def _points(difference: Difference) -> str:
@@ -193,7 +277,7 @@ def _points(difference: Difference) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where the numbers come from: device, platform, versions."""
+    """Returns where the numbers come from: device, platform, versions."""
     devices = jax.devices()
     return {
         "device": f"{len(devices)} × {devices[0].device_kind}",
@@ -203,44 +287,37 @@ def environment() -> dict[str, Any]:
     }
 
 
-def plot_curves(workdir: Path, config: Any, split: str) -> None:
+def plot_curves(workdir: Path, results: Results) -> None:
     """Draws the metric over training, as Fig. 6 does: mean over seeds, one standard deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    name, label = next(iter(METRIC_NAMES[config.task].items()))
+    setting, seeds = results["setting"], results["config"]["sweep.seeds"]
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ends = []
-    looks = [(colour, line) for line in LINES for colour in COLOURS]
-    for variant, (colour, line) in zip(config.sweep.variants, _cycle(looks), strict=False):
-        curves = []
-        for seed in config.sweep.seeds:
-            rows = read_rows(workdir / variant / f"seed_{seed}" / METRICS)
-            rows = [row for row in rows if row["split"] == split]
-            steps = [row["step"] for row in rows]
-            curves.append([100 * row[name] for row in rows])
-        mean, std = np.mean(curves, axis=0), np.std(curves, axis=0, ddof=min(1, len(curves) - 1))
-        axes.plot(steps, mean, line, color=colour, linewidth=1.8, label=variant.replace("_", " "))
-        if len(curves) > 1:
-            axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    looks = cycle(product(LINES, COLORS))
+    for variant, (line, color) in zip(results["runs"], looks, strict=False):
+        logs = [workdir / variant / f"seed_{seed}" for seed in seeds]
+        if (curves := read_curves(logs, results["metric"])) is None:
+            continue
+        steps, values = curves[0], 100 * curves[1]
+        mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+        axes.plot(steps, mean, line, color=color, linewidth=1.8, label=variant.replace("_", " "))
+        if len(values) > 1:
+            axes.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         ends.append(mean[-1])
     handles, labels = axes.get_legend_handles_labels()
     order = np.argsort(ends)[::-1]  # the legend in the order of the curves' ends
     if len(order) > 1:
         axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
     axes.set_xlabel("training step")
-    axes.set_ylabel(f"{label}, %")
-    n = len(config.sweep.seeds)
+    axes.set_ylabel(f"{setting['metric']}, %")
+    n = len(seeds)
     band = f" (mean of {n} seeds, band ±1 std)" if n > 1 else ""
-    axes.set_title(f"{config.title or config.name}\n{config.data.name}{band}", fontsize=10)
+    axes.set_title(f"{setting['title']}\n{setting['data']}{band}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     with replacing(workdir / CURVES) as partial:
         figure.savefig(partial, dpi=150, format="png")
-
-
-def _cycle(items: Sequence[Any]) -> Any:
-    while True:
-        yield from items

@@ -2,19 +2,20 @@
 
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from mnv2_jax.lab.cli import main
-from mnv2_jax.lab.paper import channels, memory, report
-from mnv2_jax.lab.paper.content import Missing, Sources
+from mnv2_jax.lab.paper import figure_7, section_5_1, tables
+from mnv2_jax.lab.paper.content import Sources
 from mnv2_jax.lab.paper.page import inline
 from mnv2_jax.lab.paper.report import ITEMS, write_paper
-from mnv2_jax.lab.paper.runs import find, spread
+from mnv2_jax.lab.paper.results import find, spread
 from mnv2_jax.models.build import build
-from tests.lab.paper.sweeps import write_sweep
+from tests.lab.paper.sweeps import fake_bytes, write_sweep
 
 ROOT = Path(__file__).resolve().parents[3]
 # What the paper has with numbers in it: seven tables, and the figures that are no drawings.
@@ -155,33 +156,12 @@ def test_the_same_inputs_give_the_same_page(tmp_path):
     assert texts[0] == texts[1]
 
 
-def fake_bytes(model, size, band=None):
-    """What takes long to compile: 10 kB a pixel's side, the less the more parts."""
-    return size * 10_000 // (model.split if band is None else 2)
-
-
-def test_memory_falls_with_groups(monkeypatch):
-    """On a thin network, for compiling the paper's takes long; the count is the paper's own."""
-    tiny = build(spec="tiny_8", num_classes=None)
-    # At least the largest tensor, 32 × 32 × 24 floats between expansion and depthwise.
-    assert memory.temporary_bytes(tiny, 32) >= 32 * 32 * 24 * 4
-    peaks = [memory.peak_elements(t) for t in (1, 2, 3, 4, 5)]
-    assert peaks == sorted(peaks, reverse=True)
-    assert peaks[0] > memory.peak_elements(None) > peaks[1]
-    monkeypatch.setattr(memory, "temporary_bytes", fake_bytes)
-    _, _, count, table, _ = memory.section_5_1(Sources())
-    assert count.rows[0] == ("whole tensors", "1,505,280", "3,011")
-    assert table.rows[0] == ("whole tensors", "2.24", "1.00", "10.24", "1.00")
-    assert table.rows[2] == ("t = 3", "0.75", "0.33", "3.41", "0.33")
-    assert table.rows[-1] == ("bands of rows", "1.12", "0.50", "5.12", "0.50")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["table-8"], "unknown item 'table-8': did you mean 'table-"),
-        (["--runs", "no/such"], "--runs 'no/such' is no folder"),
-        (["--model", "no/such"], "--model 'no/such' is no folder"),
+        (["--runs", "no/such"], "--runs 'no/such' is not a folder"),
+        (["--model", "no/such"], "--model 'no/such' is not a folder"),
         (["table-1", "--out", "/dev/null/x"], "cannot be made"),
     ],
 )
@@ -209,13 +189,12 @@ def test_a_cell_cannot_break_the_page():
 
 @pytest.mark.slow
 def test_everything_at_once(tmp_path, monkeypatch):
-    """With thin networks for what is compiled: every item, every picture."""
-    monkeypatch.setattr(memory, "temporary_bytes", fake_bytes)
-    monkeypatch.setattr(channels, "SMALL", 32)
-    monkeypatch.setattr(channels, "FEW", 2)
+    """With thin networks for what is compiled or traced at many sizes: every item and picture."""
+    monkeypatch.setattr(section_5_1, "temporary_bytes", fake_bytes)
+    monkeypatch.setattr(figure_7, "build", partial(build, spec="tiny_8"))
+    monkeypatch.setattr(figure_7, "SMALL", 16)
+    monkeypatch.setattr(tables, "multiscale_madds", lambda stride, aspp: 1)
     files = write_paper(tmp_path, Sources())
     page = Page(files[0].read_text())
     assert set(page.ids) >= PAPER
     assert {file.stem for file in files[2:]} >= {"fig-1", "fig-5", "fig-7", "sec-5.1"}
-    missing = [p for i in report.ITEMS if i.key == "fig-6a" for p in i.parts(Sources())]
-    assert all(isinstance(part, Missing) for part in missing)

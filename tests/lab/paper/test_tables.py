@@ -1,14 +1,11 @@
 """Costs against the published counts, Table 3 to the byte."""
 
-import json
-
 import pytest
 
 from mnv2_jax import MobileNetV2, account, unroll
-from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.paper import other_networks as peers
+from mnv2_jax.lab.paper import other_networks as others
 from mnv2_jax.lab.paper import printed
-from mnv2_jax.lab.paper.content import HERE, PAPER, Missing, Sources, Table
+from mnv2_jax.lab.paper.content import Missing, Sources, Table
 from mnv2_jax.lab.paper.tables import (
     classifier,
     classifier_madds,
@@ -25,8 +22,7 @@ from mnv2_jax.lab.paper.tables import (
     table_6,
     table_7,
 )
-from mnv2_jax.lab.paper.tradeoff import figure_5
-from mnv2_jax.lab.predict import EVALUATION
+from tests.lab.paper.sweeps import network, write_evaluation, write_results
 
 
 def tables(item, sources=None):
@@ -36,7 +32,7 @@ def tables(item, sources=None):
 def cells(table, row):
     """The cells of a row that this project computed."""
     return [
-        cell for cell, origin in zip(table.rows[row], table.origins, strict=True) if origin == HERE
+        cell for cell, origin in zip(table.rows[row], table.origins, strict=True) if origin == "h"
     ]
 
 
@@ -90,9 +86,9 @@ def test_table_3_to_the_byte():
         "shuffle": (48, 48, 480, 960, 1920, 1920),
     }
     found = {
-        "v1": peers.mobilenet_v1_channels(),
-        "v2": peers.mobilenet_v2_channels(unroll()),
-        "shuffle": peers.shufflenet_channels(peers.SHUFFLENET_G3),
+        "v1": others.mobilenet_v1_channels(),
+        "v2": others.mobilenet_v2_channels(unroll()),
+        "shuffle": others.shufflenet_channels(others.SHUFFLENET_G3),
     }
     for name, channels in expected.items():
         assert found[name] == dict(zip(sizes, channels, strict=True))
@@ -108,16 +104,16 @@ def test_table_3_to_the_byte():
     assert [row[2] for row in table.rows][:4] == ["16 / 400", "32 / 200", "64 / 100", "160 / 62"]
     for size in (112, 56, 28, 14, 7):
         channels, kb = printed.TABLE_3[size][1]
-        assert peers.kilobytes(channels, size) == pytest.approx(kb, rel=0.025)
+        assert others.kilobytes(channels, size) == pytest.approx(kb, rel=0.025)
 
 
 def test_groups_of_shufflenet_are_told_by_its_cost():
     """Table 4 prints 524 M for ShuffleNet 2x with g = 3: its channels are 480, 960 and 1920."""
-    assert round(peers.shufflenet_madds(peers.SHUFFLENET_G3) / 1e6) == 524
+    assert round(others.shufflenet_madds(others.SHUFFLENET_G3) / 1e6) == 524
     (row,) = (row for row in printed.TABLE_4 if row.network == "ShuffleNet (x2)")
     assert row.madds == 524
     # Three groups do not divide the printed 400 / 4 = 100 channels of a unit's inside.
-    assert [c // 4 % 3 for c in peers.SHUFFLENET_G2.stages] == [1, 2, 1]
+    assert [c // 4 % 3 for c in others.SHUFFLENET_G2.stages] == [1, 2, 1]
 
 
 def test_table_5_after_the_backbone():
@@ -173,34 +169,15 @@ def test_table_7_whole():
 
 
 def test_accuracy_comes_from_runs_alone(tmp_path):
-    place = tmp_path / "imagenet-a1b2c3"
-    place.mkdir()
-    run = {"seed": 0, "steps": 5, "seconds": 1.0, "metrics": {"eval/accuracy": 0.7123}}
-    results = {
-        "metric": "eval/accuracy",
-        "runs": {"default": [run]},
-        "command": "python main.py --config experiments/imagenet.py --config.model.width=1.4",
-    }
-    (place / "results.json").write_text(json.dumps(results))
-    found = [part for part in table_4(Sources((tmp_path,))) if isinstance(part, (Table, Missing))]
-    by_name = {row[0]: row for row in found[0].rows}
+    wide = {"default": network(1.4, 224)}
+    write_results(tmp_path / "imagenet-a1b2c3", {"default": [0.7123]}, wide, data="imagenet2012")
+    parts = [part for part in table_4(Sources((tmp_path,))) if isinstance(part, (Table, Missing))]
+    by_name = {row[0]: row for row in parts[0].rows}
     assert by_name["MobileNetV2 (1.4)"][5] == "71.2"
     assert by_name["MobileNetV2"][5] == "not run"
-    missing = [part.what for part in found if isinstance(part, Missing)]
+    missing = [part.what for part in parts if isinstance(part, Missing)]
     assert missing[0] == "top-1 accuracy at width 1.0 on ImageNet"
     assert "published weights" in missing[1]
-
-
-def write_evaluation(folder, data, scores, options, resolution, scales=(1.0,), ecosystem="slim"):
-    """What `mnv2 evaluate --out` keeps of an imported model."""
-    source = {"ecosystem": ecosystem, "file": "v2.ckpt", "sha256": "0"}
-    content = {
-        "data": data, "split": "test", "images": 50_000, "scores": scores, "folder": "models/v2",
-        "views": {"scales": scales, "flip": len(scales) > 1}, "command": "python main.py evaluate",
-        "model": {"model": options, "resolution": resolution, "source": source},
-    }  # fmt: skip
-    folder.mkdir()
-    (folder / EVALUATION).write_text(json.dumps(content))
 
 
 def test_published_weights_are_shown_as_what_they_are(tmp_path):
@@ -209,8 +186,7 @@ def test_published_weights_are_shown_as_what_they_are(tmp_path):
         tmp_path / "b", "tfds:imagenet2012", {"accuracy": 0.5883}, {"width": 0.75}, 96,
         ecosystem="keras",
     )  # fmt: skip
-    sources = Sources((tmp_path,))
-    parts = list(table_4(sources))
+    parts = list(table_4(Sources((tmp_path,))))
     by_name = {row[0]: row for row in parts[0].rows}
     assert by_name["MobileNetV2"][5] == "71.8 (slim)"
     assert by_name["MobileNetV2 (1.4)"][5] == "not run"
@@ -219,13 +195,6 @@ def test_published_weights_are_shown_as_what_they_are(tmp_path):
         ("slim: `v2.ckpt`", 1.0, 224, "50,000", "71.83"),
         ("keras: `v2.ckpt`", 0.75, 96, "50,000", "58.83"),
     ]
-    picture, _, released, *_ = figure_5(sources)
-    here = {row[:2]: row[4] for row in released.rows}
-    assert here[1.0, 224] == "71.8 (slim)" and here[0.75, 96] == "58.8 (keras)"
-    rings = [line for line in picture.figure.axes[0].lines if line.get_fillstyle() == "none"]
-    assert sorted(float(ring.get_ydata()[0]) for ring in rings) == pytest.approx([58.83, 71.83])
-    # Without any, the column is left out.
-    assert len(next(p for p in figure_5(Sources()) if isinstance(p, Table)).header) == 4
 
 
 def test_several_scales_have_their_own_row_in_table_7(tmp_path, monkeypatch):
@@ -242,15 +211,9 @@ def test_several_scales_have_their_own_row_in_table_7(tmp_path, monkeypatch):
     assert rows["MNet V2*", 8, "✓", "✓"] == rows["MNet V2*", 16, "", ""] == "not run"
 
 
-def test_a_damaged_evaluation_is_named(tmp_path):
-    (tmp_path / EVALUATION).write_text('{"data": "imagenet2012"}')
-    with pytest.raises(UsageError, match=r"evaluation\.json cannot be read \(KeyError"):
-        list(table_4(Sources((tmp_path,))))
-
-
 def test_every_column_says_where_it_comes_from():
     for item in (table_3, table_4, table_5, table_6):
         table = tables(item)[0]
-        assert set(table.origins) >= {PAPER, HERE}
+        assert set(table.origins) >= {"p", "h"}
         for name, origin in zip(table.header, table.origins, strict=True):
-            assert (", paper" in name) == (origin == PAPER)
+            assert (", paper" in name) == (origin == "p")

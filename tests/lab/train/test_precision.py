@@ -6,8 +6,9 @@ import pytest
 
 from mnv2_jax import normalize
 from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.train.config import flatten
 from mnv2_jax.lab.train.precision import PRECISIONS, low_precision_scores
-from mnv2_jax.lab.train.report import report_text
+from mnv2_jax.lab.train.report import environment, make_setting, report_text
 from mnv2_jax.lab.train.run import make_model
 from tests.lab.train.setting import tiny
 
@@ -30,22 +31,25 @@ def test_scores_are_those_of_a_network_that_is_nearly_the_float_one(randomize):
     assert abs(scores["int8_trained/accuracy"] - scores["float32_trained/accuracy"]) < 0.08
 
 
-def test_the_report_says_what_each_precision_costs():
+def test_the_report_says_what_each_precision_costs(tmp_path):
     config = tiny()
     config.low_precision = ("int8",)
     config.sweep.seeds = (0, 1)
     lost = {"linear": 0.01, "relu6": 0.03}
-    scores = {name: [0.9, 0.8] for name in lost}
-    runs = {
-        name: [
-            {
-                "metrics": {"eval/accuracy": s, "int8/accuracy": s - lost[name]},
-                "seconds": 1.0, "skipped": 0, "steps": 1,
-            }
-            for s in scores[name]
-        ]
-        for name in lost
+    results = {
+        "metric": "eval/accuracy", "setting": make_setting(tmp_path, config, "eval"),
+        "config": flatten(config), "environment": environment(), "command": "main.py",
+        "runs": {
+            name: [
+                {
+                    "metrics": {"eval/accuracy": s, "int8/accuracy": s - lost[name]},
+                    "seconds": 1.0, "skipped": 0, "steps": 1,
+                }
+                for s in (0.9, 0.8)
+            ]
+            for name in lost
+        },
     }  # fmt: skip
-    text = report_text(config, scores, runs, "eval/accuracy", ["main.py"])
+    text = report_text(results)
     assert "- int8, linear: 84.0 %, -1.0 points" in text
     assert "- int8, change of linear less that of relu6: +2.0 points" in text

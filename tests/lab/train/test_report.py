@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mnv2_jax import account, build
 from mnv2_jax.lab.train.log import RunLog, read_rows
 from mnv2_jax.lab.train.report import paired_difference, report_text, verdicts, write_report
 from tests.events import scalars
@@ -47,7 +48,7 @@ NOISE = [0.80, 0.82, 0.79, 0.81]
     ],
 )
 def test_a_verdict_is_as_sure_as_its_interval(linear, relu6, outcome):
-    (line,) = verdicts(tiny(), {"linear": linear, "relu6": relu6})
+    (line,) = verdicts(("linear", "relu6"), {"linear": linear, "relu6": relu6})
     assert line.count("**") == 2 and outcome in line
     assert line.startswith("- The paper has *linear* above *relu6*.")
     mean = 100 * (np.mean(linear) - np.mean(relu6))
@@ -55,13 +56,9 @@ def test_a_verdict_is_as_sure_as_its_interval(linear, relu6, outcome):
 
 
 def test_a_claim_of_three_is_two_verdicts_and_none_is_none():
-    config = tiny()
-    with config.unlocked():
-        config.sweep.claim = ("a", "b", "c")
-    lines = verdicts(config, {"a": [0.9, 0.91], "b": [0.5, 0.51], "c": [0.1, 0.12]})
-    assert lines[0].count("as in the paper") == 2 and len(lines[0].splitlines()) == 2
-    config.sweep.claim = ()
-    assert verdicts(config, {"a": [0.9]}) == []
+    lines = verdicts(("a", "b", "c"), {"a": [0.9, 0.91], "b": [0.5, 0.51], "c": [0.1, 0.12]})
+    assert len(lines) == 2 and all("as in the paper" in line for line in lines)
+    assert verdicts((), {"a": [0.9]}) == []
 
 
 def result(seed, score, skipped=0, **more):
@@ -69,12 +66,31 @@ def result(seed, score, skipped=0, **more):
     return {"seed": seed, "steps": 12, "seconds": 10.0, "metrics": metrics, "skipped": skipped}
 
 
-def test_the_report_gives_n_mean_std_and_how_to_repeat_it():
+def write_runs(workdir, config, scores, extra=None):
+    """Finished runs as the loop leaves them, with logs; `extra` names further splits."""
+    for name, values in scores.items():
+        splits = (extra or {}).get(name, ())
+        for seed, score in zip(config.sweep.seeds, values, strict=True):
+            folder = workdir / name / f"seed_{seed}"
+            log = RunLog(folder, 0)
+            for step in (0, 6, 12):
+                for split in ("eval", *splits):
+                    log.write(step, split, {"accuracy": score * step / 12})
+            log.close()
+            more = {f"{split}/accuracy": 0.9 for split in splits}
+            (folder / "result.json").write_text(json.dumps(result(seed, score, **more)))
+
+
+def test_the_report_gives_n_mean_std_and_how_to_repeat_it(tmp_path):
     config = tiny(seeds=(0, 1, 2))
     scores = {"linear": [0.9, 0.8, 0.85], "relu6": [0.7, 0.71, 0.75]}
-    runs = {name: [result(i, v) for i, v in enumerate(values)] for name, values in scores.items()}
+    write_runs(tmp_path, config, scores)
+    for name in scores:
+        options = {"spec": "one_block", "num_classes": 10, "in_channels": 1}
+        description = {"model": options, "resolution": 8, "train_images": 7, "eval_images": 1000}
+        (tmp_path / name / "seed_0/config.json").write_text(json.dumps(description))
     command = ["python", "main.py", "--config", "a b.py"]
-    text = report_text(config, scores, runs, "eval/accuracy", command)
+    text = write_report(tmp_path, config, command).read_text()
     rows = {
         cells[0]: cells
         for line in text.splitlines()
@@ -88,22 +104,18 @@ def test_the_report_gives_n_mean_std_and_how_to_repeat_it():
     for part in ("'a b.py'", "seeds: 0, 1, 2", "versions: ", "device: ", "after 12 steps of 16"):
         assert part in text
     assert "skipped" not in text and "averaged" not in text
-    runs["linear"][0]["skipped"] = 4
-    assert "4 steps were not finite" in report_text(config, scores, runs, "eval/accuracy", command)
-
-
-def write_runs(workdir, config, metrics):
-    for number, (name, extra) in enumerate(metrics.items()):
-        for seed in config.sweep.seeds:
-            folder = workdir / name / f"seed_{seed}"
-            log = RunLog(folder, 0)
-            for step in (0, 6, 12):
-                for split in ("eval", *extra):
-                    log.write(step, split, {"accuracy": 0.1 * number + 0.01 * step + 0.001 * seed})
-            log.close()
-            more = {f"{split}/accuracy": 0.9 for split in extra}
-            value = result(seed, 0.5 + 0.1 * number, **more)
-            (folder / "result.json").write_text(json.dumps(value))
+    # What was measured is in the results as values, and the report is made of them alone.
+    results = json.loads((tmp_path / "results.json").read_text())
+    model = build(spec="one_block", num_classes=10, in_channels=1)
+    cost = account(model, (1, 8, 8, 1))
+    network = results["setting"]["networks"]["relu6"]
+    assert (network["params"], network["madds"]) == (cost.params, cost.madds)
+    assert f"- linear, relu6: {cost.params:,} parameters and {cost.madds:,} multiply-adds" in text
+    assert "at 8×8; 7 training images, 1,000 for evaluation" in text
+    assert results["config"]["model.spec"] == "one_block"
+    assert report_text(results) == text
+    results["runs"]["linear"][0]["skipped"] = 4
+    assert "\n- 4 steps were not finite" in report_text(results)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,7 @@ def write_runs(workdir, config, metrics):
 )
 def test_averaged_weights_are_compared_where_all_have_them(tmp_path, splits, metric):
     config = tiny()
-    write_runs(tmp_path, config, splits)
+    write_runs(tmp_path, config, {"linear": [0.5, 0.6], "relu6": [0.6, 0.7]}, splits)
     text = write_report(tmp_path, config, ("c",)).read_text()
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["metric"] == metric

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from mnv2_jax.accounting import bottleneck_memory
 from mnv2_jax.inference.run import fold, folded_apply
-from mnv2_jax.lab.paper.content import HERE, PLAIN, Note, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLOURS, figure, plain_axes
+from mnv2_jax.lab.paper.content import Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import unroll
 
@@ -72,30 +72,23 @@ def section_5_1(sources: Sources) -> Iterator[Part]:
         f"temporaries of XLA's `memory_analysis()` on {jax.default_backend().upper()} for one "
         "image in 32 bit, as a share of those of whole tensors."
     )
-    counts = [(WHOLE, peak_elements(None)), *((f"t = {t}", peak_elements(t)) for t in SPLITS)]
+    peaks = [(WHOLE, peak_elements(None)), *((f"t = {t}", peak_elements(t)) for t in SPLITS)]
     yield Table(
         ("blocks computed in", "peak, elements", "peak, kB at 16 bit"),
-        tuple((name, f"{peak:,}", f"{2 * peak / 1000:,.0f}") for name, peak in counts),
-        (PLAIN, HERE, HERE),
+        [(name, f"{peak:,}", f"{2 * peak / 1000:,.0f}") for name, peak in peaks],
+        "-hh",
         f"By the paper's count: MobileNetV2 1.0, one image of {SIZE}×{SIZE}",
     )
+    header, rows = ["blocks computed in"], [[name] for name in measured[SIZE]]
+    for size, counts in measured.items():
+        header += [f"MB at {size}×{size}", f"of whole at {size}"]
+        for row in rows:
+            count = counts[row[0]]
+            row += [f"{count / 1e6:.2f}", f"{count / counts[WHOLE]:.2f}"]
     yield Table(
-        (
-            "blocks computed in",
-            *(text for n in measured for text in (f"MB at {n}×{n}", f"of whole at {n}")),
-        ),
-        tuple(
-            (
-                name,
-                *(
-                    text
-                    for found in measured.values()
-                    for text in (_mega(found[name]), f"{found[name] / found[WHOLE]:.2f}")
-                ),
-            )
-            for name in measured[SIZE]
-        ),
-        (PLAIN, HERE, HERE, HERE, HERE),
+        tuple(header),
+        [tuple(row) for row in rows],
+        "-hhhh",
         "As XLA allocates it: temporaries of the same network in 32 bit",
     )
     yield Note(
@@ -108,25 +101,21 @@ def section_5_1(sources: Sources) -> Iterator[Part]:
     )
 
 
-def _mega(count: int) -> str:
-    return f"{count / 1e6:.2f}"
-
-
 def _draw(measured: dict[int, dict[str, int]]) -> Any:
     fig, axes = figure(10.2, 3.3, columns=2, width_ratios=(3, 2))
     left, right = axes.flat
-    for colour, split in zip(COLOURS, SHOWN, strict=False):
+    for color, split in zip(COLORS, SHOWN, strict=False):
         label = "whole" if split is None else f"t = {split}"
-        left.plot(*_profile(split), color=colour, linewidth=1.6, drawstyle="steps-mid", label=label)
+        left.plot(*_profile(split), color=color, linewidth=1.6, drawstyle="steps-mid", label=label)
     left.set_xticks(range(19), ["stem", *map(str, range(17)), "last"])
     left.set_xlabel("block")
     left.set_ylabel("activations, kB at 16 bit")
     left.legend(frameon=False)
-    for i, (size, found) in enumerate(measured.items()):
-        for j, count in enumerate(found.values()):
-            share, x = count / found[WHOLE], j + 0.38 * i - 0.19
-            label = f"{size}²" if not j else None
-            right.bar(x, share, color=COLOURS[i], width=0.36, label=label)
+    for i, (size, counts) in enumerate(measured.items()):
+        shares = [count / counts[WHOLE] for count in counts.values()]
+        places = [j + 0.38 * i - 0.19 for j in range(len(shares))]
+        right.bar(places, shares, color=COLORS[i], width=0.36, label=f"{size}²")
+        for x, share in zip(places, shares, strict=True):
             right.annotate(
                 f"{share:.2f}", (x, share), (0, 2), textcoords="offset points",
                 ha="center", fontsize=7.5,
@@ -134,7 +123,7 @@ def _draw(measured: dict[int, dict[str, int]]) -> Any:
     names = [name.replace(" tensors", "").replace(" of rows", "") for name in measured[SIZE]]
     right.set_xticks(range(len(names)), names)
     right.set_ylabel("XLA temporaries, share of whole")
-    right.set_ylim(top=1.12 * max(n / f[WHOLE] for f in measured.values() for n in f.values()))
+    right.set_ylim(top=1.12 * max(max(m.values()) / m[WHOLE] for m in measured.values()))
     right.legend(frameon=False, title="image", title_fontsize=8.5)
     for ax in axes.flat:
         plain_axes(ax)

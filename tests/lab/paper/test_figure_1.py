@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.lab.paper.content import Picture, Sources, Table
-from mnv2_jax.lab.paper.manifold import (
+from mnv2_jax.lab.paper.figure_1 import (
     DIMENSIONS,
     collapsed_share,
     expected_collapse,
@@ -74,7 +74,7 @@ def test_the_item_shows_the_papers_dimensions():
     parts = list(figure_1(Sources()))
     drawn = [part for part in parts if isinstance(part, Picture)]
     assert [part.name for part in drawn] == ["fig-1", "fig-1-loss"]
-    titles = [ax.get_title() for ax in drawn[0].figure.axes]
+    titles = [ax.get_title() for ax in drawn[0].drawn.axes]
     assert titles == ["input", *(f"n = {n}" for n in (2, 3, 5, 15, 30))]
     (table,) = (part for part in parts if isinstance(part, Table))
     assert [row[0] for row in table.rows] == [2, 3, 5, 15, 30]

@@ -1,6 +1,6 @@
-"""Fig. 1: what ReLU leaves of a spiral that a random matrix T takes to n dimensions.
+"""Fig. 1: what ReLU leaves of a spiral that a random matrix T embeds in n dimensions.
 
-Everything is numpy: points x (p, 2), T (n, 2), and back by the pseudo-inverse, T⁺ ReLU(T x).
+In numpy: points x (p, 2), T (n, 2), and the way back by the pseudo-inverse, T⁺ ReLU(T x).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from mnv2_jax.lab.paper.content import HERE, Note, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLOURS, figure, plain_axes
+from mnv2_jax.lab.paper.content import Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
 
 DIMENSIONS = (2, 3, 5, 15, 30)  # as in the paper
 CURVE = (*range(2, 13), 15, 20, 25, 30)
@@ -20,12 +20,12 @@ POINTS = 400
 
 
 class Loss(NamedTuple):
-    """What is lost in n dimensions, over many random T.
+    """The loss in n dimensions over many random T.
 
     Attributes:
-      n: dimensions.
-      error: relative error of the way back, one for each T.
-      collapsed: share of points that no map could bring back, one for each T.
+      n: number of dimensions.
+      error: relative error of the way back, for each T.
+      collapsed: share of points that no map could bring back, for each T.
     """
 
     n: int
@@ -111,13 +111,13 @@ def figure_1(sources: Sources) -> Iterator[Part]:
     )
     yield Text(
         f"A spiral is embedded in n dimensions by a random matrix T, passes ReLU, and comes back "
-        f"by the pseudo-inverse of T. The colour runs along the spiral; T is the first that the "
+        f"by the pseudo-inverse of T. The color runs along the spiral; T is the first that the "
         f"generator draws (seed {SEED})."
     )
-    found = list(losses())
+    measured = list(losses())
     yield Picture(
         "fig-1-loss",
-        _curves(found),
+        _curves(measured),
         "Relative error of reconstruction and share of collapsed points, both falling with n.",
     )
     yield Text(
@@ -127,22 +127,13 @@ def figure_1(sources: Sources) -> Iterator[Part]:
         "line is its exact expectation, (n + 1) / 2ⁿ."
     )
     rows = []
-    for loss in (loss for loss in found if loss.n in DIMENSIONS):
+    for loss in (loss for loss in measured if loss.n in DIMENSIONS):
         low, high = np.percentile(loss.error, (10, 90))
-        rows.append(
-            (
-                loss.n,
-                f"{loss.error.mean():.3f}",
-                f"{low:.3f} to {high:.3f}",
-                f"{loss.collapsed.mean():.2%}",
-                f"{expected_collapse(loss.n):.2%}",
-            )
-        )
-    yield Table(
-        ("n", "relative error", "middle 80 %", "points collapsed", "expected"),
-        tuple(rows),
-        ("", HERE, HERE, HERE, HERE),
-    )
+        mean, collapsed = loss.error.mean(), f"{loss.collapsed.mean():.2%}"
+        band = f"{low:.3f} to {high:.3f}"
+        rows.append((loss.n, f"{mean:.3f}", band, collapsed, f"{expected_collapse(loss.n):.2%}"))
+    header = ("n", "relative error", "middle 80 %", "points collapsed", "expected")
+    yield Table(header, rows, "-hhhh")
     yield Note(
         "The paper shows pictures only. What ReLU leaves of T x is not x but about x / 2, so the "
         "error is taken after the best single scale."
@@ -162,12 +153,12 @@ def _spirals(x: np.ndarray, shown: Sequence[np.ndarray]) -> object:
     from matplotlib import colormaps
 
     fig, axes = figure(10.2, 2.15, columns=1 + len(shown))
-    colours = colormaps["turbo"](np.linspace(0.08, 0.92, 50))
+    colors = colormaps["turbo"](np.linspace(0.08, 0.92, 50))
     titles = ("input", *(f"n = {n}" for n in DIMENSIONS))
     for ax, points, title in zip(axes.flat, (x, *shown), titles, strict=True):
-        for piece, colour in zip(np.array_split(np.arange(len(x) - 1), 50), colours, strict=True):
+        for piece, color in zip(np.array_split(np.arange(len(x) - 1), 50), colors, strict=True):
             run = points[piece[0] : piece[-1] + 2]
-            ax.plot(*run.T, color=colour, linewidth=1.8, solid_capstyle="round")
+            ax.plot(*run.T, color=color, linewidth=1.8, solid_capstyle="round")
         ax.set_title(title)
         ax.set_aspect("equal", "datalim")
         ax.set_xticks([])
@@ -175,21 +166,21 @@ def _spirals(x: np.ndarray, shown: Sequence[np.ndarray]) -> object:
     return fig
 
 
-def _curves(found: Sequence[Loss]) -> object:
+def _curves(measured: Sequence[Loss]) -> object:
     fig, axes = figure(10.2, 3.1, columns=2)
-    n = [loss.n for loss in found]
+    n = [loss.n for loss in measured]
     left, right = axes.flat
-    low, high = np.percentile([loss.error for loss in found], (10, 90), axis=1)
-    left.fill_between(n, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    left.plot(n, [loss.error.mean() for loss in found], "o-", color=COLOURS[0], markersize=3.5)
+    low, high = np.percentile([loss.error for loss in measured], (10, 90), axis=1)
+    left.fill_between(n, low, high, color=COLORS[0], alpha=0.2, linewidth=0)
+    left.plot(n, [loss.error.mean() for loss in measured], "o-", color=COLORS[0], markersize=3.5)
     left.set_ylabel("relative error")
     left.set_ylim(0)
     # Beyond, a collapse is rarer than one in all the matrices that are drawn.
-    common = [loss for loss in found if expected_collapse(loss.n) > 1 / (10 * DRAWS)]
+    common = [loss for loss in measured if expected_collapse(loss.n) > 1 / (10 * DRAWS)]
     few = [loss.n for loss in common]
-    right.plot(few, [expected_collapse(m) for m in few], color=COLOURS[1], label="expected")
+    right.plot(few, [expected_collapse(m) for m in few], color=COLORS[1], label="expected")
     share = [loss.collapsed.mean() for loss in common]
-    right.plot(few, share, "o", color=COLOURS[0], markersize=4.5, label="found")
+    right.plot(few, share, "o", color=COLORS[0], markersize=4.5, label="found")
     right.set_yscale("log")
     right.set_ylabel("share of points collapsed")
     right.legend(frameon=False)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.paper import channels
-from mnv2_jax.lab.paper.channels import count_positive, find_model, positive_channels
 from mnv2_jax.lab.paper.content import Sources
+from mnv2_jax.lab.paper.figure_7 import count_positive, figure_7, find_model, positive_channels
 from mnv2_jax.models.build import build
-from mnv2_jax.models.spec import Row, unroll
+from mnv2_jax.models.spec import IMAGENET, Row, unroll
 
-TWO_BLOCKS = channels.IMAGENET._replace(
+TWO_BLOCKS = IMAGENET._replace(
     stem=4, stem_stride=1, rows=(Row(1, 4, 1, 1), Row(6, 6, 1, 2)), last=None, divisor=2
 )
 
@@ -88,4 +87,4 @@ def test_the_model_is_the_given_one_or_an_ablations(tmp_path):
 
 def test_a_folder_without_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"is no saved model, for it has no model\.safetensors"):
-        next(iter(channels.figure_7(Sources((), tmp_path))))
+        next(iter(figure_7(Sources((), tmp_path))))

@@ -1,0 +1,177 @@
+"""Fig. 5: accuracy against multiply-adds, the authors' networks and this project's runs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.lab.paper import printed
+from mnv2_jax.lab.paper.content import Missing, Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.paper.drawing import COLORS, INK, figure, plain_axes
+from mnv2_jax.lab.paper.results import (
+    Evaluation,
+    Result,
+    cell,
+    find,
+    find_evaluations,
+    imagenet_results,
+    spread,
+)
+from mnv2_jax.lab.paper.tables import classifier_madds
+
+OTHERS = {  # networks of Table 4 -> marker, and where its name stands beside it, in points
+    "MobileNetV1": ("s", (7, 0), "left", "center"),
+    "ShuffleNet (1.5)": ("D", (-4, 4), "right", "bottom"),
+    "ShuffleNet (x2)": ("D", (7, -4), "left", "center"),
+    "NasNet-A": ("^", (7, 4), "left", "center"),
+}
+Own = dict[tuple[float, int], Result]
+Points = list[tuple[int, float, int, list[float]]]
+
+
+def figure_5(sources: Sources) -> Iterator[Part]:
+    """Fig. 5: the released networks, and beside them whatever was trained here."""
+    own = imagenet_results(sources)
+    evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
+    elsewhere = [
+        result
+        for result in find(sources.runs, "tradeoff")
+        if result.folder.name != "tradeoff-imagenet2012"
+    ]
+    counted = next((result for result in elsewhere if result.networks), None)
+    yield Picture(
+        "fig-5",
+        _draw(own, evaluated, counted),
+        "Top-1 accuracy against multiply-adds on a logarithmic axis, a curve for each resolution.",
+    )
+    yield Text(
+        "Left: accuracies **published** by the authors with their released checkpoints (widths "
+        "0.35 to 1.0 at 96 to 224 pixels, 1.4 at 224) and, as single marks, the other networks of "
+        "Table 4; multiply-adds of MobileNetV2 counted here. "
+        + ("Rings: published weights, evaluated here (Table 4). " if evaluated else "")
+        + (
+            "Right: networks trained by this project, a band of one standard deviation over seeds."
+            if counted
+            else ""
+        )
+    )
+    yield _released(own, evaluated)
+    for result in elsewhere:
+        header = ("width", "resolution", "MAdds, counted", "seeds", "%, here")
+        rows = [
+            (width, size, f"{madds:,}", len(scores), spread(scores))
+            for size, width, madds, scores in points(result)
+        ]
+        table = Table(header, rows, "--hhh") if rows else result.table()
+        yield table._replace(caption=f"Trained here: {result.caption}")
+        if not rows:
+            yield Note(
+                "These results are of an earlier version, without the cost of their networks, and "
+                f"the models are not at hand to count it: `{result.command}` makes both."
+            )
+    if not elsewhere:
+        yield Missing(
+            "the same trade-off on digits", "python main.py --config experiments/tradeoff.py"
+        )
+    if not own:
+        yield Missing(
+            "the curve on ImageNet",
+            "python main.py --config experiments/tradeoff.py:imagenet2012 "
+            "--config.data.root=/path/to/imagenet",
+        )
+    smallest, largest = (classifier_madds(*at) / 1e6 for at in ((0.35, 96), (1.4, 224)))
+    yield Note(
+        "Sec. 4 says that the cost ranges from “7 multiply adds” to 585 M. The smallest network of "
+        f"the figure, width 0.35 at 96 pixels, has {smallest:.1f} M, the largest {largest:.1f} M."
+    )
+
+
+def _released(own: Own, evaluated: list[Evaluation]) -> Table:
+    """Returns the released networks, beside them what was found here, if anything was."""
+    rows = []
+    for width, scores in printed.RELEASED.items():
+        for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
+            at = (width, resolution)
+            trained = next(iter(own[at].scores.values())) if at in own else []
+            here = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
+            rows.append((*at, f"{classifier_madds(*at):,}", top1, here))
+    header = ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here")
+    columns = 5 if own or evaluated else 4
+    return Table(
+        header[:columns],
+        [row[:columns] for row in rows],
+        "--hph"[:columns],
+        "The published points (ImageNet)",
+    )
+
+
+def points(result: Result) -> Points:
+    """Returns resolution, width, multiply-adds and scores of the networks of a trade-off."""
+    return sorted(
+        (network.resolution, network.width_and_size[0], network.madds or 0, result.scores[variant])
+        for variant, network in result.networks.items()
+    )
+
+
+def _draw(own: Own, evaluated: list[Evaluation], counted: Result | None) -> Any:
+    fig, axes = figure(10.2 if counted else 7.2, 4.3, columns=1 + bool(counted))
+    ax = axes.flat[0]
+    ax.set_xscale("log")
+    for color, resolution in zip(COLORS, reversed(printed.RESOLUTIONS), strict=False):
+        index = printed.RESOLUTIONS.index(resolution)
+        line = sorted(
+            (classifier_madds(width, resolution) / 1e6, scores[index])
+            for width, scores in printed.RELEASED.items()
+            if index < len(scores)
+        )
+        ax.plot(*zip(*line, strict=True), "o-", color=color, markersize=4, label=f"{resolution}²")
+        for at in sorted(at for at in own if at[1] == resolution):
+            top1 = 100 * np.mean(list(own[at].scores.values()))
+            star = {"markersize": 11, "markeredgecolor": INK}
+            ax.plot(classifier_madds(*at) / 1e6, top1, "*", color=color, **star)
+        for e in evaluated:
+            if e.network.resolution == resolution:
+                x = classifier_madds(*e.network.width_and_size) / 1e6
+                ax.plot(x, 100 * e.score, "o", color=color, markersize=9, fillstyle="none")
+    for row in printed.TABLE_4:
+        if row.network in OTHERS:
+            mark, offset, across, along = OTHERS[row.network]
+            ax.plot(row.madds, row.top1, mark, color=INK, markersize=4.5, alpha=0.7)
+            ax.annotate(
+                row.network, (row.madds, row.top1), offset, textcoords="offset points",
+                ha=across, va=along, fontsize=7.5,
+            )  # fmt: skip
+    _millions(ax, (10, 20, 50, 100, 200, 500))
+    ax.set_xlim(right=1600)  # room for the names
+    ax.set_ylabel("top-1 accuracy, %")
+    ax.set_title("ImageNet: published" + (", and trained here (stars)" if own else ""))
+    if counted:
+        _draw_own(axes.flat[1], counted)
+    for each in axes.flat:
+        plain_axes(each)
+        each.set_xlabel("multiply-adds, millions")
+        each.legend(frameon=False, loc="lower right", title="resolution", title_fontsize=8.5)
+    return fig
+
+
+def _draw_own(ax: Any, result: Result) -> None:
+    """Draws a trade-off that was trained here; others are in the tables."""
+    ax.set_xscale("log")
+    own = points(result)
+    for color, size in zip(COLORS, sorted({p[0] for p in own}), strict=False):
+        line = sorted((madds / 1e6, scores) for s, _, madds, scores in own if s == size)
+        x, scores = [x for x, _ in line], [100 * np.asarray(s) for _, s in line]
+        mean = np.array([s.mean() for s in scores])
+        std = np.array([s.std(ddof=len(s) > 1) for s in scores])
+        ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+        ax.plot(x, mean, "o-", color=color, markersize=4, label=f"{size}²")
+    every = sorted(madds / 1e6 for _, _, madds, _ in own)
+    ticks = [m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5)]
+    _millions(ax, [t for t in ticks if every[0] * 0.9 <= t <= every[-1] * 1.1])
+    ax.set_ylabel("accuracy, %")
+    ax.set_title(f"{result.folder.name}: trained here")
+
+
+def _millions(ax: Any, ticks: Any) -> None:
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xticks([], minor=True)

@@ -1,0 +1,262 @@
+"""Results found in folders: `results.json` of finished sweeps, `evaluation.json` of evaluations."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.lab.paper.content import Sources, Table
+from mnv2_jax.lab.predict import EVALUATION
+from mnv2_jax.lab.train.log import read_curves
+from mnv2_jax.lab.train.report import RESULTS, describe_network, measured, scores_of
+
+SWEEP = "config.json"  # a sweep's configuration by dotted keys, in the folder of its runs
+NOT_RUN = "not run"
+
+
+class Network(NamedTuple):
+    """The network of a result: the options that built it, and the resolution of its images.
+
+    `madds` is None for a model that was only evaluated.
+    """
+
+    options: Mapping[str, Any]
+    resolution: int
+    madds: int | None = None
+
+    @property
+    def width_and_size(self) -> tuple[float, int]:
+        """Width multiplier and resolution."""
+        return float(self.options.get("width", 1.0)), self.resolution
+
+    @property
+    def stride_and_pyramid(self) -> tuple[int, bool]:
+        """Output stride of a segmenter, and whether it has the pyramid (ASPP)."""
+        return int(self.options.get("output_stride") or 16), bool(self.options.get("aspp"))
+
+
+class Result(NamedTuple):
+    """A finished sweep.
+
+    Attributes:
+      folder: where it is; its name is that of the experiment, with its preset and overrides.
+      metric: what its variants are compared by, such as "eval/accuracy".
+      scores: for each variant a score for each seed, as a share of 1.
+      seeds: the seeds of each variant.
+      command: the command that made it.
+      data: name of the data set; empty where it is not known.
+      what: the sentence that says what was measured; the folder's name where it is not known.
+      networks: for each variant what was trained; empty where it is not known.
+    """
+
+    folder: Path
+    metric: str
+    scores: dict[str, list[float]]
+    seeds: dict[str, list[int]]
+    command: str
+    data: str
+    what: str
+    networks: dict[str, Network]
+
+    @property
+    def caption(self) -> str:
+        """What was measured, and the command that did."""
+        return f"{self.what} (`{self.command}`)"
+
+    def curves(self, variant: str) -> tuple[list[int], np.ndarray] | None:
+        """Returns steps, and the metric over training as (seeds, steps); None without logs."""
+        folders = [self.folder / variant / f"seed_{seed}" for seed in self.seeds[variant]]
+        return read_curves(folders, self.metric)
+
+    def table(self) -> Table:
+        """Returns the table of the scores, whatever they measure."""
+        rows = [
+            (name.replace("_", " "), len(values), spread(values))
+            for name, values in self.scores.items()
+        ]
+        return Table(("variant", "seeds", "%, here"), rows, "-hh", self.caption)
+
+
+class Evaluation(NamedTuple):
+    """A model's score on a data set, as `mnv2 evaluate --out` wrote it.
+
+    Attributes:
+      score: accuracy, mean IoU or mean AP, as a share of 1.
+      images: number of images.
+      network: the evaluated network.
+      several: whether it saw each image more than once (MF in Table 7).
+      source: the library that the weights were imported from; empty if they were trained here.
+      weights: the source and its file, or the folder of the model.
+      command: the command that made it.
+    """
+
+    score: float
+    images: int
+    network: Network
+    several: bool
+    source: str
+    weights: str
+    command: str
+
+
+def find(folders: Sequence[Path], experiment: str) -> list[Result]:
+    """Finds the results of an experiment at all scales, the first one of each name.
+
+    Args:
+      folders: each is a sweep's own folder or holds such folders; earlier ones win.
+      experiment: name in its configuration; `NAME-…`, a preset or overrides, counts as well.
+
+    Raises:
+      UsageError: a `results.json` cannot be read.
+    """
+    places: dict[str, Path] = {}
+    for path in _files(folders, RESULTS):
+        name = path.parent.name
+        if name == experiment or name.startswith(f"{experiment}-"):
+            places.setdefault(name, path)
+    return [read(path.parent) for path in places.values()]
+
+
+def read(folder: Path) -> Result:
+    """Reads the result of a sweep; networks that it does not name are counted on its models.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    with _readable(folder / RESULTS, "run its experiment again") as content:
+        runs, setting = content["runs"], content.get("setting", {})
+        seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
+        first = {name: folder / name / f"seed_{each[0]}" for name, each in seeds.items()}
+        networks = setting.get("networks") or {k: describe_network(f) for k, f in first.items()}
+        if not runs:
+            raise ValueError("it holds no runs")
+        steps = int(next(iter(runs.values()))[0]["steps"])
+        return Result(
+            folder=folder,
+            metric=content["metric"],
+            scores=scores_of(content),
+            seeds=seeds,
+            command=str(content["command"]),
+            data=setting.get("data") or sweep_config(folder).get("data.name", ""),
+            what=measured(setting, steps) if setting else f"{folder.name}, of unknown setting",
+            networks={
+                name: Network(network["options"], network["resolution"], network["madds"])
+                for name, network in networks.items()
+                if network
+            },
+        )
+
+
+def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Evaluation]:
+    """Finds what was evaluated on a data set.
+
+    Args:
+      folders: each holds folders with an evaluation, or is one.
+      data: name of the set, such as `imagenet2012`, here or in TensorFlow Datasets.
+      metric: the score to take.
+
+    Raises:
+      UsageError: an evaluation cannot be read.
+    """
+    evaluations = []
+    for path in _files(folders, EVALUATION):
+        with _readable(path, "evaluate again") as content:
+            if content["data"].rpartition(":")[2] != data:
+                continue
+            described, views = content["model"], content["views"]
+            source = described.get("source") or {"ecosystem": "", "file": ""}
+            weights = f"{source['ecosystem']}: `{source['file']}`"
+            evaluations.append(
+                Evaluation(
+                    score=float(content["scores"][metric]),
+                    images=int(content["images"]),
+                    network=Network(described["model"], int(described["resolution"])),
+                    several=len(views["scales"]) > 1 or bool(views["flip"]),
+                    source=source["ecosystem"],
+                    weights=weights if source["file"] else f"`{content['folder']}`",
+                    command=str(content["command"]),
+                )
+            )
+    return evaluations
+
+
+def evaluation_table(evaluations: Sequence[Evaluation], metric: str) -> Table:
+    """Returns the table of evaluated models, each with its command."""
+    rows = [
+        (e.weights, *e.network.width_and_size, f"{e.images:,}", f"{100 * e.score:.2f}",
+         f"`{e.command}`")
+        for e in evaluations
+    ]  # fmt: skip
+    header = ("weights", "width", "resolution", "images", f"{metric}, here", "command")
+    return Table(header, rows, "---hh-", "Evaluated here")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Formats shares of 1 in percent: their mean, and the standard deviation of several.
+
+    >>> spread([0.5]), spread([0.5, 0.52])
+    ('50.0', '51.0 ± 1.4')
+    """
+    percent = 100 * np.asarray(values)
+    return f"{percent.mean():.1f}" + (f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def cell(trained: Sequence[float], evaluated: Sequence[Evaluation]) -> str:
+    """Formats what was trained here and what was evaluated, with the source of the weights."""
+    cells = [spread(trained)] if trained else []
+    cells += [f"{100 * e.score:.1f}" + f" ({e.source})" * bool(e.source) for e in evaluated]
+    return ", ".join(cells) or NOT_RUN
+
+
+def imagenet_results(sources: Sources) -> dict[tuple[float, int], Result]:
+    """Finds what was trained on ImageNet by (width, resolution), each with one variant's scores."""
+    results: dict[tuple[float, int], Result] = {}
+    for result in find(sources.runs, "imagenet") + find(sources.runs, "tradeoff-imagenet2012"):
+        for variant, network in result.networks.items():
+            if result.data == "imagenet2012":
+                own = result._replace(scores={variant: result.scores[variant]})
+                results.setdefault(network.width_and_size, own)
+    return results
+
+
+def voc_scores(sources: Sources) -> dict[tuple[int, bool], list[float]]:
+    """Finds the mean IoU on VOC 2012 by (output stride, pyramid)."""
+    scores: dict[tuple[int, bool], list[float]] = {}
+    for experiment in ("segment_voc", "ablate_output_stride-voc"):
+        for result in find(sources.runs, experiment):
+            for variant, network in result.networks.items():
+                scores.setdefault(network.stride_and_pyramid, result.scores[variant])
+    return scores
+
+
+def sweep_config(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of the sweep in a folder, by dotted keys; empty without one."""
+    try:
+        content = json.loads((folder / SWEEP).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "data.name" in content else {}
+
+
+def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
+    """Yields the files of a name in folders, or in the folders that these hold."""
+    for folder in folders:
+        own = folder / name
+        yield from [own] if own.is_file() else sorted(folder.glob(f"*/{name}"))
+
+
+@contextmanager
+def _readable(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
+    """Yields the content of a JSON file; what is wrong with it inside the block is a UsageError."""
+    try:
+        yield json.loads(path.read_text())
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({first_line(error)}): {remedy}, or remove it."
+        ) from error
