@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import json
 import math
 import re
 import sys
@@ -238,6 +239,11 @@ def flatten(config: ConfigDict | FrozenConfigDict | Mapping[str, Any]) -> dict[s
         else:
             leaves[name] = value if not isinstance(value, ConfigDict) else {}
     return leaves
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """Returns a flattened configuration as JSON gives it back, with lists for tuples."""
+    return json.loads(json.dumps(flatten(config), default=str))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

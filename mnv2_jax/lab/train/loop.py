@@ -333,6 +333,7 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
         "classes": list(run.classes),
         "resolution": config.data.resolution,
         "eval": config.data.eval.to_dict(),
+        **run.images,
     }
 
 

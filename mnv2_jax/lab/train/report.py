@@ -21,7 +21,7 @@ from mnv2_jax.accounting import account
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import replacing, write_file, write_json
 from mnv2_jax.lab.model_folder import DESCRIPTION, KINDS
-from mnv2_jax.lab.train.config import flatten
+from mnv2_jax.lab.train.config import plain
 from mnv2_jax.lab.train.log import RESULT, read_curves
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
@@ -90,7 +90,7 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
         "metric": f"{split}/{name}",
         "runs": runs,
         "setting": make_setting(workdir, config, split),
-        "config": json.loads(json.dumps(flatten(config), default=str)),
+        "config": plain(config),
         "environment": environment(),
         "command": shlex.join(command),
     }

@@ -39,6 +39,7 @@ class Run(NamedTuple):
       train: the training data.
       schedule: step -> learning rate.
       description: what builds the network again, from plain values.
+      images: how many there are to train on and to evaluate on.
       classes, plan, monitor: what was built for it.
     """
 
@@ -52,6 +53,7 @@ class Run(NamedTuple):
     schedule: optax.Schedule
     model: Any
     description: dict[str, Any]
+    images: dict[str, int]
     classes: tuple[str, ...]
     plan: Plan
     monitor: str
@@ -114,6 +116,7 @@ def make_run(config: Any, seeds_at_once: int) -> Run:
         schedule=ready.schedule,
         model=ready.model,
         description=model_options(config, len(ready.classes), ready.channels),
+        images={"train_images": len(ready.source), "eval_images": len(ready.held_out)},
         classes=ready.classes,
         plan=plan,
         monitor=task.monitor,

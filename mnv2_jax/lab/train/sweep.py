@@ -16,7 +16,7 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import agree, together
 from mnv2_jax.lab.train.check import check, check_sweep
-from mnv2_jax.lab.train.config import difference, flatten, unknown_key
+from mnv2_jax.lab.train.config import difference, flatten, plain, unknown_key
 from mnv2_jax.lab.train.log import RESULT
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import write_report
@@ -50,7 +50,7 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
         for name in variants
     }
     agree(
-        _plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
+        plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
     )
     with together():  # before the first is trained, or the folder made
         for name, left in waiting.items():
@@ -140,8 +140,8 @@ def check_owner(workdir: Path, config: Any) -> None:
     """
     path = workdir / CONFIG
     try:
-        theirs = json.loads(path.read_text()) if path.is_file() else _plain(config)
-        changes = difference(dict(theirs), _plain(config))
+        theirs = json.loads(path.read_text()) if path.is_file() else plain(config)
+        changes = difference(dict(theirs), plain(config))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} cannot be read: {first_line(error)}. Give another --workdir, "
@@ -165,7 +165,7 @@ def claim(workdir: Path, config: Any) -> None:
         try:
             if jax.process_index() == 0 and not path.is_file():
                 workdir.mkdir(parents=True, exist_ok=True)
-                write_json(path, _plain(config))
+                write_json(path, plain(config))
         except OSError as error:
             raise UsageError(
                 f"{workdir} cannot be used: {first_line(error)}. Give another --workdir."
@@ -176,11 +176,6 @@ def claim(workdir: Path, config: Any) -> None:
                 f"{workdir} is not the folder that host 0 made: give a --workdir on a file system "
                 "that all hosts share."
             )
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON gives it back, which has lists for tuples."""
-    return json.loads(json.dumps(flatten(config), default=str))
 
 
 def default_workdir(config: Any, overrides: Sequence[str]) -> Path:
