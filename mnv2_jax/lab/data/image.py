@@ -9,6 +9,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -130,9 +131,12 @@ def _decode_jpeg(data: bytes, name: str, channels: int) -> np.ndarray | None:
         return None
 
 
-def apply_pillow(image: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Applies an operation of Pillow to an array of 1 or 3 channels, and keeps their number."""
-    picture = operation(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
+def apply_pillow(
+    image: np.ndarray, operation: Callable[..., Image.Image], *arguments: Any
+) -> np.ndarray:
+    """Applies `operation(picture, *arguments)` to an array of 1 or 3 channels, and keeps them."""
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = operation(picture, *arguments)
     return np.asarray(picture).reshape(picture.height, picture.width, image.shape[2])
 
 
@@ -161,7 +165,7 @@ def resize(
         return image[rows[:, None], columns]
     if antialias:
         kernel = getattr(Image.Resampling, method.upper())
-        return apply_pillow(image, lambda picture: picture.resize((width, height), kernel))
+        return apply_pillow(image, Image.Image.resize, (width, height), kernel)
     cv2 = _cv2()
     if cv2 is not None and method == "bilinear":
         resized = cv2.resize(image, (width, height))

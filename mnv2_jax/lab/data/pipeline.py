@@ -60,13 +60,10 @@ def train_batches(
     Raises:
         UsageError: impossible sizes, or more bad records than the budget.
     """
-    local, first = _local_rows(batch_size, shard)
-    threads = _check_counts(threads, prefetch, steps)
-    if len(source) == 0:
-        raise UsageError("the training set is empty: give a source with at least one record.")
-    if start_step < 0 or not 0 <= bad_record_budget <= 1:
+    local, first, threads = _check(source, "training", batch_size, shard, threads, prefetch)
+    if start_step < 0 or not 0 <= bad_record_budget <= 1 or (steps is not None and steps < 0):
         raise UsageError(
-            f"start_step {start_step} must be at least 0 and bad_record_budget "
+            f"start_step {start_step} and steps {steps} must be at least 0, and bad_record_budget "
             f"{bad_record_budget} between 0 and 1."
         )
 
@@ -75,18 +72,16 @@ def train_batches(
         step, offset = divmod(k, local)
         position = (start_step + step) * batch_size + first + offset
         index = int(stream_ids(len(source), seed, position, 1)[0])
-        return _read(source, index, transform, lambda: record_rng(seed, position))
+        return _read(source, index, transform, seed, position)
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         rows = _threaded_rows(row, source, local, steps, threads, prefetch)
         blank = _Blank(source, transform)
         budget = _BadRecordBudget(bad_record_budget)
-        step = start_step
-        for batch in rows:
+        for step, batch in enumerate(rows, start_step):
             budget.count(batch)
             start = step * batch_size + first
             yield _stack(batch, stream_ids(len(source), seed, start, local), blank)
-            step += 1
 
     return batches()
 
@@ -100,32 +95,27 @@ def eval_batches(
     threads: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields this host's rows of every example once, in order; the last batch is padded.
+    """Yields this host's rows of every example once, in order, as `train_batches` does.
 
-    Padded rows are zeros with mask 0 and id -1. Every host yields the same number of batches, also
-    one whose rows are all padding. The batches are as those of `train_batches`.
+    The last batch is padded with rows of zeros with mask 0 and id -1. Every host yields the same
+    number of batches, even if all rows of one are padding.
 
     Raises:
         UsageError: impossible sizes, or a record that cannot be decoded, by name: a score over some
             of the examples would not be comparable.
     """
-    local, first = _local_rows(batch_size, shard)
-    threads = _check_counts(threads, prefetch)
+    local, first, threads = _check(source, "evaluation", batch_size, shard, threads, prefetch)
     n = len(source)
-    if n == 0:
-        raise UsageError("the evaluation set is empty: give a source with at least one record.")
 
     def row(k: int) -> dict | BadRecord | None:
         step, offset = divmod(k, local)
         index = step * batch_size + first + offset
-        if index >= n:
-            return None
-        return _read(source, index, transform, lambda: record_rng(0, index))
+        return _read(source, index, transform, 0, index) if index < n else None
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
-        steps = -(-n // batch_size)
+        rows = _threaded_rows(row, source, local, -(-n // batch_size), threads, prefetch)
         blank = _Blank(source, transform)
-        for step, batch in enumerate(_threaded_rows(row, source, local, steps, threads, prefetch)):
+        for step, batch in enumerate(rows):
             for record in batch:
                 if isinstance(record, BadRecord):
                     raise UsageError(
@@ -146,7 +136,7 @@ def first_record(source: Source, transform: Transform | None = None) -> dict:
     """
     first = None
     for index in range(len(source)):
-        record = _read(source, index, transform, lambda: record_rng(0, 0))
+        record = _read(source, index, transform, 0, 0)
         if isinstance(record, dict):
             return record
         first = first or record
@@ -156,45 +146,41 @@ def first_record(source: Source, transform: Transform | None = None) -> dict:
     )
 
 
-def _local_rows(batch_size: int, shard: tuple[int, int]) -> tuple[int, int]:
-    """Gives the number of rows of each host and the first row of this one."""
+def _check(
+    source: Source,
+    kind: str,
+    batch_size: int,
+    shard: tuple[int, int],
+    threads: int | None,
+    prefetch: int,
+) -> tuple[int, int, int]:
+    """Gives the number of rows of each host, the first row of this one, and the threads."""
     index, count = shard
-    if batch_size < 1 or not 0 <= index < count:
+    if threads is None:
+        threads = min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+    if min(batch_size, threads, prefetch) < 1 or not 0 <= index < count:
         raise UsageError(
-            f"batch_size {batch_size} must be at least 1, and shard {shard} must be (index, count) "
-            "with 0 <= index < count."
+            f"batch_size {batch_size}, threads {threads} and prefetch {prefetch} must be at least "
+            f"1, and shard {shard} must be (index, count) with 0 <= index < count."
         )
     if batch_size % count:
         raise UsageError(
             f"batch_size {batch_size} does not divide over {count} hosts: "
             f"try {-(-batch_size // count) * count}."
         )
+    if len(source) == 0:
+        raise UsageError(f"the {kind} set is empty: give a source with at least one record.")
     local = batch_size // count
-    return local, index * local
-
-
-def _check_counts(threads: int | None, prefetch: int, steps: int | None = None) -> int:
-    """Checks the counts and gives the number of threads."""
-    if threads is None:
-        threads = min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
-    if threads < 1 or prefetch < 1 or (steps is not None and steps < 0):
-        raise UsageError(
-            f"threads {threads} and prefetch {prefetch} must be at least 1, and steps {steps} "
-            "at least 0."
-        )
-    return threads
+    return local, index * local, threads
 
 
 def _read(
-    source: Source,
-    index: int,
-    transform: Transform | None,
-    rng: Callable[[], np.random.Generator],
+    source: Source, index: int, transform: Transform | None, seed: int, position: int
 ) -> dict | BadRecord:
     """Reads and transforms one record; a bad one is returned, not raised, to keep its place."""
     try:
         record = dict(source[index])
-        return record if transform is None else transform(record, rng())
+        return record if transform is None else transform(record, record_rng(seed, position))
     except BadRecord as bad:
         return bad
 
@@ -253,21 +239,19 @@ class _BadRecordBudget:
 
     def __init__(self, fraction: float):
         self._fraction = fraction
-        self._seen = 0
-        self._bad = 0
-        self._names = set()
-        self._last = deque(maxlen=3)
+        self._seen = self._bad = 0
+        self._names: set[str] = set()
+        self._last: deque[str] = deque(maxlen=3)
 
     def count(self, batch: list) -> None:
         self._seen += len(batch)
         for record in batch:
-            if not isinstance(record, BadRecord):
-                continue
-            self._bad += 1
-            self._last.append(str(record))
-            if record.name not in self._names:
-                self._names.add(record.name)
-                log.warning("masked a bad record: %s", record)
+            if isinstance(record, BadRecord):
+                self._bad += 1
+                self._last.append(str(record))
+                if record.name not in self._names:
+                    self._names.add(record.name)
+                    log.warning("masked a bad record: %s", record)
         if self._bad > max(MIN_BAD_RECORDS, self._fraction * self._seen):
             raise UsageError(
                 f"{self._bad} of {self._seen} records cannot be used, above the budget of "

@@ -3,9 +3,9 @@
 A step changes the image, and boxes (n, 4) and label map (h, w) with it where the record has them.
 """
 
-import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,12 @@ SCALE_STEP = 0.25
 
 def random(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     """Makes a step of a function of an image and random numbers."""
-    return functools.partial(_change_image, functools.partial(function, **options), True)
+    return partial(_change_image, partial(function, **options), True)
 
 
 def fixed(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     """Makes a step of a function of an image."""
-    return functools.partial(_change_image, functools.partial(function, **options), False)
+    return partial(_change_image, partial(function, **options), False)
 
 
 def _change_image(

@@ -6,11 +6,15 @@ a detector or segmenter (Sec. 6.2 and 6.3) move boxes and label maps along with 
 are fractions of the image, so resizing leaves them alone; label maps hold 255 where nothing counts.
 Pixels stay uint8: the network's dialect scales them on the device, and a quarter of the bytes
 travels there.
+
+All of them take `size`, the height and width of the result; `flip`, the probability of mirroring
+left and right; and `channels`, 1 or 3 to convert to, by default as the image comes. They raise
+`UsageError` for an unknown name or a number out of its range.
 """
 
-import functools
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -46,19 +50,13 @@ def train_transform(
     (16, 16, 3)
 
     Args:
-        size: height and width of the result.
         crop: "inception" (a random rectangle, stretched), "pad" (padding by `pad`, then a random
             window; images of another size are resized first) or "none" (resized only).
         area: the rectangle's share of the image, for "inception".
         pad: pixels on each side, for "pad".
-        flip: probability of mirroring left and right; 0 for digits.
         color: strength of brightness, contrast and saturation changes; slim and torchvision 0.4.
         policy: "none", "rand_augment" or "trivial_augment".
         erasing: probability of random erasing.
-        channels: 1 or 3 to convert to; by default as the image comes.
-
-    Raises:
-        UsageError: an unknown name, or a number out of its range.
     """
     _check_choice("training crop", crop, CROPS)
     _check_choice("augmentation policy", policy, POLICIES)
@@ -67,9 +65,9 @@ def train_transform(
     apply_policy = POLICIES[policy]
     return _compose(
         steps.random(image.inception_crop, size=size, area=area) if crop == "inception" else None,
-        functools.partial(steps.resize, size=size) if crop != "inception" else None,
+        partial(steps.resize, size=size) if crop != "inception" else None,
         steps.random(image.pad_crop, pad=pad) if crop == "pad" else None,
-        functools.partial(steps.flip, probability=flip) if flip else None,
+        partial(steps.flip, probability=flip) if flip else None,
         steps.random(apply_policy) if apply_policy else None,
         steps.random(augment.color_jitter, strength=color) if color else None,
         steps.random(augment.random_erasing, probability=erasing) if erasing else None,
@@ -92,16 +90,11 @@ def eval_transform(
     (24, 24, 3)
 
     Args:
-        size: height and width of the result.
         crop: "center" (the central square), "stretch" (the central share of each side, stretched,
             as TF-slim evaluates) or "none" (the whole image, stretched).
         fraction: the share of the side, for "center" and "stretch".
         method: "bilinear", "bicubic" or "nearest".
         antialias: widens the kernel when shrinking.
-        channels: 1 or 3 to convert to; by default as the image comes.
-
-    Raises:
-        UsageError: an unknown name, or a number out of its range.
     """
     _check_choice("evaluation crop", crop, EVAL_CROPS)
     _check_choice("resize method", method, image.METHODS)
@@ -112,7 +105,7 @@ def eval_transform(
     cuts = {
         "center": steps.fixed(image.center_crop, fraction=fraction, **kernel),
         "stretch": steps.fixed(image.stretch_crop, fraction=fraction, **kernel),
-        "none": functools.partial(steps.resize, **kernel),
+        "none": partial(steps.resize, **kernel),
     }
     return _compose(cuts[crop], steps.fixed(image.with_channels, channels=channels))
 
@@ -129,29 +122,23 @@ def detection_train(
     """Composes SSD's training transform: crop, photometric distortion, resize, flip.
 
     Args:
-      size: height and width of the result; images are stretched to it.
       max_objects: rows of `boxes` and `classes`; of more objects the largest are kept.
       crop: "ssd", see `steps.ssd_crop`, or "none".
       area: the crop's share of the image.
-      flip: probability of mirroring left and right.
       color: strength of `augment.photometric_distortion`; SSD's is 0.5, the authors' detectors
         have 0.
-      channels: 1 or 3 to convert to; by default as the image comes.
-
-    Raises:
-      UsageError: an unknown name, or a number out of its range.
     """
     _check_choice("training crop for detection", crop, DETECTION_CROPS)
     _check_numbers(channels, size=size, max_objects=max_objects, flip=flip, color=color)
     _check_pair("area", area, 1.0)
     return _compose(
-        functools.partial(steps.select_objects, crowds=False),
-        functools.partial(steps.ssd_crop, area=area) if crop == "ssd" else None,
+        partial(steps.select_objects, crowds=False),
+        partial(steps.ssd_crop, area=area) if crop == "ssd" else None,
         steps.random(augment.photometric_distortion, strength=color) if color else None,
-        functools.partial(steps.resize, size=size),
-        functools.partial(steps.flip, probability=flip),
+        partial(steps.resize, size=size),
+        partial(steps.flip, probability=flip),
         steps.fixed(image.with_channels, channels=channels),
-        functools.partial(steps.pad_objects, rows=max_objects),
+        partial(steps.pad_objects, rows=max_objects),
     )
 
 
@@ -165,10 +152,10 @@ def detection_eval(
     _check_choice("evaluation crop for detection", crop, DETECTION_EVAL_CROPS)
     _check_numbers(channels, size=size, max_objects=max_objects)
     return _compose(
-        functools.partial(steps.select_objects, crowds=True),
-        functools.partial(steps.resize, size=size),
+        partial(steps.select_objects, crowds=True),
+        partial(steps.resize, size=size),
         steps.fixed(image.with_channels, channels=channels),
-        functools.partial(steps.pad_objects, rows=max_objects),
+        partial(steps.pad_objects, rows=max_objects),
     )
 
 
@@ -183,25 +170,19 @@ def segmentation_train(
     """Composes DeepLab's training transform: scale, crop, photometric distortion, flip.
 
     Args:
-      size: height and width of the result.
       crop: "scale", see `steps.scale_crop`, or "none" (stretched).
       scale: smallest and largest factor.
-      flip: probability of mirroring left and right.
       color: strength of `augment.photometric_distortion`; the authors' segmenters have 0.
-      channels: 1 or 3 to convert to; by default as the image comes.
-
-    Raises:
-      UsageError: an unknown name, or a number out of its range.
     """
     _check_choice("training crop for segmentation", crop, SEGMENTATION_CROPS)
     _check_numbers(channels, size=size, flip=flip, color=color)
     _check_pair("scale", scale, math.inf)
     return _compose(
         steps.select_labels,
-        functools.partial(steps.scale_crop, size=size, scale=scale) if crop == "scale" else None,
-        functools.partial(steps.resize, size=size) if crop == "none" else None,
+        partial(steps.scale_crop, size=size, scale=scale) if crop == "scale" else None,
+        partial(steps.resize, size=size) if crop == "none" else None,
         steps.random(augment.photometric_distortion, strength=color) if color else None,
-        functools.partial(steps.flip, probability=flip),
+        partial(steps.flip, probability=flip),
         steps.fixed(image.with_channels, channels=channels),
     )
 
@@ -210,22 +191,20 @@ def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None)
     """Composes the evaluation transform of a segmenter.
 
     Args:
-      size: height and width of the result.
       crop: "pad" keeps the resolution, and shrinks what does not fit; "none" stretches.
-      channels: 1 or 3 to convert to; by default as the image comes.
     """
     _check_choice("evaluation crop for segmentation", crop, SEGMENTATION_EVAL_CROPS)
     _check_numbers(channels, size=size)
     return _compose(
         steps.select_labels,
-        functools.partial(steps.fit if crop == "pad" else steps.resize, size=size),
+        partial(steps.fit if crop == "pad" else steps.resize, size=size),
         steps.fixed(image.with_channels, channels=channels),
     )
 
 
 def _compose(*chosen: Transform | None) -> Transform:
     """Chains steps, but those that are None, into one transform, which pickles if they do."""
-    return functools.partial(_apply, tuple(step for step in chosen if step))
+    return partial(_apply, tuple(step for step in chosen if step))
 
 
 def _apply(chosen: tuple[Transform, ...], record: dict, rng: np.random.Generator) -> dict:

@@ -1,4 +1,4 @@
-"""The embedded sets are exactly what `make.py` makes, balanced, and split without overlap."""
+"""The embedded sets are what `make_embedded.py` makes, balanced, and split without overlap."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.catalog import EMBEDDED
-from mnv2_jax.lab.data.embedded import make
+from tests.lab.data import make_embedded as make
 
 SHA256 = {
     "digits": "be9b2bc8f9106144e19c6024ff13c98da23c8b115d550286e6bdb1504506f61a",

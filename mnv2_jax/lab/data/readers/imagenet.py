@@ -1,16 +1,16 @@
 """ILSVRC2012 straight from its official tar files, which are never unpacked.
 
 The first opening walks the tar headers once and keeps an index of offsets, beside the archive or
-in the cache folder; afterwards a record is one `pread`. Images are not turned by their EXIF tags,
-as in the pipelines that published accuracies come from.
+in the cache folder. Images are not turned by their EXIF tags, as in the pipelines that published
+accuracies come from.
 """
 
 import hashlib
 import io
 import logging
 import os
-import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,7 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import replacing
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
-from mnv2_jax.lab.data.source import BadRecord, Record
+from mnv2_jax.lab.data.source import BadRecord, LazySource, Record
 
 TRAIN = "ILSVRC2012_img_train.tar"
 TEST = "ILSVRC2012_img_val.tar"
@@ -32,57 +32,7 @@ INDEX_FORMAT = 1
 log = logging.getLogger(__name__)
 
 
-class TarSource:
-    """JPEG files inside one uncompressed tar file, by offset."""
-
-    def __init__(self, path: Path, index: dict[str, np.ndarray], classes: tuple[str, ...]):
-        self.classes = classes
-        self._path = path
-        self._index = index
-        self._file = None
-        self._opening = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._index["label"])
-
-    def __getitem__(self, index: int) -> Record:
-        name = f"{self._path}:{self._index['name'][index].decode()}"
-        size = int(self._index["size"][index])
-        try:
-            data = os.pread(self._descriptor(), size, int(self._index["offset"][index]))
-        except OSError as error:
-            raise BadRecord(name, first_line(error)) from error
-        if len(data) != size:
-            raise BadRecord(name, f"{len(data)} of its {size} bytes are left")
-        return {
-            "image": image.decode(data, name, orient=False),
-            "label": int(self._index["label"][index]),
-        }
-
-    def arrays(self) -> None:
-        return None
-
-    def _descriptor(self) -> int:
-        with self._opening:
-            if self._file is None:
-                self._file = self._path.open("rb", buffering=0)
-            return self._file.fileno()
-
-    def __del__(self):
-        if self._file is not None:
-            self._file.close()
-
-    def __getstate__(self) -> dict:
-        state = self.__dict__.copy()
-        del state["_opening"]
-        return state | {"_file": None}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ = state
-        self._opening = threading.Lock()
-
-
-def open_imagenet(split: str, root: str | None) -> TarSource:
+def open_imagenet(split: str, root: str | None) -> LazySource:
     """Opens the training or the validation ("test") images, labelled by sorted WordNet id."""
     needed = (TRAIN,) if split == "train" else (TEST, DEVKIT)
     get = (
@@ -97,7 +47,8 @@ def open_imagenet(split: str, root: str | None) -> TarSource:
     path = Path(root) / needed[0]
     if split == "train":
         index = _cached_index(path, _index_train)
-        return TarSource(path, index, tuple(index.pop("classes").tolist()))
+        classes = tuple(index.pop("classes").tolist())
+        return LazySource(len(index["label"]), partial(_read, path, index), classes)
     index = _cached_index(path, _index_test)
     labels, classes = read_devkit(Path(root) / DEVKIT)
     if len(labels) != len(index["name"]):
@@ -105,7 +56,20 @@ def open_imagenet(split: str, root: str | None) -> TarSource:
             f"{path} has {len(index['name']):,} images and {DEVKIT} {len(labels):,} labels. "
             "Download the one that is cut short again."
         )
-    return TarSource(path, index | {"label": labels}, classes)
+    return LazySource(len(labels), partial(_read, path, index | {"label": labels}), classes)
+
+
+def _read(path: Path, index: dict[str, np.ndarray], i: int) -> Record:
+    """Reads a JPEG file inside an uncompressed tar file, by its offset."""
+    name, size = f"{path}:{index['name'][i].decode()}", int(index["size"][i])
+    try:
+        with path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, int(index["offset"][i]))
+    except OSError as error:
+        raise BadRecord(name, first_line(error)) from error
+    if len(data) != size:
+        raise BadRecord(name, f"{len(data)} of its {size} bytes are left")
+    return {"image": image.decode(data, name, orient=False), "label": int(index["label"][i])}
 
 
 def _index_train(path: Path) -> dict[str, np.ndarray]:

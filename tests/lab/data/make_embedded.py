@@ -1,6 +1,6 @@
 """Makes the two embedded data sets from their originals, bit for bit.
 
-    python mnv2_jax/lab/data/embedded/make.py OUT_DIR
+    python tests/lab/data/make_embedded.py OUT_DIR
 
 needs scikit-learn (for `load_digits`) and the four official Fashion-MNIST IDX files, which Debian
 ships as `dataset-fashion-mnist`. Both splits are drawn with `numpy.random.Philox` raw bits, which
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mnv2_jax.lab.data.catalog import EMBEDDED
 from mnv2_jax.lab.data.readers.idx import DEBIAN_FASHION_MNIST, read_idx
 
 SEED = 1801_04381
@@ -79,4 +80,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else EMBEDDED)
