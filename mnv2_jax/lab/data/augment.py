@@ -20,21 +20,19 @@ GRAY = 128
 MAX_MAGNITUDE = 30
 
 
-def enhance(
-    enhancer: type[ImageEnhance.Brightness | ImageEnhance.Color], picture: Picture, factor: float
-) -> Picture:
+def enhance(kind: str, picture: Picture, factor: float) -> Picture:
     """Blends with a degenerate picture: 0 gives that one, 1 the picture, more goes beyond it.
 
-    It is black for brightness, the mean gray for contrast, the picture's own gray for saturation
-    and a smoothed one for sharpness.
+    It is black for brightness, the mean gray for contrast, the picture's own gray for color
+    (saturation) and a smoothed one for sharpness.
     """
-    return enhancer(picture).enhance(factor)
+    return getattr(ImageEnhance, kind)(picture).enhance(factor)
 
 
-brightness = partial(enhance, ImageEnhance.Brightness)
-contrast = partial(enhance, ImageEnhance.Contrast)
-saturation = partial(enhance, ImageEnhance.Color)
-sharpness = partial(enhance, ImageEnhance.Sharpness)
+brightness = partial(enhance, "Brightness")
+contrast = partial(enhance, "Contrast")
+saturation = partial(enhance, "Color")
+sharpness = partial(enhance, "Sharpness")
 
 
 def hue(picture: Picture, shift: float) -> Picture:
