@@ -47,7 +47,7 @@ def clean_objects(
     boxes: np.ndarray,
     classes: np.ndarray,
     num_classes: int,
-    max_objects: int,
+    max_objects: int | None,
     name: str,
     crowd: np.ndarray | None = None,
 ) -> Objects:
@@ -60,7 +60,7 @@ def clean_objects(
       boxes: (n, 4) in fractions of the image.
       classes: (n,), indices from 0.
       num_classes: how many there are.
-      max_objects: rows of the result.
+      max_objects: rows of the result; None for those that are kept.
       name: names the record in errors.
       crowd: (n,) bool, which of the boxes are crowds; None where none is.
 
@@ -85,7 +85,7 @@ def clean_objects(
     finite = np.all(np.isfinite(boxes), axis=1)
     boxes = np.where(finite.reshape(-1, 1), boxes, 0)
     clipped = boxes.clip(0, 1)
-    area, visible = _area(boxes), _area(clipped)
+    area, visible = area_of(boxes), area_of(clipped)
     crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool)
     kept = np.flatnonzero(visible > 0)
     largest = np.sort(kept[np.lexsort((-visible[kept], crowd[kept]))][:max_objects])
@@ -95,15 +95,16 @@ def clean_objects(
         "outside": int(((area > 0) & (visible <= 0)).sum()),
         "too many": len(kept) - len(largest),
     }
-    padded = np.zeros((max_objects, 4), np.float32)
+    rows = len(largest) if max_objects is None else max_objects
+    padded = np.zeros((rows, 4), np.float32)
     padded[: len(largest)] = clipped[largest]
-    padded_classes = np.full(max_objects, PADDING_CLASS, np.int32)
+    padded_classes = np.full(rows, PADDING_CLASS, np.int32)
     padded_classes[: len(largest)] = np.where(crowd, crowd_of(classes), classes)[largest]
     return Objects(padded, padded_classes, {why: n for why, n in counts.items() if n})
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
-    """Refuses a map of labels with values that are neither a class nor 255 (ignored).
+    """Refuses a label map with values that are neither a class nor 255 (ignored).
 
     Raises:
       BadRecord: with the value.
@@ -121,6 +122,7 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
         )
 
 
-def _area(boxes: np.ndarray) -> np.ndarray:
+def area_of(boxes: np.ndarray) -> np.ndarray:
+    """Returns the areas of boxes (n, 4); 0 where corners are crossed."""
     top, left, bottom, right = boxes.T
     return np.maximum(bottom - top, 0) * np.maximum(right - left, 0)

@@ -13,7 +13,7 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data.annotations import PADDING_CLASS
 from mnv2_jax.lab.data.image import resize
-from mnv2_jax.lab.data.source import Source
+from mnv2_jax.lab.data.source import LazySource, Source
 
 ATTEMPTS = 8
 FAINTEST = 40  # below it, Fashion-MNIST has stray specks around its items
@@ -50,8 +50,8 @@ class Scene(NamedTuple):
         return corners
 
 
-class Scenes:
-    """A source of scenes: random access, picklable, deterministic by (seed, index).
+class Scenes(LazySource):
+    """A source of scenes, deterministic by (seed, index).
 
     Records have `image` (h, w, 3) uint8; `boxes` (max_objects, 4) float32, top, left, bottom and
     right in fractions of the image, padded with zeros; `classes` (max_objects,) int32, padded with
@@ -98,16 +98,11 @@ class Scenes:
             )
         if not 0 < scales[0] <= scales[1] <= 2:
             raise UsageError(f"scales are {scales}: 0 < smallest <= largest <= 2 is needed.")
-        self.classes = items.classes
-        self.pixel_classes = ("background", *items.classes)
+        super().__init__(length, self._record, items.classes, ("background", *items.classes))
         self.size, self.max_objects, self.scales, self.seed = size, max_objects, scales, seed
-        self.least_visible = least_visible
-        self._length, self._items = length, arrays
+        self.least_visible, self._items = least_visible, arrays
 
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict:
+    def _record(self, index: int) -> dict:
         scene = self.scene(index)
         n = len(scene.classes)
         boxes = np.zeros((self.max_objects, 4), np.float32)
@@ -115,9 +110,6 @@ class Scenes:
         classes = np.full(self.max_objects, PADDING_CLASS, np.int32)
         classes[:n] = scene.classes
         return {"image": scene.image, "boxes": boxes, "classes": classes, "label": scene.labels}
-
-    def arrays(self) -> None:
-        """None: scenes are made one by one."""
 
     def scene(self, index: int) -> Scene:
         """Composes one scene.

@@ -15,6 +15,7 @@ from mnv2_jax.lab.data.annotations import (
     FIRST_CROWD,
     IGNORED,
     PADDING_CLASS,
+    area_of,
     clean_objects,
     crowd_of,
 )
@@ -48,19 +49,17 @@ def _change_image(
 
 def resize(
     record: dict,
-    rng: np.random.Generator,
+    _: np.random.Generator,
     size: int,
     method: str = "bilinear",
     antialias: bool = False,
 ) -> dict:
     """Stretches image and labels to a square."""
-    del rng
     return _resized(record, size, size, antialias, method)
 
 
-def fit(record: dict, rng: np.random.Generator, size: int) -> dict:
+def fit(record: dict, _: np.random.Generator, size: int) -> dict:
     """Shrinks what does not fit, and fills up the rest."""
-    del rng
     height, width = image.fitted(record["image"].shape, size)
     return _padded(_resized(record, height, width, antialias=True), size)
 
@@ -100,7 +99,7 @@ def ssd_crop(
         low = np.array([top / height, left / width])
         size = np.array([h / height, w / width])
         cut = boxes.clip(np.tile(low, 2), np.tile(low + size, 2))
-        held = _area(cut) / np.maximum(_area(boxes), 1e-12)
+        held = area_of(cut) / np.maximum(area_of(boxes), 1e-12)
         kept = (held > 0) & (held >= covered - 1e-6)
         if kept.any() or not len(boxes):
             return {
@@ -137,23 +136,20 @@ def mirrored(boxes: np.ndarray) -> np.ndarray:
     return np.stack([top, 1 - right, bottom, 1 - left], axis=1)
 
 
-def select_labels(record: dict, rng: np.random.Generator) -> dict:
+def select_labels(record: dict, _: np.random.Generator) -> dict:
     """Keeps the image and its label map."""
-    del rng
     return {"image": record["image"], "label": record["label"]}
 
 
-def select_objects(record: dict, rng: np.random.Generator, crowds: bool) -> dict:
+def select_objects(record: dict, _: np.random.Generator, crowds: bool) -> dict:
     """Keeps the image and its objects, without padding, and without crowds unless asked for."""
-    del rng
     classes = record["classes"]
     kept = classes != PADDING_CLASS if crowds else classes >= 0
     return {"image": record["image"], "boxes": record["boxes"][kept], "classes": classes[kept]}
 
 
-def pad_objects(record: dict, rng: np.random.Generator, rows: int) -> dict:
+def pad_objects(record: dict, _: np.random.Generator, rows: int) -> dict:
     """Brings the objects to a fixed number of rows: the largest are kept, missing ones padded."""
-    del rng
     boxes, classes = record["boxes"], record["classes"]
     crowd = classes <= FIRST_CROWD
     classes = np.where(crowd, crowd_of(classes), classes)
@@ -181,7 +177,3 @@ def _padded(record: dict, size: int) -> dict:
 
 def _has_map(record: dict) -> bool:
     return np.ndim(record.get("label")) == 2
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)

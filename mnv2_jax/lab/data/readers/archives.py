@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 
 MAX_MEMBER_BYTES = 1 << 28
 TAR_BLOCK = 512
@@ -32,7 +32,9 @@ def read_tar_gz(path: Path, names: Collection[str]) -> dict[str, bytes]:
             while stream.read(1 << 20):  # gzip compares its checksum at the end
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Download it again.") from error
+        raise UsageError(
+            f"{path} cannot be read: {first_line(error)}. Download it again."
+        ) from error
     missing = [name for name in names if name not in files]
     if missing:
         raise UsageError(f"{path} has no {', '.join(missing)}. Download it again.")
@@ -70,7 +72,8 @@ def tar_members(file: int, archive: str, start: int, end: int) -> Iterator[Membe
             entry = tarfile.TarInfo.frombuf(header, "utf-8", "strict")  # checks the checksum
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"{archive} is damaged at byte {position - start:,}: {error}. Get it again."
+                f"{archive} is damaged at byte {position - start:,}: {first_line(error)}. "
+                "Get it again."
             ) from error
         name, size, offset = entry.name, entry.size, position + TAR_BLOCK
         position = offset + -(-size // TAR_BLOCK) * TAR_BLOCK

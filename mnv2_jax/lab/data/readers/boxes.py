@@ -11,7 +11,7 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import image
-from mnv2_jax.lab.data.annotations import PADDING_CLASS, clean_objects
+from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource
 
@@ -52,11 +52,10 @@ class AnnotatedImages:
         boxes = np.array(corners, np.float64).reshape(-1, 4) / np.tile(size, 2)
         crowds = None if crowd is None else np.array(crowd, bool)
         objects = clean_objects(
-            boxes, np.array(classes, int), len(self.classes), len(boxes), name, crowds
+            boxes, np.array(classes, int), len(self.classes), None, name, crowds
         )
         self.dropped.update(objects.dropped)
-        kept = objects.classes != PADDING_CLASS
-        self._images.append(_Annotated(path, size, objects.boxes[kept], objects.classes[kept]))
+        self._images.append(_Annotated(path, size, objects.boxes, objects.classes))
 
     def source(self, name: str) -> LazySource:
         """Makes the source, and logs how many objects were dropped, by reason.

@@ -16,47 +16,33 @@ from mnv2_jax.files import read_file
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz
 from mnv2_jax.lab.data.source import ArraySource
 
-CIFAR_PIXELS = 3 * 32 * 32
+PIXELS = 3 * 32 * 32
 
 
-class Cifar(NamedTuple):
-    """Where one CIFAR set keeps its parts, in the binary and in the Python version."""
+class Layout(NamedTuple):
+    """Where one of the sets keeps its parts; a binary row has its label before the pixels."""
 
+    files: dict[str, tuple[str, ...]]  # binary ones end in .bin
     binary_folder: str
-    binary_files: dict[str, tuple[str, ...]]
     binary_names: str
     label_bytes: int  # the label is the last of them
     python_folder: str
-    python_files: dict[str, tuple[str, ...]]
     python_names: tuple[str, bytes]
     python_labels: bytes
 
 
 CIFAR = {
-    "cifar10": Cifar(
-        "cifar-10-batches-bin",
-        {
-            "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            "test": ("test_batch.bin",),
-        },
-        "batches.meta.txt",
-        1,
-        "cifar-10-batches-py",
+    "cifar10": Layout(
         {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-        ("batches.meta", b"label_names"),
-        b"labels",
+        "cifar-10-batches-bin", "batches.meta.txt", 1,
+        "cifar-10-batches-py", ("batches.meta", b"label_names"), b"labels",
     ),
-    "cifar100": Cifar(
-        "cifar-100-binary",
-        {"train": ("train.bin",), "test": ("test.bin",)},
-        "fine_label_names.txt",
-        2,
-        "cifar-100-python",
+    "cifar100": Layout(
         {"train": ("train",), "test": ("test",)},
-        ("meta", b"fine_label_names"),
-        b"fine_labels",
+        "cifar-100-binary", "fine_label_names.txt", 2,
+        "cifar-100-python", ("meta", b"fine_label_names"), b"fine_labels",
     ),
-}
+}  # fmt: skip
 
 
 def open_cifar(name: str, split: str, root: str | None) -> ArraySource:
@@ -71,7 +57,7 @@ def open_cifar(name: str, split: str, root: str | None) -> ArraySource:
     if root is None:
         raise UsageError(f"{name} needs a root: the folder with {archive}-binary.tar.gz.")
     layout, top = CIFAR[name], Path(root)
-    binary, python = top / f"{archive}-binary.tar.gz", top / f"{archive}-python.tar.gz"
+    binary, python = (top / f"{archive}-{kind}.tar.gz" for kind in ("binary", "python"))
     for folder, tar, read in (
         (top / layout.binary_folder, binary, _read_binary),
         (top / layout.python_folder, python, _read_python),
@@ -84,10 +70,10 @@ def open_cifar(name: str, split: str, root: str | None) -> ArraySource:
     )
 
 
-def _read_binary(layout: Cifar, split: str, tar: Path, folder: Path) -> tuple:
-    files = _read_files(tar, folder, (*layout.binary_files[split], layout.binary_names))
-    *parts, names = files.items()
-    row = layout.label_bytes + CIFAR_PIXELS
+def _read_binary(layout: Layout, split: str, tar: Path, folder: Path) -> tuple:
+    files = (*(f"{file}.bin" for file in layout.files[split]), layout.binary_names)
+    *parts, (_, names) = _read_files(tar, folder, files).items()
+    row = layout.label_bytes + PIXELS
     for file, content in parts:
         if not content or len(content) % row:
             raise UsageError(
@@ -97,14 +83,13 @@ def _read_binary(layout: Cifar, split: str, tar: Path, folder: Path) -> tuple:
     rows = np.concatenate([np.frombuffer(content, np.uint8) for _, content in parts])
     rows = rows.reshape(-1, row)
     images = _planes_to_images(rows[:, layout.label_bytes :])
-    return images, rows[:, layout.label_bytes - 1], tuple(names[1].decode("ascii").split())
+    return images, rows[:, layout.label_bytes - 1], tuple(names.decode("ascii").split())
 
 
-def _read_python(layout: Cifar, split: str, tar: Path, folder: Path) -> tuple:
+def _read_python(layout: Layout, split: str, tar: Path, folder: Path) -> tuple:
     meta, names_key = layout.python_names
-    files = _read_files(tar, folder, (*layout.python_files[split], meta))
     images, labels, names = [], [], ()
-    for file, content in files.items():
+    for file, content in _read_files(tar, folder, (*layout.files[split], meta)).items():
         values = _unpickle_arrays(content, f"{file} in {tar.parent}")
         try:
             if file == meta:
@@ -112,7 +97,7 @@ def _read_python(layout: Cifar, split: str, tar: Path, folder: Path) -> tuple:
                 continue
             pixels = np.frombuffer(values[b"data"].buffer, np.uint8)
             labels.append(np.array(values[layout.python_labels], np.int64))
-            images.append(_planes_to_images(pixels.reshape(len(labels[-1]), CIFAR_PIXELS)))
+            images.append(_planes_to_images(pixels.reshape(len(labels[-1]), PIXELS)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"{file} in {tar.parent} is not a CIFAR batch. Download it again."
@@ -148,15 +133,10 @@ class _ArrayStub:
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads plain containers and the bytes of arrays; every other name in the pickle is refused."""
 
-    STUBBED = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-    )
+    MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
 
     def find_class(self, module: str, name: str) -> type:
-        if (module, name) in self.STUBBED:
+        if module in self.MODULES and name in ("_reconstruct", "ndarray", "dtype"):
             return _ArrayStub
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")
 

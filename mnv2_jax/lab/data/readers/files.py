@@ -33,7 +33,9 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = read_file(path, MAX_LIST_BYTES).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not text in UTF-8: {error}. Save it as UTF-8.") from error
+        raise UsageError(
+            f"{path} is not text in UTF-8: {first_line(error)}. Save it as UTF-8."
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 

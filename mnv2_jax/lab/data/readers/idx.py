@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.data.source import ArraySource
 
 UNSIGNED_BYTE = 0x08
@@ -81,7 +81,9 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                 raise UsageError(f"{path} has an impossible IDX header. Download it again.")
             values = file.read(expected + 1)
     except (EOFError, OSError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {error}. Download it again.") from error
+        raise UsageError(
+            f"{path} cannot be read: {first_line(error)}. Download it again."
+        ) from error
     if len(values) != expected:
         amount = "more" if len(values) > expected else f"{len(values):,}"
         raise UsageError(

@@ -1,7 +1,7 @@
 """Sets that TensorFlow Datasets has prepared, read without TensorFlow.
 
 `open_prepared` reads the array_record files of a prepared set by random access: images with labels,
-with boxes, or with label maps. There is no agreed name for a map of labels, and only some sets say
+with boxes, or with label maps. There is no agreed name for a label map, and only some sets say
 what its values mean: `MASKS` lists the names that the stock sets use, `VALUES` the meaning where a
 stock set leaves it to its documentation; for any other set a file states it.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data import image
-from mnv2_jax.lab.data.annotations import PADDING_CLASS, clean_objects
+from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.cityscapes import CITYSCAPES
 from mnv2_jax.lab.data.readers.files import read_json, read_lines
 from mnv2_jax.lab.data.readers.label_maps import label_table, labelled_record
@@ -77,7 +77,7 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
     if content is None:
         raise UsageError(
             f"{name} has features {sorted(features)}, and needs an image and "
-            + ("a map of labels." if masks else "a label, objects with bbox and label, or a map.")
+            + ("a label map." if masks else "a label, objects with bbox and label, or a label map.")
         )
     base, bracket, rest = split.partition("[")
     known = find_split(base, splits.__contains__)
@@ -138,10 +138,9 @@ def _with_objects(
         for mark in ("is_crowd", "is_difficult")
     )
     kept = clean_objects(
-        boxes[~difficult], labels[~difficult], num_classes, len(boxes), name, crowd[~difficult]
+        boxes[~difficult], labels[~difficult], num_classes, None, name, crowd[~difficult]
     )
-    real = kept.classes != PADDING_CLASS
-    return {"image": pixels, "boxes": kept.boxes[real], "classes": kept.classes[real]}
+    return {"image": pixels, "boxes": kept.boxes, "classes": kept.classes}
 
 
 def _with_map(
@@ -210,8 +209,9 @@ def _open_builder(folder: Path) -> Any:
         builder = tfds.builder_from_directory(folder)
         complete = bool(builder.info.features and builder.info.splits)
     except Exception as error:  # tfds raises anything on damaged metadata
-        reason = first_line(error)
-        raise UsageError(f"{folder} cannot be opened: {reason}. Prepare it again.") from error
+        raise UsageError(
+            f"{folder} cannot be opened: {first_line(error)}. Prepare it again."
+        ) from error
     if not complete:
         raise UsageError(f"{folder} has no features or no splits. Prepare it again.")
     return builder
@@ -220,7 +220,9 @@ def _open_builder(folder: Path) -> Any:
 def _find_prepared(name: str, root: Path) -> Path:
     """Finds the newest version folder of `name[/config][:version]` below `root`."""
     if not re.fullmatch(r"[A-Za-z]\w*(/\w[\w.-]*)?(:\d+\.\d+\.\d+)?", name):
-        raise UsageError(f"{name!r} is no data set name: write NAME, NAME/CONFIG or NAME:1.0.0.")
+        raise UsageError(
+            f"{name!r} is not the name of a data set: write NAME, NAME/CONFIG or NAME:1.0.0."
+        )
     path, _, version = name.partition(":")
     pattern = f"{version or '*'}/dataset_info.json"
     versions = [file.parent for file in (root / path).glob(pattern)]
@@ -240,15 +242,12 @@ def _find_prepared(name: str, root: Path) -> Path:
 def _check_features(folder: Path) -> None:
     """Refuses metadata that names classes outside of tfds, which tfds would import."""
     path = folder / "features.json"
-    remaining = [read_json(path)]
-    while remaining:
-        node = remaining.pop()
-        if isinstance(node, dict):
-            for name in (node.get(key) for key in CLASS_KEYS):
-                if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
-                    raise UsageError(
-                        f"{path} names {name!r}, which is not a feature: it is refused."
-                    )
-            remaining += node.values()
-        elif isinstance(node, list):
-            remaining += node
+    nodes = [read_json(path)]
+    for node in nodes:  # which grow while they are walked through
+        if not isinstance(node, dict):
+            nodes += node if isinstance(node, list) else []
+            continue
+        nodes += node.values()
+        for name in map(node.get, CLASS_KEYS):
+            if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+                raise UsageError(f"{path} names {name!r}, which is not a feature: it is refused.")

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
 from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages
 from mnv2_jax.lab.data.readers.files import MAX_RECORD_BYTES, read_lines
@@ -45,7 +45,7 @@ def open_voc(split: str, root: str | None) -> LazySource:
         try:
             tree = xml.fromstring(read_file(file, MAX_RECORD_BYTES))
         except xml.ParseError as error:
-            raise UsageError(f"{file} cannot be read as XML: {error}.") from error
+            raise UsageError(f"{file} cannot be read as XML: {first_line(error)}.") from error
         size = (_pixels(tree, "size/height", file), _pixels(tree, "size/width", file))
         corners, classes = [], []
         for i, entry in enumerate(tree.iter("object")):

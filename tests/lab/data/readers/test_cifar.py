@@ -39,14 +39,14 @@ def write_cifar_binary(root, name, n=4):
     layout = CIFAR[name]
     path = root / f"{name.replace('cifar', 'cifar-')}-binary.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for split, files in layout.binary_files.items():
+        for split, files in layout.files.items():
             for seed, file in enumerate(files):
                 images, labels = cifar_rows(name, n, seed + (10 if split == "test" else 0))
                 columns = [labels[:, None], planes(images)]
                 if name == "cifar100":
                     columns = [labels[:, None] // 5, *columns]
                 content = np.concatenate(columns, axis=1).tobytes()
-                add(archive, f"{layout.binary_folder}/{file}", content)
+                add(archive, f"{layout.binary_folder}/{file}.bin", content)
         names = "\n".join(class_names(name)) + "\n"
         add(archive, f"{layout.binary_folder}/{layout.binary_names}", names.encode())
     return path
@@ -84,7 +84,7 @@ def write_cifar_python(root, name, n=4, replace=None):
     layout = CIFAR[name]
     path = root / f"{name.replace('cifar', 'cifar-')}-python.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for split, files in layout.python_files.items():
+        for split, files in layout.files.items():
             for seed, file in enumerate(files):
                 images, labels = cifar_rows(name, n, seed + (10 if split == "test" else 0))
                 values = {b"data": planes(images), layout.python_labels: labels.tolist()}

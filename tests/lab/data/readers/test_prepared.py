@@ -68,7 +68,7 @@ def test_sets_that_are_not_prepared_say_how_to_prepare_them(prepared, tmp_path):
     assert "mnv2 prepare nowhere" in refused("tfds:nowhere", "train", str(tmp_path))
     assert "has no 9.9.9" in refused("tfds:fashion_mnist:9.9.9", "train", str(prepared[0]))
     for name in ("tfds:../x", "tfds:", "tfds:a b", "tfds:/etc"):
-        assert "is no data set name" in refused(name, "train", str(tmp_path))
+        assert "is not the name of a data set" in refused(name, "train", str(tmp_path))
 
 
 def copy_of(folder, to, **replace):
@@ -171,7 +171,9 @@ def test_a_set_with_neither_labels_nor_boxes_is_refused(tmp_path):
     write_prepared(
         tmp_path, "captioned", {"image": image, "caption": tfds.features.Text()}, records
     )
-    with pytest.raises(UsageError, match="a label, objects with bbox and label, or a map") as error:
+    with pytest.raises(
+        UsageError, match="a label, objects with bbox and label, or a label map"
+    ) as error:
         open_source("tfds:captioned", "train", str(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -288,5 +290,5 @@ def test_a_set_without_maps_is_refused(tmp_path):
     images, _ = pairs([0], count=1)
     features = {"image": IMAGE, "label": tfds.features.ClassLabel(num_classes=2)}
     write_prepared(tmp_path, "flat", features, [{"image": as_file(images[0]), "label": 0}])
-    with pytest.raises(UsageError, match=r"needs an image and a map of labels"):
+    with pytest.raises(UsageError, match=r"needs an image and a label map"):
         open_source("tfds_masks:flat", "train", str(tmp_path))
