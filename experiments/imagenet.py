@@ -47,6 +47,9 @@ def base() -> ConfigDict:
     c.model.activation = "relu6"
     c.model.bottleneck = "linear"  # or relu6 (Fig. 6a)
     c.model.shortcut = "between_bottlenecks"  # or between_expansions, none (Fig. 6b)
+    c.model.expand = "standard"  # the three maps of a block, or one of your own (PARTS)
+    c.model.filter = "standard"
+    c.model.project = "standard"
     c.model.dialect = "slim"  # padding, batch-norm constants, input range
     c.model.bn_decay = config_dict.placeholder(float)  # None keeps the dialect's
     c.model.dropout = 0.2

@@ -22,7 +22,7 @@ from mnv2_jax.models.block import (
     between_expansions,
     no_shortcut,
 )
-from mnv2_jax.models.build import build
+from mnv2_jax.models.build import add_parts, build
 from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect, normalize
 from mnv2_jax.models.layers import ConvNorm, linear, relu6
@@ -47,6 +47,7 @@ __all__ = [
     "Spec",
     "UsageError",
     "account",
+    "add_parts",
     "between_bottlenecks",
     "between_expansions",
     "build",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2_jax.errors import UsageError
 from mnv2_jax.models.block import between_bottlenecks, no_shortcut
 from mnv2_jax.models.layers import PADDINGS, Folded, fold_norm, linear
 from mnv2_jax.models.mobilenet import MobileNetV2, check_images
@@ -39,7 +40,12 @@ def fold(model: MobileNetV2, variables: Any) -> dict[str, Any]:
     Returns:
       The tree of parameters with a `Folded` in place of each convolution and batch norm, in the
       model's dtype, for `folded_apply`; the classifier as it was.
+
+    Raises:
+      UsageError: a map of the model's blocks is not the paper's.
     """
+    if not model.is_standard:
+        raise UsageError("blocks with maps of one's own are not folded: use model.apply.")
 
     def visit(params: Any, stats: Any) -> Any:
         if "conv" in params:

@@ -112,12 +112,16 @@ def write_evaluation(folder: Path, saved: Saved, facts: Mapping[str, Any]) -> Pa
 
 def folded_logits(saved: Saved) -> tuple[Callable[[Any, Any], jax.Array], Any]:
     """Returns (folded variables, pixels) -> logits, and the folded variables of a classifier."""
-    model = saved.model
+    model, variables, apply = saved.model, saved.variables, folded_apply
+    if model.is_standard:
+        variables = fold(model, variables)
+    else:
+        apply = type(model).apply
 
     def logits(folded: Any, pixels: Any) -> jax.Array:
-        return folded_apply(model, folded, normalize(pixels, model.dialect))
+        return apply(model, folded, normalize(pixels, model.dialect))
 
-    return logits, fold(model, saved.variables)
+    return logits, variables
 
 
 def without_background(saved: Saved) -> Saved:
@@ -134,16 +138,13 @@ def without_background(saved: Saved) -> Saved:
             f"this model gives {what}: classes need a classifier; import it without --drop-head, "
             "or fine-tune it with experiments/finetune.py."
         )
-    model, offset = saved.model, saved.model.dialect.class_offset
+    model, offset = saved.model, saved.model.class_offset
     if not offset:
         return saved
     params = saved.variables["params"]
     head = {name: leaf[..., offset:] for name, leaf in params["classifier"].items()}
     return saved._replace(
-        model=model.clone(
-            num_classes=model.num_classes - offset,
-            dialect=model.dialect._replace(class_offset=0),
-        ),
+        model=model.clone(num_classes=model.num_classes - offset, class_offset=0),
         variables=saved.variables | {"params": params | {"classifier": head}},
     )
 

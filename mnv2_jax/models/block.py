@@ -1,14 +1,15 @@
 """The inverted residual with linear bottleneck (Sec. 3.2–3.4, Table 1) and its variations.
 
 A block is three maps: *expand* (1×1 to t times the channels), *filter* (3×3 depthwise) and
-*project* (1×1 back to a thin bottleneck). Both ablations of Fig. 6 are functions handed to the
-block: the activation of the bottleneck, and the wiring of the three maps that places the shortcut.
-Neither changes a parameter, so the variants are directly comparable.
+*project* (1×1 back to a thin bottleneck). Maps and wiring are functions handed to the block, so a
+block of one's own is a function too. Both ablations of Fig. 6 are among them: the activation of the
+bottleneck, and the wiring that places the shortcut. Neither changes a parameter, so these variants
+are directly comparable.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,22 +17,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.models.dialect import SLIM, Dialect
 from mnv2_jax.models.layers import (
     PADDINGS,
     Activation,
-    ConvNorm,
     Folded,
+    LayerSettings,
+    bind_conv,
     fold_norm,
+    given_train,
     linear,
     relu6,
+    settings_of,
 )
-from mnv2_jax.ops.convolution import convolution
 
-Map = Callable[[Array], Array]
 # (expand, filter, project, thin, wide, stride) -> (thin, wide). `thin` is the bottleneck; `wide`
 # the expanded tensor that the next block may add to its own, or None where it must not.
-Wiring = Callable[[Map, Map, Map, Array, Array | None, int], tuple[Array, Array | None]]
+Wiring = Callable[..., tuple[Array, Array | None]]
 
 
 def between_bottlenecks(expand, filter_, project, thin, wide, stride):
@@ -67,8 +68,83 @@ SHORTCUTS: dict[str, Wiring] = {
 }
 
 
-class InvertedResidual(nn.Module):
-    """The building block of MobileNetV2.
+class BlockInfo(NamedTuple):
+    """What a map is told of its block.
+
+    Attributes:
+      in_channels, expanded, channels: of the bottleneck that enters, the expanded tensor, and the
+        bottleneck that leaves.
+      stride, dilation: of the depthwise convolution.
+      activation, bottleneck: of the expanded layers, and of the bottleneck.
+      train: whether the network is training.
+    """
+
+    in_channels: int
+    expanded: int
+    channels: int
+    stride: int
+    dilation: int
+    activation: Activation
+    bottleneck: Activation
+    train: bool
+
+
+# (conv, x, block) -> the map of x; for conv see `mnv2_jax.models.layers.bind_conv`.
+Map = Callable[[Callable[..., Array], Array, BlockInfo], Array]
+
+
+def standard_expand(conv, x, block):
+    """Expands to t times the channels (1×1); where t is 1 nothing is done (Sec. 3.2, Table 2)."""
+    return x if block.expanded == block.in_channels else conv(x, block.expanded, name="expand")
+
+
+def standard_filter(conv, x, block):
+    """Filters every channel alone: the 3×3 depthwise convolution, which has the block's stride."""
+    window = {"kernel": 3, "stride": block.stride, "dilation": block.dilation}
+    return conv(x, x.shape[-1], depthwise=True, name="filter", **window)
+
+
+def standard_project(conv, x, block):
+    """Projects to the thin bottleneck (1×1), which is linear unless the block says otherwise."""
+    return conv(x, block.channels, activation=block.bottleneck, name="project")
+
+
+STANDARD = (standard_expand, standard_filter, standard_project)
+
+
+class BlockSettings(LayerSettings, kw_only=True):
+    """What varies the blocks of a network, as keyword arguments; see `LayerSettings` for the rest.
+
+    Attributes:
+      activation: of the expanded layers.
+      bottleneck: activation of the bottleneck, before the shortcut: `linear` or `relu6` (Fig. 6a).
+      shortcut: the wiring of the three maps (Fig. 6b).
+      expand, filter, project: the three maps, each `(conv, x, block) -> x`. `conv` makes a layer
+        (`layers.bind_conv`), `block` is a `BlockInfo`.
+      split: at inference, computes a block as a sum over this many groups of expanded channels, so
+        that the expanded tensor never exists as a whole (Sec. 5.1); 1 computes it at once.
+    """
+
+    activation: Activation = relu6
+    bottleneck: Activation = linear
+    shortcut: Wiring = between_bottlenecks
+    expand: Map = standard_expand
+    filter: Map = standard_filter
+    project: Map = standard_project
+    split: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_split(self)
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether the three maps are the paper's."""
+        return (self.expand, self.filter, self.project) == STANDARD
+
+
+class InvertedResidual(BlockSettings):
+    """The building block of MobileNetV2. For the other attributes see `BlockSettings`.
 
     Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), channels).
 
@@ -76,40 +152,22 @@ class InvertedResidual(nn.Module):
       channels: of the output bottleneck.
       expansion: the expansion factor t; 1 leaves the expanding convolution out.
       stride, dilation: of the depthwise convolution.
-      activation: of the expanded layers.
-      bottleneck: activation of the bottleneck, before the shortcut: `linear` or `relu6` (Fig. 6a).
-      shortcut: the wiring of the three maps (Fig. 6b).
-      split: at inference, computes the block as a sum over this many groups of expanded channels,
-        so that the expanded tensor never exists as a whole (Sec. 5.1); 1 computes it at once.
-      dialect, dtype, norm_axis, frozen_norm, convolve: see `ConvNorm`.
     """
 
     channels: int
     expansion: int = 6
     stride: int = 1
     dilation: int = 1
-    activation: Activation = relu6
-    bottleneck: Activation = linear
-    shortcut: Wiring = between_bottlenecks
-    split: int = 1
-    dialect: Dialect = SLIM
-    dtype: Any = jnp.float32
-    norm_axis: str | None = None
-    frozen_norm: bool = False
-    convolve: Callable[..., Array] = convolution
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_split(self.split, self.shortcut)
+    layers_need_train: ClassVar[bool] = True
 
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        train: bool = False,
+        train: bool | None = None,
         mask: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b ho wo k"]:
         """Applies one block on its own."""
-        return self.wire(x, None, train, mask)[0]
+        return self.wire(x, None, given_train(self, train), mask)[0]
 
     @nn.compact
     def wire(
@@ -130,44 +188,38 @@ class InvertedResidual(nn.Module):
         Returns:
           The bottleneck, the expanded tensor to pass on, and the expansion that entered the
           depthwise convolution (None where it is not computed as a whole).
-        """
-        conv = partial(
-            ConvNorm,
-            dialect=self.dialect,
-            dtype=self.dtype,
-            norm_axis=self.norm_axis,
-            frozen_norm=self.frozen_norm,
-            convolve=self.convolve,
-        )
-        expanded = thin.shape[-1] * self.expansion
-        entering = None
 
-        def expand(x):
-            if self.expansion == 1:
-                return x
-            return conv(expanded, activation=self.activation, name="expand")(x, train, mask)
+        Raises:
+          UsageError: a map of one's own gives another shape than the block's.
+        """
+        conv = bind_conv(settings_of(self), self.activation, train, mask)
+        block = BlockInfo(
+            thin.shape[-1], thin.shape[-1] * self.expansion, self.channels, self.stride,
+            self.dilation, self.activation, self.bottleneck, train,
+        )  # fmt: skip
+        entering = None
 
         def filter_(x):
             nonlocal entering
             entering = x
-            return conv(
-                expanded,
-                kernel=3,
-                stride=self.stride,
-                dilation=self.dilation,
-                depthwise=True,
-                activation=self.activation,
-                name="filter",
-            )(x, train, mask)
-
-        def project(x):
-            return conv(self.channels, activation=self.bottleneck, name="project")(x, train, mask)
+            return self.filter(conv, x, block)
 
         if self.split > 1 and self.expansion > 1 and not train and not self.is_initializing():
             maps = (linear, linear, lambda x: self.bottleneck(split_bottleneck(self, x)))
         else:
-            maps = (expand, filter_, project)
+            maps = (
+                lambda x: self.expand(conv, x, block),
+                filter_,
+                lambda x: self.project(conv, x, block),
+            )
+        expected = (*(-(-n // self.stride) for n in thin.shape[1:3]), self.channels)
         thin, wide = self.shortcut(*maps, thin, wide, self.stride)
+        if thin.shape[1:] != expected:
+            raise UsageError(
+                f"the maps of {self.name or 'the block'} give (height, width, channels) = "
+                f"{thin.shape[1:]}, and the block's are {expected}: filter has to apply "
+                "block.stride, project to give block.channels."
+            )
         return thin, wide, entering
 
 
@@ -236,16 +288,23 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
     return total
 
 
-def check_split(split: int, shortcut: Wiring) -> None:
+def check_split(block: BlockSettings) -> None:
     """Refuses a split that cannot be computed.
 
     Raises:
-      UsageError: `split` is no positive integer, or the shortcut needs the expanded tensor whole.
+      UsageError: `split` is no positive integer, or the shortcut needs the expanded tensor whole,
+        or a map is not the paper's.
     """
+    split = block.split
     if isinstance(split, bool) or not isinstance(split, int) or split < 1:
         raise UsageError(f"split is {split!r}: it must be an integer of at least 1 (Sec. 5.1).")
-    if split > 1 and shortcut not in (between_bottlenecks, no_shortcut):
+    if split > 1 and block.shortcut not in (between_bottlenecks, no_shortcut):
         raise UsageError(
             f"split is {split} with a shortcut that needs the expanded tensor whole: "
             "use split=1, or the shortcut between_bottlenecks or none."
+        )
+    if split > 1 and not block.is_standard:
+        raise UsageError(
+            f"split is {split} with maps other than the paper's, which it computes in another "
+            "form (Sec. 5.1): use split=1."
         )

@@ -6,31 +6,97 @@ from typing import Any
 import jax.numpy as jnp
 
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.models.block import SHORTCUTS
+from mnv2_jax.models.block import (
+    SHORTCUTS,
+    standard_expand,
+    standard_filter,
+    standard_project,
+)
 from mnv2_jax.models.deeplab import ATROUS, DECODER_TAP, HEAD, RATES, DeepLabV3
-from mnv2_jax.models.dialect import DIALECTS
+from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.layers import ACTIVATIONS
 from mnv2_jax.models.mobilenet import MobileNetV2
-from mnv2_jax.models.spec import SPECS, with_expansion
+from mnv2_jax.models.spec import SPECS, Spec, with_expansion
 from mnv2_jax.models.ssdlite import DETECTION, HEADS, SSDLite
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
-# What a configuration writes as a name, and the table that the name is looked up in.
-NAMED: dict[str, Mapping[str, Any]] = {
+# The parts of a network that a configuration writes as a name, and the table of the names.
+PARTS: dict[str, dict[str, Any]] = {
     "spec": SPECS,
     "dialect": DIALECTS,
     "shortcut": SHORTCUTS,
-    "bottleneck": ACTIVATIONS,
     "activation": ACTIVATIONS,
-    "dtype": DTYPES,
+    "bottleneck": ACTIVATIONS,
+    "expand": {"standard": standard_expand},
+    "filter": {"standard": standard_filter},
+    "project": {"standard": standard_project},
 }
+VALUES = {"spec": Spec, "dialect": Dialect}  # every other part is a function
+
+
+def add_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives names to parts of one's own, for configurations and saved models to use.
+
+    Args:
+      parts: by kind and name, such as `{"filter": {"five": five}}`. The kinds are `spec` (a
+        `Spec`), `dialect` (a `Dialect`), `shortcut` (a wiring), `activation`, `bottleneck`, and the
+        maps `expand`, `filter` and `project` (see `mnv2_jax.models.block`). A function that is
+        added again under its name, say because its file was loaded twice, replaces the earlier one.
+
+    Raises:
+      UsageError: a kind is unknown, a name is taken by something else, or a part is not of its
+        kind.
+    """
+    for kind, named in parts.items():
+        if kind not in PARTS:
+            raise unknown("kind of part", kind, PARTS)
+        if not isinstance(named, Mapping):
+            raise UsageError(
+                f"the parts of kind {kind!r} are {named!r}: give a mapping, {{name: part}}."
+            )
+        for name, part in named.items():
+            if not isinstance(name, str) or not _fits(kind, part):
+                what = VALUES[kind].__name__ if kind in VALUES else "function"
+                raise UsageError(f"{kind} {name!r} is {part!r}: give a {what} under a name.")
+            taken = PARTS[kind].get(name, part)
+            if taken != part and _origin(taken) != _origin(part):
+                raise UsageError(
+                    f"{kind} {name!r} is taken by {_origin(taken)}: give yours another name."
+                )
+            PARTS[kind][name] = part
+
+
+def _fits(kind: str, part: Any) -> bool:
+    return isinstance(part, VALUES[kind]) if kind in VALUES else callable(part)
+
+
+def _origin(part: Any) -> str:
+    """The qualified name of a function; anything else as it is written."""
+    name = getattr(part, "__qualname__", None)
+    return f"{part.__module__}.{name}" if name else repr(part)
+
+
+def look_up_part(kind: str, given: Any) -> Any:
+    """Returns the part of a name, or the part itself where it is given instead of a name.
+
+    Raises:
+      UsageError: there is none of this name; the message lists the choices.
+    """
+    if _fits(kind, given):
+        return given
+    try:
+        return look_up(kind, given, PARTS[kind])
+    except UsageError as error:
+        raise UsageError(
+            f"{str(error).rstrip('.')}; if it is a part of your own, give the file that defines it "
+            "with --code FILE (add_parts in Python)."
+        ) from None
 
 
 def build(
     expansion: int | None = None,
     bn_decay: float | None = None,
-    class_offset: int = 0,
     **options: Any,
 ) -> MobileNetV2:
     """Builds a network from plain values, as they stand in a configuration.
@@ -39,10 +105,9 @@ def build(
       expansion: replaces the expansion factor of Table 2's rows; None keeps them.
       bn_decay: replaces the dialect's decay of the moving averages; None keeps it. Short trainings
         need a faster one than the published networks had.
-      class_offset: 1 where class 0 of the logits is "background", as in some published weights;
-        it belongs to a classifier, so the dialect does not decide it here.
-      **options: attributes of `MobileNetV2`; `spec`, `dialect`, `shortcut`, `bottleneck`,
-        `activation` and `dtype` by name.
+      **options: attributes of `MobileNetV2`. The parts, which are `spec`, `dialect`, `shortcut`,
+        `activation`, `bottleneck`, `expand`, `filter` and `project`, by the name that they have
+        here or in `add_parts`, or as they are; `dtype` likewise.
 
     Raises:
       UsageError: an option or a name is unknown, or a value cannot be used.
@@ -53,22 +118,16 @@ def build(
     fields = [f for f in MobileNetV2.__dataclass_fields__ if f not in ("parent", "name")]
     for option in options:
         if option not in fields:
-            raise unknown(
-                "model option", option, ["expansion", "bn_decay", "class_offset", *fields]
-            )
-    for option, table in NAMED.items():
-        if option in options:
-            options[option] = look_up(option, options[option], table)
+            raise unknown("model option", option, ["expansion", "bn_decay", *fields])
+    for kind in PARTS.keys() & options.keys():
+        options[kind] = look_up_part(kind, options[kind])
+    if not callable(options.get("dtype", jnp.float32)):
+        options["dtype"] = look_up("dtype", options["dtype"], DTYPES)
     if expansion is not None:
         options["spec"] = with_expansion(options.get("spec", SPECS["imagenet"]), expansion)
-    if class_offset not in (0, 1):
-        raise UsageError(
-            f"class_offset is {class_offset!r}: it is 1 where class 0 is background, else 0."
-        )
-    dialect = options.get("dialect", DIALECTS["slim"])
-    if options.get("num_classes", 1000) is not None:  # without a classifier nothing is offset
-        dialect = dialect._replace(class_offset=class_offset)
-    options["dialect"] = dialect if bn_decay is None else dialect._replace(bn_decay=bn_decay)
+    if bn_decay is not None:
+        dialect = options.get("dialect", DIALECTS["slim"])
+        options["dialect"] = dialect._replace(bn_decay=bn_decay)
     return MobileNetV2(**options)
 
 

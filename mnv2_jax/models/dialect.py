@@ -1,7 +1,7 @@
 """The details in which the published MobileNetV2 weights differ, as one value per ecosystem.
 
-The same network is published with other paddings, batch-norm constants, input ranges and class
-offsets. Weights are right only together with their dialect, so it travels with them.
+The same network is published with other paddings, batch-norm constants and input ranges. Weights
+are right only together with their dialect, so it travels with them.
 """
 
 from typing import Literal, NamedTuple
@@ -26,7 +26,6 @@ class Dialect(NamedTuple):
       bn_epsilon: added to the variance in batch normalisation.
       bn_decay: of the moving averages (Flax's `momentum`, one minus PyTorch's).
       mean, std: pixels in [0, 1] become (pixel - mean) / std, channel by channel or for all.
-      class_offset: 1 where class 0 of the logits is "background" (1001 classes for ImageNet).
     """
 
     name: str
@@ -35,10 +34,14 @@ class Dialect(NamedTuple):
     bn_decay: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    class_offset: int = 0
+
+    @property
+    def class_offset(self) -> int:
+        """Was moved to the classifier: it is a field of `MobileNetV2`."""
+        raise AttributeError("a Dialect has no class_offset: ask the model, model.class_offset.")
 
 
-SLIM = Dialect("slim", "same", 1e-3, 0.997, (0.5,), (0.5,), class_offset=1)
+SLIM = Dialect("slim", "same", 1e-3, 0.997, (0.5,), (0.5,))
 """The authors' own release (TF-slim)."""
 
 # Keras pads its strided depthwise layers by hand; for 3×3 kernels the result is SAME.
@@ -48,7 +51,7 @@ TORCHVISION = Dialect("torchvision", "symmetric", 1e-5, 0.9, IMAGENET_MEAN, IMAG
 
 TIMM = Dialect("timm", "symmetric", 1e-5, 0.9, IMAGENET_MEAN, IMAGENET_STD)
 
-HF = Dialect("hf", "same", 1e-3, 0.997, (0.5,), (0.5,), class_offset=1)
+HF = Dialect("hf", "same", 1e-3, 0.997, (0.5,), (0.5,))
 
 DIALECTS = {d.name: d for d in (SLIM, KERAS, TORCHVISION, TIMM, HF)}
 

@@ -1,20 +1,22 @@
-"""Convolution, batch normalisation and activation: the layer that the whole network is made of."""
+"""Convolution, batch normalization and activation: the layer that the whole network is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import SLIM, Dialect, Padding
 from mnv2_jax.ops.batch_norm import BatchNorm, Operands
 from mnv2_jax.ops.convolution import convolution
 
 Activation = Callable[[Array], Array]
 
-# From this many outputs an input on, a 1×1 convolution takes its statistics from its inputs.
+# With this many outputs for each input, a 1×1 convolution takes its statistics from its inputs.
 EXPANDS = 3
 
 # slim's training scope draws every convolution from N(0, 0.09), truncated at two sigmas. Batch norm
@@ -70,11 +72,66 @@ PADDINGS: dict[Padding, Callable[[int, int, int, int], tuple[int, int]]] = {
 }
 
 
-class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation, then an activation.
+class LayerSettings(nn.Module, kw_only=True):
+    """The settings that a network hands down to every layer, as keyword arguments.
 
-    Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), features). Parameters and
-    statistics are float32 whatever `dtype` is; the statistics are computed in float32.
+    Attributes:
+      dialect: padding and batch-norm constants.
+      dtype: of the computation and the output; parameters and statistics are always float32.
+      norm_axis: the mapped axis over whose devices batch statistics are averaged (`shard_map`,
+        `pmap` or `vmap`); None leaves them to the batch that is seen here.
+      frozen_norm: use the running statistics in training too (fine-tuning).
+      convolve: computes the convolution, as `jax.lax.conv_general_dilated` would.
+    """
+
+    dialect: Dialect = SLIM
+    dtype: Any = jnp.float32
+    norm_axis: str | None = None
+    frozen_norm: bool = False
+    convolve: Callable[..., Array] = convolution
+
+
+def settings_of(module: nn.Module, kind: type[nn.Module] = LayerSettings) -> dict[str, Any]:
+    """Returns the fields of a module that `kind` defines, to hand them down to a submodule."""
+    fields = [name for name in kind.__dataclass_fields__ if name not in ("parent", "name")]
+    return {name: getattr(module, name) for name in fields}
+
+
+class Conv(nn.Conv):
+    """`nn.Conv` that can leave its product to the batch norm behind it."""
+
+    @nn.compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Array, "b h w c"], multiply: bool = True
+    ) -> Any:
+        """Returns the convolution, or without `multiply` the operands of a 1×1 one."""
+        groups, side = self.feature_group_count, self.kernel_size
+        kernel = self.param(
+            "kernel", self.kernel_init, (*side, x.shape[-1] // groups, self.features), jnp.float32
+        )
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        if not multiply:
+            return Operands(x, kernel[0, 0])
+        y = self.conv_general_dilated(
+            x,
+            kernel,
+            self.strides,
+            self.padding,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            y += bias.astype(y.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+class ConvNorm(LayerSettings):
+    """A convolution without bias, batch normalization, then an activation.
+
+    Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), features). The statistics are
+    computed in float32. For the other attributes see `LayerSettings`.
 
     Attributes:
       features: output channels; for a depthwise convolution, those of its input.
@@ -82,12 +139,7 @@ class ConvNorm(nn.Module):
       stride, dilation: of the kernel, the same on both axes.
       depthwise: whether every channel has a kernel of its own.
       activation: applied last; `linear` for a bottleneck.
-      dialect: padding and batch-norm constants.
-      dtype: of the computation and the output.
-      norm_axis: the mapped axis over whose devices batch statistics are averaged (`shard_map`,
-        `pmap` or `vmap`); None leaves them to the batch that is seen here.
-      frozen_norm: use the running statistics in training too (fine-tuning).
-      convolve: computes the convolution, as `jax.lax.conv_general_dilated` would.
+      norm: False puts a bias in place of the batch normalization.
     """
 
     features: int
@@ -96,58 +148,101 @@ class ConvNorm(nn.Module):
     dilation: int = 1
     depthwise: bool = False
     activation: Activation = relu6
-    dialect: Dialect = SLIM
-    dtype: Any = jnp.float32
-    norm_axis: str | None = None
-    frozen_norm: bool = False
-    convolve: Callable[..., Array] = convolution
+    norm: bool = True
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        train: bool = False,
+        train: bool | None = None,
         mask: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b ho wo f"]:
-        """Applies the layer; rows of the batch where `mask` is 0 leave the statistics alone."""
+        """Applies the layer; rows of the batch where `mask` is 0 leave the statistics alone.
+
+        Raises:
+          UsageError: inside a block `train` is left out, so that the layer would not train.
+        """
+        train = given_train(self, train)
         pad = PADDINGS[self.dialect.padding]
-        seen = []  # (operands, result) of the convolution
-
-        def convolve(lhs: Array, rhs: Array, *args: Any, **kwargs: Any) -> Array:
-            seen.append((Operands(lhs, rhs[0, 0]), self.convolve(lhs, rhs, *args, **kwargs)))
-            return seen[-1][1]
-
-        y = nn.Conv(
+        conv = Conv(
             self.features,
             (self.kernel, self.kernel),
-            self.stride,
+            (self.stride, self.stride),
             padding=[pad(n, self.kernel, self.stride, self.dilation) for n in x.shape[1:3]],
-            kernel_dilation=self.dilation,
+            kernel_dilation=(self.dilation, self.dilation),
             feature_group_count=self.features if self.depthwise else 1,
-            use_bias=False,
+            use_bias=not self.norm,
             dtype=self.dtype,
-            kernel_init=kernel_init,
-            conv_general_dilated=convolve,
+            kernel_init=kernel_init if self.norm else nn.linear.default_kernel_init,
+            conv_general_dilated=self.convolve,
             name="conv",
-        )(x)
-        operands, result = seen[-1] if seen else (None, None)
-        # Together with its batch norm where that pays, and where nothing came between the two.
-        together = (
-            not self.is_initializing()
-            and self.convolve is convolution
-            and result is y
-            and (self.kernel, self.stride) == (1, 1)
-            and self.features >= EXPANDS * x.shape[-1]
-            and jnp.finfo(self.dtype).bits >= 32
         )
-        return BatchNorm(
+        if not self.norm:
+            return self.activation(conv(x))
+        norm = BatchNorm(
             use_running_average=not train or self.frozen_norm,
             momentum=self.dialect.bn_decay,
             epsilon=self.dialect.bn_epsilon,
             dtype=self.dtype,
             axis_name=self.norm_axis,
             name="norm",
-        )(y, mask, self.activation, operands if together else None)
+        )
+        together = (  # where that pays
+            norm.is_written_out
+            and not self.is_initializing()
+            and self.convolve is convolution
+            and (self.kernel, self.stride) == (1, 1)
+            and self.features >= EXPANDS * x.shape[-1]
+            and jnp.finfo(self.dtype).bits >= 32
+        )
+        return norm(conv(x, multiply=not together), mask, self.activation)
+
+
+def given_train(module: nn.Module, train: bool | None) -> bool:
+    """Returns `train`, or False where it is left out and no block surrounds the module.
+
+    Raises:
+      UsageError: a block surrounds it: the layer would keep its statistics while the block trains.
+    """
+    around = module.parent
+    while train is None and isinstance(around, nn.Module):
+        if getattr(around, "layers_need_train", False):
+            raise UsageError(
+                f"{type(module).__name__} {module.name!r} in {around.name!r} is called without "
+                "train: make the layer by the conv that a block's maps are given, or pass "
+                "train=block.train."
+            )
+        around = around.parent
+    return bool(train)
+
+
+def bind_conv(
+    settings: Mapping[str, Any], activation: Activation, train: bool, mask: Array | None
+) -> Callable[..., Array]:
+    """Returns `conv(x, features, *, name, ...)`, which adds a layer to the module being computed.
+
+    The layer is a `ConvNorm` with these settings, in training mode exactly where the network is.
+    `conv` takes ConvNorm's `kernel`, `stride`, `dilation`, `depthwise`, `activation` and `norm`.
+    """
+
+    def conv(
+        x: Array,
+        features: int,
+        *,
+        name: str,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        depthwise: bool = False,
+        activation: Activation = activation,
+        norm: bool = True,
+    ) -> Array:
+        layer = ConvNorm(
+            features, kernel, stride, dilation, depthwise, activation, norm, name=name, **settings
+        )
+        return layer(x, train, mask)
+
+    return conv
 
 
 class Folded(NamedTuple):

@@ -1,25 +1,22 @@
 """MobileNetV2 as a Linen module: Table 2's backbone with named endpoints, and the classifier."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.models.block import InvertedResidual, Wiring, between_bottlenecks, check_split
-from mnv2_jax.models.dialect import SLIM, Dialect
-from mnv2_jax.models.layers import Activation, ConvNorm, classifier_init, linear, relu6
-from mnv2_jax.models.spec import IMAGENET, Spec, unroll
-from mnv2_jax.ops.convolution import convolution
+from mnv2_jax.models.block import BlockSettings, InvertedResidual
+from mnv2_jax.models.dialect import Dialect
+from mnv2_jax.models.layers import bind_conv, classifier_init, settings_of
+from mnv2_jax.models.spec import IMAGENET, Layout, Spec, unroll
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(BlockSettings):
     """The network of Table 2: float images (b, h, w, in_channels) to float32 logits (b, classes).
 
-    Any size of image works, square or not. `model.endpoints` gives every intermediate by name.
+    Any size of image works, square or not. `model.endpoints` gives every intermediate by name. For
+    the other attributes see `BlockSettings`; `activation` is also that of the first and the last
+    convolution.
 
     Attributes:
       num_classes: size of the classifier; None leaves it out, and the network returns the last
@@ -29,9 +26,7 @@ class MobileNetV2(nn.Module):
       spec: the architecture at width 1, e.g. `spec.SMALL_32` for 32×32 images.
       in_channels: of the images; anything else is refused.
       dropout: rate before the classifier; above 0, training needs an rng named "dropout".
-      activation: of the stem, the expanded layers and the last convolution.
-      bottleneck, shortcut, split: see `InvertedResidual`.
-      dialect, dtype, norm_axis, frozen_norm, convolve: see `ConvNorm`.
+      class_offset: 1 where class 0 of the logits is "background" (1001 classes for ImageNet).
 
     >>> import jax
     >>> model = MobileNetV2(num_classes=10)
@@ -47,20 +42,11 @@ class MobileNetV2(nn.Module):
     spec: Spec = IMAGENET
     in_channels: int = 3
     dropout: float = 0.2
-    activation: Activation = relu6
-    bottleneck: Activation = linear
-    shortcut: Wiring = between_bottlenecks
-    split: int = 1
-    dialect: Dialect = SLIM
-    dtype: Any = jnp.float32
-    norm_axis: str | None = None
-    frozen_norm: bool = False
-    convolve: Callable[..., Array] = convolution
+    class_offset: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         unroll(self.width, self.output_stride, self.spec)
-        check_split(self.split, self.shortcut)
         if not isinstance(self.dialect, Dialect):
             raise UsageError(
                 f"dialect is {self.dialect!r}: give a Dialect, such as DIALECTS['slim']."
@@ -69,6 +55,16 @@ class MobileNetV2(nn.Module):
             raise UsageError(
                 f"num_classes is {self.num_classes!r}: give at least 1, or None for no classifier."
             )
+        if self.class_offset not in (0, 1):
+            raise UsageError(
+                f"class_offset is {self.class_offset!r}: it is 1 where class 0 is background, "
+                "else 0."
+            )
+
+    @property
+    def layout(self) -> Layout:
+        """The unrolled architecture."""
+        return unroll(self.width, self.output_stride, self.spec)
 
     def __call__(
         self,
@@ -102,16 +98,9 @@ class MobileNetV2(nn.Module):
         `block_i` (its bottleneck); `last` (the 1280 channels), `pooled` and `logits`.
         """
         check_images(images, self.in_channels)
-        layout = unroll(self.width, self.output_stride, self.spec)
-        common = {
-            "dialect": self.dialect,
-            "dtype": self.dtype,
-            "norm_axis": self.norm_axis,
-            "frozen_norm": self.frozen_norm,
-            "convolve": self.convolve,
-        }
-        conv = partial(ConvNorm, activation=self.activation, **common)
-        x = conv(layout.stem, kernel=3, stride=layout.stem_stride, name="stem")(images, train, mask)
+        layout, shared = self.layout, settings_of(self, BlockSettings)
+        conv = bind_conv(settings_of(self), self.activation, train, mask)
+        x = conv(images, layout.stem, kernel=3, stride=layout.stem_stride, name="stem")
         found, wide = {"stem": x}, None
         for i, block in enumerate(layout.blocks):
             x, wide, expansion = InvertedResidual(
@@ -119,18 +108,14 @@ class MobileNetV2(nn.Module):
                 block.expansion,
                 block.stride,
                 block.dilation,
-                activation=self.activation,
-                bottleneck=self.bottleneck,
-                shortcut=self.shortcut,
-                split=self.split,
                 name=f"block_{i}",
-                **common,
+                **shared,
             ).wire(x, wide, train, mask)
             if expansion is not None:
                 found[f"block_{i}/expansion"] = expansion
             found[f"block_{i}"] = x
         if layout.last is not None:
-            found["last"] = x = conv(layout.last, name="last")(x, train, mask)
+            found["last"] = x = conv(x, layout.last, name="last")
         if self.num_classes is not None:
             found["pooled"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
             x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)

@@ -1,13 +1,13 @@
-"""Batch normalisation with its gradient written out, alone and behind a 1×1 convolution.
+"""Batch normalization with its gradient written out, alone and behind a 1×1 convolution.
 
 In training on a CPU an expanded tensor is a trip to memory each time it is touched, and automatic
 differentiation of batch norm touches it eleven times. Two forms touch it less, with the parameters,
 statistics and results of `nn.BatchNorm`:
 
-- `normalized`: statistics, normalisation and activation as one operation with one gradient;
+- `normalized`: statistics, normalization and activation as one operation with one gradient;
 - `expanded`: the same behind a 1×1 convolution to more channels. Mean and variance of all outputs
   follow from mean and covariance of the few inputs, so the convolution computes what is already
-  normalised, and its gradient reads the expanded tensor only in matrix products.
+  normalized, and its gradient reads the expanded tensor only in matrix products.
 """
 
 import functools
@@ -47,27 +47,30 @@ class BatchNorm(nn.BatchNorm):
     counts at all the running statistics stay as they are.
     """
 
+    @property
+    def is_written_out(self) -> bool:
+        """Whether the forms of this module compute the layer, and not `nn.BatchNorm`."""
+        here = jax.default_backend() == "cpu" or self.axis_name is not None
+        return here and not self.use_running_average
+
     @nn.compact
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b h w c"] | Operands,
         mask: Float[Array, " b"] | None = None,
         activation: Activation = lambda x: x,
-        operands: Operands | None = None,
     ) -> Float[Array, "b h w c"]:
         """Applies the layer.
 
         Args:
-          x: the output of the convolution.
+          x: the output of the convolution, or where `is_written_out` what it is the product of.
           mask: rows of the batch where it is 0 leave the statistics alone.
           activation: applied last, element by element; it must not close over traced values.
-          operands: where given, `x` is their product, which is then not used but computed anew.
         """
-        elsewhere = jax.default_backend() != "cpu" and self.axis_name is None
-        if self.use_running_average or elsewhere:
+        if not self.is_written_out:
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
-            return activation(super().__call__(x, mask=rows))
-        channels = x.shape[-1:]
+            return activation(super().__call__(x, mask=rows))  # pyright: ignore[reportArgumentType]
+        channels = (x.kernel if isinstance(x, Operands) else x).shape[-1:]
         running = (
             self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32),
             self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32),
@@ -76,10 +79,10 @@ class BatchNorm(nn.BatchNorm):
         bias = self.param("bias", self.bias_init, channels, self.param_dtype)
         axis_name = None if self.is_initializing() else self.axis_name
         setting = Setting(self.epsilon, activation, axis_name, self.dtype)
-        if operands is None:
-            results = normalized(x, scale, bias, mask, setting)
+        if isinstance(x, Operands):
+            results = expanded(*x, scale, bias, mask, setting)
         else:
-            results = expanded(*operands, scale, bias, mask, setting)
+            results = normalized(x, scale, bias, mask, setting)
         out, *moments, count = cast(tuple[Array, ...], results)
         if not self.is_initializing():
             share = (1 - self.momentum) * (count > 0)
@@ -89,7 +92,7 @@ class BatchNorm(nn.BatchNorm):
 
 
 class Normalized(NamedTuple):
-    """The activated result, and the statistics it was normalised by."""
+    """The activated result, and the statistics it was normalized by."""
 
     out: Float[Array, "b h w c"]
     mean: Float[Array, " c"]
@@ -105,7 +108,7 @@ def normalized(
     mask: Float[Array, " b"] | None,
     setting: Setting,
 ) -> Normalized:
-    """Normalises by the batch's own statistics.
+    """Normalizes by the batch's own statistics.
 
     Statistics are computed in at least float32, whatever `x` is.
     """

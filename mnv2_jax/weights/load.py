@@ -90,7 +90,7 @@ class Loaded(NamedTuple):
         }
         if isinstance(model, DeepLabV3):
             return options | {"output_stride": backbone.output_stride, "channels": model.channels}
-        return options | {"class_offset": self.dialect.class_offset}
+        return options | {"class_offset": model.class_offset}
 
 
 def load_weights(
@@ -159,7 +159,8 @@ def load_weights(
         spec=architecture.spec,
         in_channels=architecture.in_channels,
         dropout=ecosystem.dropout,
-        dialect=ecosystem.dialect._replace(class_offset=offset),
+        dialect=ecosystem.dialect,
+        class_offset=offset,
     )
     preprocessing = preprocessing_of(ecosystem.name, model.dialect, path, contents.sha256)
     return Loaded(model, variables, preprocessing, contents.sha256, source)
@@ -229,7 +230,7 @@ def describe_segmenter(path: str, classes: int) -> tuple[int | None, tuple[str, 
 
 def class_offset(ecosystem: Ecosystem, classes: int | None) -> int:
     """Returns 1 where class 0 of a classifier is "background", which 1001 classes show."""
-    offset = ecosystem.dialect.class_offset
+    offset = ecosystem.class_offset
     return offset if classes == IMAGENET_CLASSES + offset else 0
 
 

@@ -98,6 +98,7 @@ class Ecosystem(NamedTuple):
       wide: the layers of every other block.
       head: the classifier.
       segmenter: the head of its DeepLabv3; None where it publishes none.
+      class_offset: 1 where class 0 of its 1001 is "background".
     """
 
     name: str
@@ -111,6 +112,7 @@ class Ecosystem(NamedTuple):
     last: Pair
     head: str
     segmenter: Segmenter | None = None
+    class_offset: int = 0
 
 
 def _slim(layer: str) -> Pair:
@@ -149,6 +151,7 @@ _ALL = (
         wide=_block(_slim, "MobilenetV2/expanded_conv_{i}/", "expand", "depthwise", "project"),
         last=_slim("MobilenetV2/Conv_1"),
         head="MobilenetV2/Logits/Conv2d_1c_1x1",
+        class_offset=1,
         segmenter=Segmenter(
             layers={
                 "pooling": _slim("image_pooling"),
@@ -214,6 +217,7 @@ _ALL = (
         wide=_block(_hf, "mobilenet_v2.layer.{before}.", "expand_1x1", "conv_3x3", "reduce_1x1"),
         last=_hf("mobilenet_v2.conv_1x1"),
         head="classifier",
+        class_offset=1,
         segmenter=Segmenter(
             layers={
                 "pooling": _hf("segmentation_head.conv_pool"),

@@ -104,6 +104,8 @@ def check_expressible(model: MobileNetV2 | DeepLabV3, ecosystem: Ecosystem) -> N
         ours, theirs = getattr(backbone.dialect, field), getattr(ecosystem.dialect, field)
         if ours != theirs:
             differences.append(f"its {field} is {ours}, not {theirs}")
+    if not backbone.is_standard:
+        differences.append("the maps of its blocks are not the paper's")
     if backbone.bottleneck is not linear or backbone.activation is not relu6:
         differences.append("it lacks linear bottlenecks and ReLU6")
     if backbone.shortcut is not between_bottlenecks:

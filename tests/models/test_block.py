@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 
 from mnv2_jax import (
     DIALECTS,
+    ConvNorm,
     InvertedResidual,
+    MobileNetV2,
     UsageError,
     between_bottlenecks,
     between_expansions,
     no_shortcut,
     relu6,
 )
+from mnv2_jax.models.spec import Row, Spec
 
 SHAPE = (2, 7, 6, 8)
 
@@ -171,3 +175,112 @@ def test_rows_masked_out_leave_statistics_and_other_rows_alone(randomize):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), update, expected_update
     )
+
+
+# Maps of someone's own, as they would be written in an experiment.
+
+
+def five(conv, x, block):
+    """A 5×5 depthwise convolution."""
+    window = {"kernel": 5, "stride": block.stride, "dilation": block.dilation}
+    return conv(x, x.shape[-1], depthwise=True, name="filter", **window)
+
+
+def no_activation(conv, x, block):
+    return conv(x, block.expanded, activation=lambda x: x, name="expand")
+
+
+class Excite(nn.Module):
+    """A module of one's own in a map: its layers come from the same conv."""
+
+    @nn.compact
+    def __call__(self, conv, x):
+        s = conv(x.mean((1, 2), keepdims=True), x.shape[-1] // 4, name="squeeze", norm=False)
+        return x * conv(s, x.shape[-1], name="excite", norm=False, activation=nn.sigmoid)
+
+
+def excited(conv, x, block):
+    x = Excite(name="se")(conv, x)
+    x = conv(x, block.channels, name="thin", activation=block.activation)  # a layer more
+    return conv(x, block.channels, activation=block.bottleneck, name="project")
+
+
+OWN = {"expand": no_activation, "filter": five, "project": excited}
+SPEC = Spec(stem=8, stem_stride=2, rows=(Row(1, 8, 1, 1), Row(3, 8, 2, 2)), last=16)
+
+
+def test_every_layer_of_ones_own_trains_when_the_network_does(randomize):
+    model = MobileNetV2(None, spec=SPEC, **OWN)
+    variables = randomize(model, (4, 16, 16, 3))
+    x = images((4, 16, 16, 3))
+    apply = jax.jit(partial(model.apply, mutable=["batch_stats"]), static_argnames="train")
+    _, still = apply(variables, x, train=False)
+    jax.tree.map(np.testing.assert_array_equal, still["batch_stats"], variables["batch_stats"])
+    _, moved = apply(variables, x, train=True)
+    same = jax.tree.map(lambda new, old: bool((new == old).any()), moved, still)
+    assert jax.tree.leaves(same) == [False] * 2 * (3 * 4 + 2)  # mean and var of every layer
+    # What the masked half holds takes no part in any layer's statistics.
+    mask = np.array([1, 1, 0, 0], np.float32)
+    results = [
+        apply(variables, jnp.asarray(x).at[2:].set(bad), train=True, mask=mask) for bad in (0, 9)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
+
+
+def test_maps_of_ones_own_against_their_parts(randomize):
+    """Each layer of a block is a ConvNorm with the block's settings."""
+    block = InvertedResidual(8, 3, 2, dialect=DIALECTS["torchvision"], **OWN)
+    variables = randomize(block, SHAPE)
+
+    def layer(name, features, x, **options):
+        parts = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+        for step in name.split("/"):
+            parts = {kind: tree[step] for kind, tree in parts.items() if step in tree}
+        conv = ConvNorm(features, dialect=DIALECTS["torchvision"], **options)
+        return conv.apply(parts, x)
+
+    x = layer("expand", 24, images(), activation=lambda x: x)
+    x = layer("filter", 24, x, kernel=5, stride=2, depthwise=True)
+    s = layer("se/squeeze", 6, x.mean((1, 2), keepdims=True), norm=False)
+    x = x * layer("se/excite", 24, s, norm=False, activation=nn.sigmoid)
+    expected = layer("project", 8, layer("thin", 8, x), activation=lambda x: x)
+    np.testing.assert_allclose(block.apply(variables, images()), expected, rtol=1e-5, atol=1e-5)
+
+
+def refused(match, **maps):
+    model = MobileNetV2(None, spec=SPEC, **maps)
+    with pytest.raises(UsageError, match=match) as caught:
+        jax.eval_shape(model.init, jax.random.key(0), images((1, 16, 16, 3)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [ConvNorm, InvertedResidual])
+def test_a_layer_that_would_not_train_is_refused(make):
+    def project(conv, x, block):
+        return conv(make(8, name="more")(x), block.channels, name="project")
+
+    def trained(conv, x, block):
+        return conv(make(8, name="more")(x, block.train), block.channels, name="project")
+
+    refused(
+        "'more' in 'block_0' is called without train: make the layer by the conv", project=project
+    )
+    model = MobileNetV2(None, spec=SPEC, project=trained)
+    jax.eval_shape(model.init, jax.random.key(0), images((1, 16, 16, 3)))
+
+
+def test_maps_of_another_shape_are_refused():
+    """The shortcut would be left out without a word."""
+
+    def unstrided(conv, x, block):
+        return conv(x, x.shape[-1], kernel=3, depthwise=True, name="filter")
+
+    refused(
+        r"maps of block_1 give .* \(8, 8, 8\), and the block's are \(4, 4, 8\)", filter=unstrided
+    )
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_split_refuses_maps_of_ones_own(name):
+    with pytest.raises(UsageError, match="split is 2 with maps other than the paper's"):
+        InvertedResidual(8, split=2, **{name: OWN[name]})

@@ -45,8 +45,8 @@ class Ours(nn.Module):
         if self.peer:
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
             return self.activation(nn.BatchNorm(**options)(y, mask=rows))
-        operands = Operands(x, kernel) if self.together else None
-        return BatchNorm(**options)(y, mask, self.activation, operands)
+        given = Operands(x, kernel) if self.together else y
+        return BatchNorm(**options)(given, mask, self.activation)
 
 
 def variables_of(module, x, seed=0):
@@ -180,18 +180,18 @@ def test_an_expansion_is_not_normalised_in_passes_of_its_own():
     assert "reduce_sum[axes=(0, 1, 2)" not in text
 
 
-def test_what_comes_between_convolution_and_norm_is_kept():
-    """An interceptor that changes a convolution's output changes the layer's."""
+def test_interceptors_of_convolutions_are_heard():
+    """What one does to a convolution's input counts, in whatever form the layer is computed."""
     layer, x = ConvNorm(24), jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))
     x = x.astype(jnp.float32)
     variables = layer.init(jax.random.key(0), x)
 
     def squared(call, args, kwargs, context):
-        out = call(*args, **kwargs)
-        return out**2 if isinstance(context.module, nn.Conv) else out
+        is_conv = isinstance(context.module, nn.Conv)
+        return call(*((a**2 for a in args) if is_conv else args), **kwargs)
 
-    run = partial(layer.apply, variables, x, train=True, mutable=["batch_stats"])
-    plain = run()[0]
-    with nn.intercept_methods(squared):
-        changed = run()[0]
-    assert not np.allclose(plain, changed)
+    for train in (False, True):
+        run = partial(layer.apply, variables, train=train, mutable=["batch_stats"])
+        with nn.intercept_methods(squared):
+            changed = run(x)[0]
+        np.testing.assert_array_equal(changed, run(x**2)[0])

@@ -21,8 +21,8 @@ THIN = Spec(
 def network(ecosystem="torchvision", classes=3, spec=THIN, width=1.0, seed=0):
     """A model in an ecosystem's dialect, and random variables for it."""
     dialect = ECOSYSTEMS[ecosystem].dialect
-    dialect = dialect._replace(class_offset=dialect.class_offset if classes == 1001 else 0)
-    model = MobileNetV2(classes, width, spec=spec, dialect=dialect)
+    offset = ECOSYSTEMS[ecosystem].class_offset if classes == 1001 else 0
+    model = MobileNetV2(classes, width, spec=spec, dialect=dialect, class_offset=offset)
     rng = np.random.default_rng(seed)
     flat = {
         tensor.ours: rng.uniform(0.5, 1.5, tensor.shape).astype(np.float32)

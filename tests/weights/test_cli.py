@@ -71,7 +71,7 @@ def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
 def test_background_is_no_answer(slim, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 120, 100, 3)).astype(np.uint8)
     kept = load_model(slim / "kept")
-    assert kept.model.num_classes == 1001 and kept.model.dialect.class_offset == 1
+    assert kept.model.num_classes == 1001 and kept.model.class_offset == 1
     transform = eval_transform(96, "stretch", 0.875, antialias=False)
     images = np.stack([transform({"image": p}, None)["image"] for p in pixels])
     logits = jax.jit(kept.model.apply)(kept.variables, normalize(images, kept.model.dialect))

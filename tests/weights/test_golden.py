@@ -41,5 +41,5 @@ def test_published_logits(name):
     pixels = central(np.asarray(image.convert("RGB")), size, size)
     images = normalize(pixels[None], loaded.dialect)
     logits = jax.jit(loaded.model.apply)(loaded.variables, images)
-    assert loaded.classes == 1001 and loaded.dialect.class_offset == 1
+    assert loaded.classes == 1001 and loaded.model.class_offset == 1
     np.testing.assert_allclose(logits[0, :3], GOLDEN[name], atol=1e-3)

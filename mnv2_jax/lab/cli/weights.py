@@ -69,9 +69,9 @@ def _import(arguments: argparse.Namespace) -> None:
 
     loaded = load(drop_background=False)
     classifier = loaded.task == "classify"
-    if classifier and loaded.dialect.class_offset and not arguments.keep_background:
+    if classifier and loaded.model.class_offset and not arguments.keep_background:
         loaded = load(drop_background=True)
-    offset = loaded.dialect.class_offset if classifier else 0
+    offset = loaded.model.class_offset if classifier else 0
     classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
     if not classifier and not classes:
         classes = list(loaded.names) or [f"class {i}" for i in range(loaded.classes or 0)]
