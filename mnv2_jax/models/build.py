@@ -77,8 +77,13 @@ def _origin(part: Any) -> str:
     return f"{part.__module__}.{name}" if name else repr(part)
 
 
-def look_up_part(kind: str, given: Any) -> Any:
+def look_up_part(kind: str, given: Any, key: str = "") -> Any:
     """Returns the part of a name, or the part itself where it is given instead of a name.
+
+    Args:
+      kind: one of `PARTS`.
+      given: the name, or the part.
+      key: what a message calls it; the kind if left out.
 
     Raises:
       UsageError: there is none of this name; the message lists the choices.
@@ -86,7 +91,7 @@ def look_up_part(kind: str, given: Any) -> Any:
     if _fits(kind, given):
         return given
     try:
-        return look_up(kind, given, PARTS[kind])
+        return look_up(key or kind, given, PARTS[kind])
     except UsageError as error:
         raise UsageError(
             f"{str(error).rstrip('.')}; if it is a part of your own, give the file that defines it "

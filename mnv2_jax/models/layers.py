@@ -1,7 +1,7 @@
 """Convolution, batch normalization and activation: the layer that the whole network is made of."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -105,14 +105,13 @@ class Conv(nn.Conv):
         self, x: Float[Array, "b h w c"], multiply: bool = True
     ) -> Any:
         """Returns the convolution, or without `multiply` the operands of a 1×1 one."""
-        groups, side = self.feature_group_count, self.kernel_size
-        kernel = self.param(
-            "kernel", self.kernel_init, (*side, x.shape[-1] // groups, self.features), jnp.float32
-        )
+        groups = self.feature_group_count
+        shape = (*cast(Sequence[int], self.kernel_size), x.shape[-1] // groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         if not multiply:
             return Operands(x, kernel[0, 0])
-        y = self.conv_general_dilated(
+        y = cast(Callable, self.conv_general_dilated)(
             x,
             kernel,
             self.strides,

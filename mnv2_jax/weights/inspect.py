@@ -137,7 +137,7 @@ def _classes(loaded: Loaded) -> Finding:
         return Finding("classes", "no classifier", "load it with drop_head=True, for features")
     if loaded.task == "segment":
         return Finding("classes", f"{loaded.classes} for every pixel, background included")
-    if getattr(loaded.model, "class_offset", 0):
+    if loaded.backbone.class_offset:
         return Finding(
             "classes",
             f"{loaded.classes}, class 0 is background",

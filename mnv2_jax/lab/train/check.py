@@ -14,7 +14,7 @@ from mnv2_jax.lab.train.config import OVERRIDE, check_keys, flatten
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
 from mnv2_jax.lab.train.problem import PROBLEMS, make_model
-from mnv2_jax.models.build import NAMED
+from mnv2_jax.models.build import DTYPES, PARTS, look_up_part
 from mnv2_jax.models.deeplab import ATROUS
 from mnv2_jax.models.ssdlite import HEADS
 
@@ -48,6 +48,11 @@ def flag(value: Any) -> str:
 def text(value: Any) -> str:
     """Any text."""
     return "" if isinstance(value, str) else "a text"
+
+
+def part(kind: str) -> Rule:
+    """The name of a part of the network; an unknown one is refused with the remedy."""
+    return lambda value: text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
 
 
 def optional(rule: Rule) -> Rule:
@@ -119,7 +124,7 @@ RULES: dict[str, Rule | Mapping[str, Any]] = {
     "log_every": number(1, MAX_STEPS), "eval_every_epochs": number(0.0, 1e6),
     "checkpoint_minutes": number(0.0), "keep_checkpoints": number(1, 2**20),
     "stop_after_skipped": number(1, MAX_STEPS),
-    **{f"model.{option}": choices for option, choices in NAMED.items()},
+    "model.dtype": DTYPES, **{f"model.{kind}": part(kind) for kind in PARTS},
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from mnv2_jax.lab.train.report import write_report
 from mnv2_jax.lab.train.run import Run, check_run, make_run
 from mnv2_jax.version import __version__
 
+# Keys that sweeps of earlier releases did not have, and what they meant without them.
+ADDED = dict.fromkeys(("model.expand", "model.filter", "model.project"), "standard")
 CONFIG = "config.json"
 
 
@@ -141,7 +143,7 @@ def check_owner(workdir: Path, config: Any) -> None:
     path = workdir / CONFIG
     try:
         theirs = json.loads(path.read_text()) if path.is_file() else plain(config)
-        changes = difference(dict(theirs), plain(config))
+        changes = difference(ADDED | dict(theirs), plain(config))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path} cannot be read: {first_line(error)}. Give another --workdir, "
