@@ -139,6 +139,11 @@ def _block(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str,
     return {key: names(prefix + layer) for key, layer in zip(ours, layers, strict=True)}
 
 
+def _head(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str, Pair]:
+    ours = ("pooling", "aspp_0", "projection")
+    return {key: names(prefix + layer) for key, layer in zip(ours, layers, strict=True)}
+
+
 _ALL = (
     Ecosystem(
         name="slim",
@@ -153,11 +158,7 @@ _ALL = (
         head="MobilenetV2/Logits/Conv2d_1c_1x1",
         class_offset=1,
         segmenter=Segmenter(
-            layers={
-                "pooling": _slim("image_pooling"),
-                "aspp_0": _slim("aspp0"),
-                "projection": _slim("concat_projection"),
-            },
+            layers=_head(_slim, "", "image_pooling", "aspp0", "concat_projection"),
             classifier="logits/semantic",
             keeps_last=False,
         ),
@@ -219,11 +220,7 @@ _ALL = (
         head="classifier",
         class_offset=1,
         segmenter=Segmenter(
-            layers={
-                "pooling": _hf("segmentation_head.conv_pool"),
-                "aspp_0": _hf("segmentation_head.conv_aspp"),
-                "projection": _hf("segmentation_head.conv_projection"),
-            },
+            layers=_head(_hf, "segmentation_head.", "conv_pool", "conv_aspp", "conv_projection"),
             classifier="segmentation_head.classifier.convolution",
             keeps_last=True,
         ),

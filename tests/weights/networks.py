@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mnv2_jax import MobileNetV2
 from mnv2_jax.models.spec import IMAGENET, Spec
 from mnv2_jax.weights import ECOSYSTEMS
-from mnv2_jax.weights.tensors import tensors
+from mnv2_jax.weights.tensors import tensors, their_shape
 
 THIN = Spec(
     stem=2,
@@ -35,3 +35,12 @@ def same(left, right):
     """Whether two trees are equal bit by bit."""
     left, right = (flatten_dict(jax.device_get(tree)) for tree in (left, right))
     return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
+
+
+def shapes_of(ecosystem, spec=IMAGENET, width=1.0, in_channels=3, classes=1000):
+    """The names and shapes of a file, in the ecosystem's order of axes."""
+    target = ECOSYSTEMS[ecosystem]
+    return {
+        tensor.theirs: their_shape(target.framework, tensor)
+        for tensor in tensors(target, spec, width, in_channels, classes)
+    }

@@ -1,4 +1,4 @@
-"""The doctor sees what people get wrong, and says what to do."""
+"""`inspect_weights` sees what people get wrong, and says what to do."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ from mnv2_jax import UsageError
 from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights import ECOSYSTEMS, export_weights
 from mnv2_jax.weights.inspect import inspect_weights
-from mnv2_jax.weights.preprocessing import RELEASES, RULES, preprocessing_of
+from mnv2_jax.weights.preprocessing import RELEASES
 from tests.weights.networks import network
 
 
@@ -72,30 +72,6 @@ def test_averages_and_missing_heads(tmp_path):
         inspect_weights("timm:nowhere.npz")
     with pytest.raises(UsageError, match="there is no file"):
         inspect_weights("nowhere.npz")
-
-
-def test_preprocessing_of_every_ecosystem():
-    assert RULES.keys() == ECOSYSTEMS.keys()
-    expected = {
-        "slim": ("stretch", 0.875, "bilinear", None),
-        "keras": ("none", 1.0, "bilinear", None),
-        "torchvision": ("center", 0.875, "bilinear", 256),
-        "timm": ("center", 0.875, "bicubic", 256),
-        "hf": ("center", 0.875, "bilinear", 256),
-        "d-li14": ("center", 0.875, "bilinear", 256),
-        "tonylins": ("center", 0.875, "bilinear", 256),
-    }
-    for name, ecosystem in ECOSYSTEMS.items():
-        rule = preprocessing_of(name, ecosystem.dialect, "model.npz", "0" * 64)
-        assert (rule.crop, rule.fraction, rule.method, rule.resize) == expected[name]
-        assert rule.size == 224 and rule.mean == ecosystem.dialect.mean
-    dialect = ECOSYSTEMS["torchvision"].dialect
-    second = preprocessing_of("torchvision", dialect, "renamed.pth", "7ebf99e0" + "0" * 56)
-    assert second.resize == 232
-    small = preprocessing_of("hf", ECOSYSTEMS["hf"].dialect, "mobilenet_v2_0.35_96.bin", "")
-    assert (small.size, small.resize) == (96, 128)  # Hugging Face's own conversion adds 32
-    small = preprocessing_of("torchvision", dialect, "mobilenetv2_128x128-fd66a69d.pth", "")
-    assert (small.size, small.resize) == (128, 146)
 
 
 def test_releases_are_known_by_their_sha256(tmp_path, monkeypatch):

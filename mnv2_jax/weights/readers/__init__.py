@@ -9,7 +9,7 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
             "the file is damaged or another one; download it again."
         )
     try:
-        arrays = READERS[files[0].suffix](data)
+        arrays = READERS[files[0].suffix](*data)
     except UsageError:
         raise
     except DamagedError as error:
@@ -155,8 +155,8 @@ def _unwrapped(arrays: Arrays) -> Arrays:
     return arrays
 
 
-def _read_safetensors(data: Sequence[bytes]) -> Arrays:
-    return {name: _plain(name, tensor) for name, tensor in safetensors.deserialize(data[0])}
+def _read_safetensors(data: bytes) -> Arrays:
+    return {name: _plain(name, tensor) for name, tensor in safetensors.deserialize(data)}
 
 
 def _plain(name: str, tensor: Mapping[str, Any]) -> np.ndarray:
@@ -170,11 +170,11 @@ def _plain(name: str, tensor: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
 
 
-def _read_npz(data: Sequence[bytes]) -> Arrays:
-    with zipfile.ZipFile(io.BytesIO(data[0])) as archive:
+def _read_npz(data: bytes) -> Arrays:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {
             name.removesuffix(".npy"): _read_npy(name, read_member(archive, info))
-            for name, info in zip_members(archive, len(data[0])).items()
+            for name, info in zip_members(archive, len(data)).items()
         }
 
 
@@ -194,15 +194,15 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _read_keras(data: Sequence[bytes]) -> Arrays:
-    with zipfile.ZipFile(io.BytesIO(data[0])) as archive:
-        members = zip_members(archive, len(data[0]))
+def _read_keras(data: bytes) -> Arrays:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = zip_members(archive, len(data))
         if "model.weights.h5" not in members:
             raise DamagedError("it has no member model.weights.h5, so it is no model of Keras")
-        return read_hdf5([read_member(archive, members["model.weights.h5"])])
+        return read_hdf5(read_member(archive, members["model.weights.h5"]))
 
 
-READERS: dict[str, Callable[[Sequence[bytes]], Arrays]] = {
+READERS: dict[str, Callable[..., Arrays]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     ".h5": read_hdf5,
@@ -213,5 +213,5 @@ READERS: dict[str, Callable[[Sequence[bytes]], Arrays]] = {
     ".bin": read_pytorch,
     ".index": read_bundle,
 }
-"""By the ending of a file's name. A reader takes the bytes of its files (a TensorFlow checkpoint
-has several, the index first). Moving averages are named as in TensorFlow."""
+"""By the ending of a file's name. A reader takes the bytes of the file, or of the index and data
+files of a TensorFlow checkpoint. All readers name moving averages as TensorFlow does."""

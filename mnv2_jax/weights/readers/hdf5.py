@@ -7,7 +7,7 @@ their class, `layers/conv2d_1/vars/0`; the layer's own name is an attribute of `
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,20 +35,16 @@ ALIASES = (
 """Names of Keras 2 and what Keras 3 calls the same thing."""
 
 
-def read_hdf5(data: Sequence[bytes]) -> dict[str, np.ndarray]:
+def read_hdf5(data: bytes) -> dict[str, np.ndarray]:
     """Reads every variable of the model as `layer/variable`, such as `Conv1/kernel`.
 
     Links to other files are not followed, and data that lies in other files is rejected.
-
-    Raises:
-      UsageError: h5py is missing.
-      DamagedError: a data set claims what cannot be.
     """
     h5py = _import_h5py()
     arrays: dict[str, np.ndarray] = {}
     paths: list[str] = []
-    with h5py.File(io.BytesIO(data[0]), "r") as file:
-        left = max_unpacked(len(data[0]))
+    with h5py.File(io.BytesIO(data), "r") as file:
+        left = max_unpacked(len(data))
         file.visit(paths.append)  # hard links alone
         for path, dataset in ((path, file[path]) for path in paths):
             if not isinstance(dataset, h5py.Dataset):
@@ -62,7 +58,7 @@ def read_hdf5(data: Sequence[bytes]) -> dict[str, np.ndarray]:
                 raise DamagedError(f"{shown(path)} holds no numbers")
             check_claim(path, dataset.shape, dataset.dtype.itemsize, left)
             if dataset.chunks is None:  # only chunks can be compressed
-                check_claim(path, dataset.shape, dataset.dtype.itemsize, len(data[0]))
+                check_claim(path, dataset.shape, dataset.dtype.itemsize, len(data))
             left -= dataset.size * dataset.dtype.itemsize
             if name in arrays:
                 raise DamagedError(f"it holds {shown(name)} twice")

@@ -6,7 +6,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,16 @@ INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
 
 
-def read_pytorch(data: Sequence[bytes]) -> dict[str, np.ndarray]:
+def read_pytorch(data: bytes) -> dict[str, np.ndarray]:
     """Reads a state dict, which is the file's whole content or an entry of a checkpoint.
 
     Moving averages, which are an entry of their own, get the ending of TensorFlow's.
-
-    Raises:
-      UsageError: PyTorch is missing or too old.
-      DamagedError: the file holds more than tensors, or claims what cannot be.
     """
-    torch, stream = _import_torch(), io.BytesIO(data[0])
+    torch, stream = _import_torch(), io.BytesIO(data)
     if zipfile.is_zipfile(stream):
-        _check_archive(data[0])
+        _check_archive(data)
     else:  # before PyTorch 1.6: magic number, protocol, system and object, then the storages
-        _check_storages(data[0], 4, len(data[0]))
+        _check_storages(data, 4, len(data))
     stream.seek(0)
     try:
         with warnings.catch_warnings():

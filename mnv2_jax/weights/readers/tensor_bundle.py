@@ -5,9 +5,10 @@ share prefixes, then a block that lists the blocks, and a footer. A value is a p
 locates a tensor in the data. Blocks and tensors carry a CRC-32C, which is checked.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,25 +26,8 @@ DTYPES: dict[int, str] = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i
 """TensorFlow's numbers of data types, as numpy's."""
 
 
-class Entry(NamedTuple):
-    """Where a tensor lies: file, offset and size in bytes; `crc` is masked, None if not stored."""
-
-    dtype: int
-    shape: tuple[int, ...]
-    shard: int
-    offset: int
-    size: int
-    crc: int | None
-    partitioned: bool
-
-
-def read_bundle(data: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Reads the tensors of a checkpoint, given its index and its data files.
-
-    Raises:
-      DamagedError: a file is damaged, or no part of a checkpoint.
-    """
-    index, *shards = data
+def read_bundle(index: bytes, *shards: bytes) -> dict[str, np.ndarray]:
+    """Reads the tensors of a checkpoint, given its index and its data files."""
     if len(index) < FOOTER or struct.unpack("<Q", index[-8:])[0] != MAGIC:
         raise DamagedError("it is no index of a TensorFlow checkpoint, or was cut short")
     footer = index[-FOOTER:]
@@ -54,30 +38,31 @@ def read_bundle(data: Sequence[bytes]) -> dict[str, np.ndarray]:
         for key, value in _pairs(*_block(index, handle, 0)):
             if key:  # the empty key holds the header
                 name = key.decode()
-                arrays[name] = _tensor(name, _entry(value), shards)
+                arrays[name] = _tensor(name, dict(_fields(value)), shards)
     return arrays
 
 
-def _tensor(name: str, entry: Entry, shards: Sequence[bytes]) -> np.ndarray:
-    if entry.dtype not in DTYPES:
-        raise DamagedError(
-            f"{shown(name)} has TensorFlow's data type {entry.dtype}, which is not read"
-        )
-    if entry.partitioned:
+def _tensor(name: str, entry: dict[int, Any], shards: Sequence[bytes]) -> np.ndarray:
+    """Reads the tensor that an entry of the index (TensorFlow's BundleEntryProto) locates."""
+    number, shard, offset, size = (entry.get(field, 0) for field in (1, 3, 4, 5))
+    dims = (dim for field, dim in _fields(entry.get(2, b"")) if field == 2)
+    shape = tuple(dict(_fields(dim)).get(1, 0) for dim in dims)
+    if number not in DTYPES:
+        raise DamagedError(f"{shown(name)} has TensorFlow's data type {number}, which is not read")
+    if 7 in entry:
         raise DamagedError(f"{shown(name)} is stored in slices, which are not read")
-    if entry.shard >= len(shards):
+    if shard >= len(shards):
+        raise DamagedError(f"{shown(name)} lies in data file {shard}, and there are {len(shards)}")
+    dtype, stop = np.dtype(DTYPES[number]), offset + size
+    check_claim(name, shape, dtype.itemsize, size)
+    if stop > len(shards[shard]) or math.prod(shape) * dtype.itemsize != size:
         raise DamagedError(
-            f"{shown(name)} lies in data file {entry.shard}, and there are {len(shards)}"
+            f"{shown(name)} lies at {offset} to {stop} of {len(shards[shard])} bytes"
         )
-    data, dtype = shards[entry.shard], np.dtype(DTYPES[entry.dtype])
-    stop = entry.offset + entry.size
-    check_claim(name, entry.shape, dtype.itemsize, entry.size)
-    if stop > len(data) or np.prod(entry.shape, dtype=object) * dtype.itemsize != entry.size:
-        raise DamagedError(f"{shown(name)} lies at {entry.offset} to {stop} of {len(data)} bytes")
-    stored = data[entry.offset : stop]
-    if entry.crc is not None and crc32c(stored) != unmask(entry.crc):
+    stored = shards[shard][offset:stop]
+    if 6 in entry and crc32c(stored) != unmask(struct.unpack("<I", entry[6])[0]):
         raise DamagedError(f"the checksum of {shown(name)} is wrong: the data is damaged")
-    return np.frombuffer(stored, dtype).reshape(entry.shape)
+    return np.frombuffer(stored, dtype).reshape(shape)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -122,8 +107,8 @@ def _pairs(block: bytes, end: int) -> Iterator[tuple[bytes, bytes]]:
         at += rest + size
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yields the numbers and values of a protocol buffer's fields."""
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Yields the numbers and values of a protocol buffer's fields, integers or bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -138,23 +123,3 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
                 raise DamagedError("an entry of the index is damaged")
             value, at = message[at : at + size], at + size
         yield tag >> 3, value
-
-
-def _entry(message: bytes) -> Entry:
-    """Parses TensorFlow's BundleEntryProto."""
-    numbers = {1: 0, 3: 0, 4: 0, 5: 0}
-    shape: list[int] = []
-    crc, partitioned = None, False
-    for field, value in _fields(message):
-        if field in numbers and isinstance(value, int):
-            numbers[field] = value
-        elif field == 2 and isinstance(value, bytes):
-            dims = [dim for number, dim in _fields(value) if number == 2 and isinstance(dim, bytes)]
-            for dim in dims:
-                sizes = [v for n, v in _fields(dim) if n == 1 and isinstance(v, int)]
-                shape.append(sizes[0] if sizes else 0)
-        elif field == 6 and isinstance(value, bytes):
-            crc = struct.unpack("<I", value)[0]
-        elif field == 7:
-            partitioned = True
-    return Entry(numbers[1], tuple(shape), numbers[3], numbers[4], numbers[5], crc, partitioned)
