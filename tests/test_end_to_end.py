@@ -128,6 +128,7 @@ def test_interrupted_and_killed_is_bit_equal_to_undisturbed(place, undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_damaged_checkpoint_is_one_warning_and_all_damaged_one_line(place, undisturbed):
     workdir = place / "damaged"
     process = start(place, workdir)
@@ -176,7 +177,7 @@ def test_a_mistake_is_one_line_at_once(place, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [200, 600])
+@pytest.mark.parametrize("kilobytes", [pytest.param(200, marks=pytest.mark.nightly), 600])
 def test_a_full_disk_is_one_line_and_earlier_steps_are_sound(place, kilobytes):
     """On a file system of that size; 200 are full before, 600 after the first checkpoints."""
     disk = place / f"disk_{kilobytes}"

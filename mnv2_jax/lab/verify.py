@@ -16,7 +16,7 @@ from mnv2_jax.lab.train.sweep import CONFIG
 from mnv2_jax.weights.readers.crc32c import crc32c, unmask
 
 
-class Finding(NamedTuple):
+class Checked(NamedTuple):
     """One thing that was read.
 
     Attributes:
@@ -30,14 +30,14 @@ class Finding(NamedTuple):
     problem: str
 
 
-def verify(workdir: Path) -> Iterator[Finding]:
+def verify(workdir: Path) -> Iterator[Checked]:
     """Reads all that a sweep wrote.
 
     Args:
       workdir: of the sweep.
 
     Yields:
-      A finding for each checkpoint, log, model and result, as they are read.
+      One for each checkpoint, log, model and result, as they are read.
 
     Raises:
       UsageError: the folder holds no sweep.
@@ -48,18 +48,18 @@ def verify(workdir: Path) -> Iterator[Finding]:
             "--workdir of one, such as runs/ablate_linear."
         )
     config, problem = _json(workdir / CONFIG)
-    yield Finding("configuration", CONFIG, problem)
+    yield Checked("configuration", CONFIG, problem)
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         checkpoints = Checkpoints(folder, keep=0)
         try:
             for step, problem in checkpoints.inspect().items():
                 path = str((folder / str(step)).relative_to(workdir))
-                yield Finding(f"checkpoint of step {step}", path, problem)
+                yield Checked(f"checkpoint of step {step}", path, problem)
         finally:
             checkpoints.close()
     for seed in sorted(workdir.glob("*/seed_*")):
         for what, path, problem in _of_a_seed(seed, config or {}):
-            yield Finding(what, str(path.relative_to(workdir)), problem)
+            yield Checked(what, str(path.relative_to(workdir)), problem)
 
 
 def _of_a_seed(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:

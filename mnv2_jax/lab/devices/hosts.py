@@ -10,7 +10,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line
 
-# What a launcher tells each process that it started: the number of processes.
-LAUNCHERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+# Where programs that start processes tell each of them how many there are.
+STARTERS = {"Slurm": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 DEAD_AFTER = 20  # seconds without a sign of life of a host
+EXCHANGE_EVERY = 1.0  # seconds between two exchanges of requests
 STATUS = 2  # of a process that leaves with a message
 
 
@@ -34,26 +36,26 @@ def connected(
 ) -> Iterator[None]:
     """Connects this process to the others of its training, if there are any.
 
-    Without an address, processes that Slurm or Open MPI started find each other by what the
-    launcher tells them; `detect` asks for the same on Cloud TPUs and Kubernetes.
+    Without an address, processes that Slurm or Open MPI started find each other by what these tell
+    them; `detect` asks for the same on Cloud TPUs and Kubernetes.
 
     Args:
       coordinator: ADDRESS:PORT of process 0.
       hosts: number of processes.
       host: index of this one, from 0.
       detect: ask JAX to find the others.
-      wait: seconds for all to come.
+      wait: seconds to wait until all have connected.
 
     Raises:
       UsageError: only some of the first three are given, or they cannot be right; another host left
         during the training.
     """
     explicit = (coordinator, hosts, host)
-    launcher = next((k for k, name in LAUNCHERS.items() if _number(name) > 1), None)
-    if explicit == (None, None, None) and not detect and launcher is None:
+    starter = next((k for k, name in STARTERS.items() if _number(name) > 1), None)
+    if explicit == (None, None, None) and not detect and starter is None:
         yield
         return
-    where = f"the address that {launcher or 'the environment'} gives"
+    where = f"the address that {starter or 'the environment'} gives"
     if explicit != (None, None, None):
         where = _check(coordinator, hosts, host)
     _connect(explicit, where, wait)
@@ -95,16 +97,12 @@ def _connect(explicit: tuple[Any, Any, Any], where: str, wait: int) -> None:
     # Its handler of SIGTERM would take the signal from the training, which hosts agree on itself.
     jax.config.update("jax_enable_preemption_service", False)
 
-    def give_up() -> None:
-        # JAX's own limit ends in an abort of the process, with a stack of C++.
-        message = (
-            f"mnv2: {me} waited {wait} s, and not all hosts came to {where}: start the same "
-            "command on each, and see that the address can be reached from there."
-        )
-        print(message, file=sys.stderr, flush=True)
-        os._exit(STATUS)
-
-    patience = threading.Timer(wait, give_up)
+    # JAX's own limit ends in an abort of the process, with a stack of C++.
+    message = (
+        f"{me} waited {wait} s, and not all hosts came to {where}: start the same command on each, "
+        "and see that the address can be reached from there."
+    )
+    patience = threading.Timer(wait, _end_process, [message])
     patience.daemon = True
     patience.start()
     try:
@@ -126,19 +124,23 @@ def _connect(explicit: tuple[Any, Any, Any], where: str, wait: int) -> None:
         patience.cancel()
 
 
+def _end_process(message: str) -> None:
+    """Ends this process at once: to clean up would be to wait for the other hosts."""
+    print(f"mnv2: {message}", file=sys.stderr, flush=True)
+    os._exit(STATUS)
+
+
 def leave(error: Exception) -> None:
-    """Ends this process at once if it is one of several: to clean up is to wait for the others."""
+    """Raises an error of JAX's; ends this process at once if it is one of several hosts."""
     import jax
 
     if jax.process_count() == 1:
         raise error
-    message = (
-        f"mnv2: host {jax.process_index()} stops, since another one did or cannot be reached "
+    _end_process(
+        f"host {jax.process_index()} stops, since another one did or cannot be reached "
         f"({first_line(error)}). Checkpoints are as they were: the same command on all hosts "
         "goes on there."
     )
-    print(message, file=sys.stderr, flush=True)
-    os._exit(STATUS)
 
 
 def gather(text: str) -> list[str]:
@@ -184,7 +186,7 @@ def agree(values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What cannot be done on one host is raised on all; a collective operation.
+    """Raises on all hosts what cannot be done on one; a collective operation.
 
     Raises:
       UsageError: this host's, or the first of another's.
@@ -200,3 +202,49 @@ def together() -> Iterator[None]:
     for i, text in enumerate(problems):
         if text:
             raise UsageError(f"host {i} cannot go on: {text}")
+
+
+class HostRequests:
+    """Requests to save, by the clock, and to stop, on a signal, which all hosts answer together.
+
+    Clocks differ and a signal may reach one host only. So several hosts exchange their requests, at
+    steps that they agree on ahead: every second or so, since an exchange waits for the devices.
+    """
+
+    def __init__(self, save_after: float):
+        """Starts counting; a request to save is made every `save_after` seconds."""
+        self.signal: int | None = None  # the first that came
+        self._save_after, self._saved = save_after, time.monotonic()
+        self._interval, self._next, self._exchanged = 1, 0, time.monotonic()
+
+    def saved(self) -> None:
+        """Starts counting anew."""
+        self._saved = time.monotonic()
+
+    def stop(self) -> bool:
+        """Whether this host was told to stop."""
+        return self.signal is not None
+
+    def __call__(self, step: int, wait: Callable[[], Any]) -> tuple[bool, bool]:
+        """Whether to save, and whether to stop, after a step; the same on all hosts.
+
+        Args:
+          step: that was started last, the same on all hosts.
+          wait: blocks until all steps are done: two programs at once could wait for each other.
+        """
+        import jax
+
+        now = time.monotonic()
+        own = (now - self._saved > self._save_after, self.stop())
+        if jax.process_count() == 1:
+            return own
+        if step < self._next:
+            return False, False
+        wait()
+        told = [json.loads(words) for words in gather(json.dumps([*own, now - self._exchanged]))]
+        self._exchanged = time.monotonic()
+        # All go by host 0's clock.
+        pace = min(EXCHANGE_EVERY, self._save_after) / max(told[0][2], 1e-3)
+        self._interval = max(1, min(2 * self._interval, int(self._interval * pace)))
+        self._next = step + self._interval
+        return any(save for save, *_ in told), any(stop for _, stop, _ in told)

@@ -6,6 +6,7 @@ aside with a warning, and the next older one is tried.
 """
 
 import copy
+import functools
 import gc
 import hashlib
 import logging
@@ -28,30 +29,30 @@ from mnv2_jax.lab.devices.hosts import agree, gather
 from mnv2_jax.lab.train.log import say_no_more
 
 log = logging.getLogger(__name__)
+LOGGERS = ("absl", "asyncio")  # where Orbax logs
 
 
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """Whether a user is to read what Orbax logs.
+@functools.cache
+def mute_orbax() -> None:
+    """Leaves out what Orbax says, for the rest of the process, that is no user's concern.
 
-    A slow disk is no fault, for the save waits and nothing is lost; and what Orbax logs with a
-    traceback it raises as well, to be told in one line.
+    A slow disk is no fault, for the save waits and nothing is lost. What Orbax logs with a
+    traceback it raises as well, to be told in one line. And reads and writes that it has given up
+    call back into an event loop that is gone.
     """
-    return not record.exc_info and "Waiting for previous save" not in record.getMessage()
 
+    def concerns_users(record: logging.LogRecord) -> bool:
+        return not record.exc_info and "Waiting for previous save" not in record.getMessage()
 
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_worth_telling)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(concerns_users)
+    tell = sys.unraisablehook
 
-_tell = sys.unraisablehook
+    def tell_but_of_closed_loops(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
 
-
-def _tell_but_of_closed_loops(unraisable: Any) -> None:
-    """Reads and writes that Orbax has given up call back into an event loop that is gone."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _tell(unraisable)
-
-
-sys.unraisablehook = _tell_but_of_closed_loops
+    sys.unraisablehook = tell_but_of_closed_loops
 
 
 class Progress(NamedTuple):
@@ -84,6 +85,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2):
+        mute_orbax()
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["monitor"],
             n=1,
@@ -135,21 +137,21 @@ class Checkpoints:
         agree({f"steps in {self._manager.directory}": steps})
         reasons = []
         for step in steps:
-            found, reason = None, ""
+            restored, reason = None, ""
             with _quiet():
                 try:
-                    found = self._restore_step(step, like)
+                    restored = self._restore_step(step, like)
                 except Exception as error:  # Orbax raises whatever the damage leads it to
                     reason = first_line(error)
             # What one host cannot read, none goes on from.
             reason = next(filter(None, gather(reason)), "")
-            if found is None or reason:
+            if restored is None or reason:
                 reasons.append(f"step {step}: {reason}")
                 log.warning("this checkpoint cannot be used: %s", reasons[-1])
                 continue
             for damaged in steps[: steps.index(step)]:
                 self._manager.delete(damaged)
-            return found
+            return restored
         if reasons:
             raise UsageError(
                 f"no checkpoint in {self._manager.directory} can be used ({'; '.join(reasons)}): "
@@ -171,8 +173,8 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """What was saved beside a step's arrays, with their hashes."""
-        found = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-        return dict(found["record"])
+        items = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        return dict(items["record"])
 
     def _state(self, step: int, like: Any) -> Any:
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -181,7 +183,7 @@ class Checkpoints:
 
     def inspect(self) -> dict[int, str]:
         """Reads every step, compares it with its hashes, and says what is wrong with it, or ""."""
-        found = {}
+        problems = {}
         place = SingleDeviceSharding(jax.local_devices()[0])
         for step in sorted(self._manager.all_steps()):
             try:
@@ -198,10 +200,10 @@ class Checkpoints:
                 # Without a configuration, tuples and dataclasses are read as dictionaries.
                 ours, theirs = ({_plain(k): v for k, v in d.items()} for d in (actual, expected))
                 damaged = [name for name in theirs if ours.get(name) != theirs[name]]
-                found[step] = f"{damaged[0]} is not what was saved" if damaged else ""
+                problems[step] = f"{damaged[0]} is not what was saved" if damaged else ""
             except Exception as error:  # Orbax raises whatever the damage leads it to
-                found[step] = first_line(error)
-        return found
+                problems[step] = first_line(error)
+        return problems
 
     def wait(self) -> None:
         """Blocks until what was started is on disk.
@@ -222,8 +224,8 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mutes what Orbax says of damage, with tracebacks: one warning of ours stands for all that."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    """Mutes all that Orbax says of damage: one warning of ours stands for it."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
     for logger in loggers:
         logger.disabled = True

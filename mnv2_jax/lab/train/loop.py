@@ -1,11 +1,10 @@
 """The one training loop: batches in, logs, checkpoints and a trained model out."""
 
 import hashlib
-import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import write_json
-from mnv2_jax.lab.devices.hosts import gather, leave
+from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
 from mnv2_jax.lab.model_folder import TENSORS, save_model
 from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress
 from mnv2_jax.lab.train.log import RESULT, RunLog, progress_bar
@@ -25,7 +24,6 @@ from mnv2_jax.lab.train.run import Run
 
 IN_FLIGHT = 2  # steps
 SPIKE = 2.0  # a loss so many times that of the row before is noted in the log
-EXCHANGE = 1.0  # seconds between two exchanges of several hosts' requests
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,49 +32,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, number: int = signal.SIGINT):
         super().__init__(message)
         self.number = number
-
-
-class HostRequests:
-    """Requests to save, by the clock, and to stop, on a signal, which all hosts answer together.
-
-    Clocks differ and a signal may reach one host only. So several hosts exchange their requests, at
-    steps that they agree on ahead: every second or so, since an exchange waits for the devices.
-    """
-
-    def __init__(self, save_after: float):
-        """Starts counting; a request to save is made every `save_after` seconds."""
-        self.signal: int | None = None  # the first that came
-        self._save_after, self._saved = save_after, time.monotonic()
-        self._interval, self._next, self._exchanged = 1, 0, time.monotonic()
-
-    def saved(self) -> None:
-        """Starts to count anew."""
-        self._saved = time.monotonic()
-
-    def stop(self) -> bool:
-        """Whether this host was told to stop."""
-        return self.signal is not None
-
-    def __call__(self, step: int, wait: Callable[[], Any]) -> tuple[bool, bool]:
-        """Whether to save, and whether to stop, after a step; the same on all hosts.
-
-        Args:
-          step: that was started last, the same on all hosts.
-          wait: blocks until all steps are done: two programs at once could wait for each other.
-        """
-        now = time.monotonic()
-        own = (now - self._saved > self._save_after, self.stop())
-        if jax.process_count() == 1:
-            return own
-        if step < self._next:
-            return False, False
-        wait()
-        told = [json.loads(words) for words in gather(json.dumps([*own, now - self._exchanged]))]
-        self._exchanged = time.monotonic()
-        pace = min(EXCHANGE, self._save_after) / max(told[0][2], 1e-3)  # all go by host 0's clock
-        self._interval = max(1, min(2 * self._interval, int(self._interval * pace)))
-        self._next = step + self._interval
-        return any(save for save, *_ in told), any(stop for _, stop, _ in told)
 
 
 class MetricSums:

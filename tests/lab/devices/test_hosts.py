@@ -2,6 +2,8 @@
 
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from mnv2_jax import UsageError
@@ -46,6 +48,43 @@ def test_a_single_host_waits_for_nobody():
 def test_what_fails_here_is_raised_here():
     with pytest.raises(UsageError, match="as it was"), cluster.together():
         raise UsageError("as it was")
+
+
+def nothing():
+    pass
+
+
+def test_a_host_asks_to_save_by_the_clock_and_to_stop_on_a_signal():
+    assert cluster.HostRequests(1e6)(1, nothing) == (False, False)
+    hurried = cluster.HostRequests(-1.0)
+    assert hurried(1, nothing) == (True, False)
+    hurried.signal = 15
+    assert hurried(1, nothing) == (True, True)
+
+
+def test_hosts_exchange_their_requests_at_steps_that_they_agree_on(monkeypatch):
+    """By host 0's clock, here one of 10 ms a step: more and more seldom, until it is a second."""
+    clock, exchanged, theirs = [0.0], [], ["[false, false, 9.0]"]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(cluster, "gather", lambda own: exchanged.append(step) or [own, *theirs])
+    requests, waits = cluster.HostRequests(1e6), []
+    for step in range(1, 300):
+        clock[0] += 0.01
+        assert requests(step, lambda: waits.append(0)) == (False, False)
+    assert exchanged[:6] == [1, 3, 7, 15, 31, 63] and len(waits) == len(exchanged)
+    assert max(np.diff(exchanged)) <= 101
+    theirs[0] = "[false, true, 9.0]"  # a signal that only the other host got
+    answers = []
+    while not answers or answers[-1] == (False, False):
+        step += 1
+        clock[0] += 0.01
+        answers.append(requests(step, nothing))
+    assert answers[-1] == (False, True) and len(answers) <= 101
+    hurried = cluster.HostRequests(0.0)  # saves after every step, so exchanges at every step
+    for step in range(1000, 1003):
+        clock[0] += 0.01
+        assert hurried(step, nothing)[0]
 
 
 def hosts(place, *commands):

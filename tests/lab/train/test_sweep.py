@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from mnv2_jax import UsageError
 from mnv2_jax.lab.train import loop, run, sweep
 from mnv2_jax.lab.train.checkpoint import Checkpoints
+from mnv2_jax.lab.train.config import flatten
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import run_sweep, seed_groups, variant_config
@@ -23,18 +24,27 @@ COMMAND = ("python", "main.py")
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    on_one_device(monkeypatch)
+def quick(monkeypatch):
+    quickly(monkeypatch)
 
 
-def on_one_device(monkeypatch):
-    """Steps of a few rows are quicker on one device than on eight."""
-    make_plan = run.make_plan
+BUILT = {}
+
+
+def quickly(monkeypatch):
+    """Takes one device for steps of a few rows, and builds equal runs once."""
+    make_plan, make = run.make_plan, sweep.make_run
 
     def plan(launcher, batch_norm, devices, *others):
         return make_plan(launcher, batch_norm, devices or 1, *others)
 
+    def built(config, seeds_at_once):
+        key = str(flatten(config)), seeds_at_once
+        BUILT[key] = BUILT.get(key) or make(config, seeds_at_once)
+        return BUILT[key]
+
     monkeypatch.setattr(run, "make_plan", plan)
+    monkeypatch.setattr(sweep, "make_run", built)
 
 
 def one(steps=12, seeds=(0,), **changes):
@@ -66,7 +76,7 @@ def outcome(workdir):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
+        quickly(patch)
         workdir = tmp_path_factory.mktemp("undisturbed") / "run"
         train(one(), workdir)
     return workdir
@@ -102,23 +112,21 @@ def test_what_a_sweep_writes(undisturbed):
     assert not list(undisturbed.rglob("*partial*")) + list(undisturbed.rglob("*tmp*"))
 
 
-def test_the_training_rows_are_means_over_their_steps(tmp_path):
-    """One row for two steps is the mean of one row each."""
-    fine, coarse = tmp_path / "fine", tmp_path / "coarse"
-    train(one(4, log_every=1), fine)
-    train(one(4, log_every=2), coarse)
-    rows = [
-        [r for r in read_rows(w / "linear/seed_0/metrics.jsonl") if r["split"] == "train"]
-        for w in (fine, coarse)
-    ]
-    for name in ("loss", "accuracy"):
-        means = np.reshape([r[name] for r in rows[0]], (2, 2)).mean(1)
-        np.testing.assert_allclose([r[name] for r in rows[1]], means, rtol=1e-6)
-
-
-def test_the_same_again_is_bit_equal(undisturbed, tmp_path):
-    train(one(), tmp_path / "again")
-    assert outcome(tmp_path / "again") == outcome(undisturbed)
+def test_the_same_again_is_bit_equal_and_its_training_rows_are_means(
+    undisturbed, tmp_path, monkeypatch
+):
+    """Built anew, and with a row for every step: one row for two steps is the mean of theirs."""
+    monkeypatch.setattr(sweep, "make_run", make_run)
+    train(one(log_every=1), tmp_path)
+    again, before = outcome(tmp_path), outcome(undisturbed)
+    name = "linear/seed_0 rows"
+    fine, coarse = (
+        [r for r in found.pop(name) if r["split"] == "train"] for found in (again, before)
+    )
+    assert again == before
+    for metric in ("loss", "accuracy"):
+        means = np.reshape([r[metric] for r in fine], (6, 2)).mean(1)
+        np.testing.assert_allclose([r[metric] for r in coarse], means, rtol=1e-6)
 
 
 def test_a_finished_sweep_is_not_repeated(undisturbed, monkeypatch):
@@ -241,7 +249,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_one_warning(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["shard_map", "pmap"])
+@pytest.mark.parametrize("launcher", ["shard_map", pytest.param("pmap", marks=pytest.mark.nightly)])
 def test_every_launcher_goes_on_from_its_checkpoint(tmp_path, monkeypatch, launcher):
     config = one(6, parallel={"launcher": launcher, "devices": 2})
     train(config, tmp_path / "whole")
@@ -314,13 +322,18 @@ def test_a_run_that_goes_astray_stops_with_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "launcher",
-    ["jit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("shard_map", "pmap"))],
+    [
+        "jit",
+        pytest.param("shard_map", marks=[pytest.mark.slow, pytest.mark.nightly]),
+        pytest.param("pmap", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_compiled_after_the_first_steps_and_evaluation(
     tmp_path, caplog, monkeypatch, launcher
 ):
     """Nor for the last batch of an evaluation: the 360 examples do not divide by 100."""
     compiled, write = {}, loop.RunLog.write
+    monkeypatch.setattr(sweep, "make_run", make_run)
 
     def note(self, at, split, values):
         compiled[at] = len([r for r in caplog.records if "Compiling" in r.getMessage()])
