@@ -24,7 +24,7 @@ from mnv2_jax.files import replacing
 from mnv2_jax.inference.graph import Graph, trace
 from mnv2_jax.inference.quantize import Quantized, equalize, quantize, simulate
 from mnv2_jax.models.build import look_up
-from mnv2_jax.models.dialect import normalize
+from mnv2_jax.models.dialect import SLIM, normalize
 
 __all__ = ["FORMATS", "Report", "export"]
 
@@ -99,7 +99,7 @@ def export(
     if len(calibration) and not format_.int8:
         able = ", ".join(name for name, found in FORMATS.items() if found.int8)
         raise UsageError(f"{to} is written in float: for int8 export to {able}.")
-    dialect = getattr(model, "backbone", model).dialect
+    dialect = getattr(getattr(model, "backbone", model), "dialect", SLIM)
     graph = trace(model, variables, size, dialect if preprocessing else None)
 
     def entering(pixels: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A graph as a LiteRT (TFLite) flatbuffer, written without TensorFlow, in float or in int8.
 
-Every node becomes one builtin operation with its activation fused; a convolution whose padding is
+Every node becomes one builtin operation with ReLU or ReLU6 fused; a convolution whose padding is
 neither SAME nor VALID gets a `PAD` before it. Names of classes are kept as the metadata entry
 "classes". The layout of the file is LiteRT's published schema, whose generated classes come with
 its runtime.
@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
-from mnv2_jax.export.optional import need
+from mnv2_jax.export.runtimes import cannot_write, need
 from mnv2_jax.inference.graph import IMAGES, Graph, Node
 from mnv2_jax.inference.quantize import Quantized, Scale
 from mnv2_jax.models.layers import pad_same
@@ -22,6 +21,23 @@ from mnv2_jax.models.layers import pad_same
 SCHEMA_VERSION = 3
 NO_PADDING = ((0, 0), (0, 0))
 ACTIVATIONS = {None: "NONE", (0.0, 6.0): "RELU6", (0.0, np.inf): "RELU"}
+# By the names of a graph's operations: (operation, its table of options).
+ELEMENTWISE = {
+    "add": ("ADD", "AddOptions"),
+    "sub": ("SUB", "SubOptions"),
+    "mul": ("MUL", "MulOptions"),
+    "div": ("DIV", "DivOptions"),
+    "max": ("MAXIMUM", ""),
+    "min": ("MINIMUM", ""),
+    "pow": ("POW", ""),
+    "logistic": ("LOGISTIC", ""),
+    "tanh": ("TANH", ""),
+    "exp": ("EXP", ""),
+    "log": ("LOG", ""),
+    "sqrt": ("SQRT", ""),
+    "abs": ("ABS", ""),
+    "hard_swish": ("HARD_SWISH", ""),
+}
 
 
 def write_litert(
@@ -39,6 +55,9 @@ def write_litert(
       outputs: names of the results.
       classes: kept as JSON in the metadata.
       quantized: of the same graph.
+
+    Raises:
+      UsageError: LiteRT lacks an operation of the graph, or its package is not installed.
     """
     schema = need("ai_edge_litert.schema_py_generated", "export")
     flatbuffers = need("flatbuffers", "export")
@@ -72,7 +91,7 @@ class _Writer:
         if self.quantized is not None and not pixels:
             self.index[IMAGES] = self.rounded(given, IMAGES)
         for node in self.graph.nodes:
-            getattr(self, f"_{node.op}")(node, [self.index[name] for name in node.inputs])
+            self.node(node)
         results = []
         for name, value in zip(outputs, self.graph.outputs, strict=True):
             results.append(self.index[value])
@@ -171,9 +190,27 @@ class _Writer:
         self.index[node.name] = self.value(node.name, node.shape, node.name)
         return self.index[node.name]
 
+    def node(self, node: Node) -> None:
+        """Adds what computes a node; bounds that cannot be fused become operations of their own."""
+        write = self._elementwise if node.op in ELEMENTWISE else getattr(self, f"_{node.op}", None)
+        if write is None:
+            raise cannot_write("LiteRT", node)
+        if node.clip in ACTIVATIONS:
+            return write(node, [self.index[name] for name in node.inputs])
+        if self.quantized is not None:
+            raise cannot_write("LiteRT", node._replace(op=f"a bound of {node.clip} in int8"))
+        inner = node._replace(name=f"{node.name}/unbounded", clip=None)
+        self.node(inner)
+        value = self.index[inner.name]
+        for op, end in zip(("MAXIMUM", "MINIMUM"), node.clip or (), strict=True):
+            if np.isfinite(end):
+                name = f"{node.name}/{op}"
+                bound = self.tensor(f"{name}/end", (), np.float32, data=np.asarray(end))
+                given, value = value, self.value(name, node.shape, node.name)
+                self.operator(op, [given, bound], value)
+        self.index[node.name] = value
+
     def activation(self, node: Node) -> int:
-        if node.clip not in ACTIVATIONS:
-            raise UsageError(f"{node.name} is clipped to {node.clip}: LiteRT fuses ReLU and ReLU6.")
         return getattr(self.schema.ActivationFunctionType, ACTIVATIONS[node.clip])
 
     def weights(self, node: Node, order: Sequence[int], axis: int) -> list[int]:
@@ -230,7 +267,7 @@ class _Writer:
             self.operator("CONV_2D", [x, *weights], self.result(node), "Conv2DOptions", **options)
             return
         if node.groups != kernel[3] or kernel[2] != 1:
-            raise UsageError(f"{node.name} has {node.groups} groups: LiteRT knows 1, or depthwise.")
+            raise cannot_write("LiteRT", node._replace(op=f"a convolution of {node.groups} groups"))
         self.operator(
             "DEPTHWISE_CONV_2D",
             [x, *self.weights(node, (2, 0, 1, 3), 3)],
@@ -249,15 +286,19 @@ class _Writer:
             fusedActivationFunction=self.activation(node),
         )
 
-    def _add(self, node: Node, inputs: list[int]) -> None:
-        activation = self.activation(node)
-        self.operator(
-            "ADD", inputs, self.result(node), "AddOptions", fusedActivationFunction=activation
-        )
+    def _elementwise(self, node: Node, inputs: list[int]) -> None:
+        op, kind = ELEMENTWISE[node.op]
+        if node.kernel is not None:
+            array = np.asarray(node.kernel, np.float32)
+            inputs.append(self.tensor(f"{node.name}/kernel", array.shape, np.float32, data=array))
+        options = {"fusedActivationFunction": self.activation(node)} if kind else {}
+        self.operator(op, inputs, self.result(node), kind, **options)
 
     def _clip(self, node: Node, inputs: list[int]) -> None:
-        self.activation(node)
-        self.operator(ACTIVATIONS[node.clip], inputs, self.result(node))
+        if node.clip is None:
+            self.index[node.name] = inputs[0]
+        else:
+            self.operator(ACTIVATIONS[node.clip], inputs, self.result(node))
 
     def _mean(self, node: Node, inputs: list[int]) -> None:
         axes = self.integers(f"{node.name}/axes", [1, 2])

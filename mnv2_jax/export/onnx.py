@@ -13,14 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
-from mnv2_jax.export.optional import need
+from mnv2_jax.export.runtimes import cannot_write, need
 from mnv2_jax.inference.graph import IMAGES, Graph, Node
 from mnv2_jax.inference.quantize import Quantized
 
 OPSET = 17  # the oldest with all that is used here
 IR_VERSION = 8  # what runtimes of that opset's time read
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+ELEMENTWISE = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "pow": "Pow",
+    "logistic": "Sigmoid",
+    "tanh": "Tanh",
+    "exp": "Exp",
+    "log": "Log",
+    "sqrt": "Sqrt",
+    "abs": "Abs",
+    "erf": "Erf",
+    "hard_swish": "HardSwish",
+}
 
 
 def write_onnx(
@@ -38,6 +54,9 @@ def write_onnx(
       outputs: names of the results.
       classes: kept as JSON in the metadata entry "classes".
       quantized: of the same graph.
+
+    Raises:
+      UsageError: ONNX lacks an operation of the graph, or its package is not installed.
     """
     onnx = need("onnx", "export")
     writer = _Writer(onnx, graph, quantized)
@@ -98,8 +117,12 @@ class _Writer:
         pixels = first.op == "normalize"
         self.values = {IMAGES: self.rounded(IMAGES, self.emit("Transpose", [IMAGES], perm=TO_NCHW))}
         for node in self.graph.nodes:
-            inputs = [self.values[name] for name in node.inputs]
-            value = getattr(self, f"_{node.op}")(node, inputs)
+            write = (
+                self._elementwise if node.op in ELEMENTWISE else getattr(self, f"_{node.op}", None)
+            )
+            if write is None:
+                raise cannot_write("ONNX", node)
+            value = self.clipped(node, write(node, [self.values[name] for name in node.inputs]))
             self.values[node.name] = self.rounded(node.name, value)
         for name, value in zip(outputs, self.graph.outputs, strict=True):
             kept = self.values[value]
@@ -177,7 +200,10 @@ class _Writer:
         low, high = node.clip
         if (low, high) == (0, np.inf):
             return self.emit("Relu", [value], f"{node.name}/relu")
-        ends = [self.constant(f"clip/{end:g}", np.float32(end)) for end in (low, high)]
+        ends = [
+            self.constant(f"clip/{end:g}", np.float32(end)) if np.isfinite(end) else ""
+            for end in (low, high)
+        ]
         return self.emit("Clip", [value, *ends], f"{node.name}/clip")
 
     def _normalize(self, node: Node, inputs: list[str]) -> str:
@@ -189,7 +215,7 @@ class _Writer:
 
     def _conv(self, node: Node, inputs: list[str]) -> str:
         (top, bottom), (left, right) = node.padding
-        value = self.emit(
+        return self.emit(
             "Conv",
             [*inputs, *self.weights(node, (3, 2, 0, 1))],
             node.name,
@@ -199,17 +225,20 @@ class _Writer:
             dilations=[node.dilation] * 2,
             group=node.groups,
         )
-        return self.clipped(node, value)
 
     def _dense(self, node: Node, inputs: list[str]) -> str:
-        value = self.emit("Gemm", [*inputs, *self.weights(node, (1, 0))], node.name, transB=1)
-        return self.clipped(node, value)
+        return self.emit("Gemm", [*inputs, *self.weights(node, (1, 0))], node.name, transB=1)
 
-    def _add(self, node: Node, inputs: list[str]) -> str:
-        return self.clipped(node, self.emit("Add", inputs, node.name))
+    def _elementwise(self, node: Node, inputs: list[str]) -> str:
+        if node.kernel is not None:
+            array = np.asarray(node.kernel, np.float32)
+            array = array.transpose(TO_NCHW) if array.ndim == 4 else array
+            inputs.append(self.constant(f"{node.name}/kernel", array))
+        return self.emit(ELEMENTWISE[node.op], inputs, node.name)
 
     def _clip(self, node: Node, inputs: list[str]) -> str:
-        return self.clipped(node, inputs[0])
+        del node
+        return inputs[0]
 
     def _mean(self, node: Node, inputs: list[str]) -> str:
         return self.emit("Flatten", [self.emit("GlobalAveragePool", inputs)], node.name)
@@ -220,12 +249,12 @@ class _Writer:
             new[1:] = reversed(new[1:])  # (b, values, rows), the rows as yet in another order
         elif len(old) == 4 and old[1] * old[2] > 1:
             value = self.emit("Transpose", [value], perm=TO_NHWC)
-        if len(new) == 4:
-            if new[1] * new[2] > 1:
-                raise UsageError(f"{node.name} reshapes to an image: ONNX export knows no such.")
+        image = len(new) == 4 and new[1] * new[2] > 1
+        if len(new) == 4 and not image:
             new = [new[i] for i in TO_NCHW]
         shape = self.constant(f"{node.name}/shape", np.array([-1, *new[1:]], np.int64))
-        return self.emit("Reshape", [value, shape], node.name)
+        value = self.emit("Reshape", [value, shape], node.name)
+        return self.emit("Transpose", [value], perm=TO_NCHW) if image else value
 
     def _expand(self, node: Node, inputs: list[str]) -> str:
         shape = np.array([node.shape[i] for i in TO_NCHW], np.int64)

@@ -1,5 +1,6 @@
-"""Exported files at work in their own runtimes, to compare them with the network they came from."""
+"""The runtimes of exported files: what they need, what they lack, and how they run a file."""
 
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,32 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mnv2_jax.export.optional import need
+from mnv2_jax.errors import UsageError
 from mnv2_jax.export.stablehlo import count_operations
+from mnv2_jax.inference.graph import Node
+
+
+def need(module: str, extra: str) -> Any:
+    """Imports a module of a package that only an export needs.
+
+    Raises:
+      UsageError: it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"this export needs the package {module.partition('.')[0]}, which is not installed: "
+            f"pip install 'mnv2_jax[{extra}]'."
+        ) from error
+
+
+def cannot_write(name: str, node: Node) -> UsageError:
+    """Builds the error for a node that a format has no operation for."""
+    return UsageError(
+        f"{name} export cannot write {node.op!r} (layer {node.layer}): replace it in the "
+        "network, or export to stablehlo, which holds every operation."
+    )
 
 
 class Opened(NamedTuple):

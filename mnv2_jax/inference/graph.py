@@ -1,363 +1,355 @@
-"""A network at inference as a list of few kinds of operations: what exporters write out.
+"""A network at inference as a list of simple operations: what is folded, exported and quantized.
 
-`trace` runs any model of this project (classifier, SSDLite, DeepLab, and their ablations) on
-shapes alone, with batch norm folded and every convolution in its plain form, and keeps what it
-computes. `run` computes it again in JAX, with a hook after every operation, which is how int8 is
-calibrated and simulated.
+`trace` reads the operations off the jaxpr of any Flax module: a classifier, SSDLite, DeepLab, an
+ablation, or a network with blocks of one's own. Batch norm disappears into the convolution before
+it, and a bound into the operation that it bounds. A primitive of JAX that has no place among the
+operations stays as it is: `run` computes it, and a file format that lacks it refuses it by name.
 """
 
-import functools
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Float
+from jax import core
+from jaxtyping import Array
 
-from mnv2_jax.models.deeplab import resize_aligned
-from mnv2_jax.models.layers import PADDINGS, ConvNorm, fold_norm
-from mnv2_jax.ops.convolution import convolution
+from mnv2_jax.errors import UsageError
+from mnv2_jax.inference.operations import (
+    BINARY,
+    IMAGES,
+    UNARY,
+    WEIGHTED,
+    Folded,
+    Graph,
+    Node,
+    run,
+    with_weights,
+)
+from mnv2_jax.inference.simplify import simplified
+from mnv2_jax.ops.convolution import NHWC, plain_convolutions
 
-IMAGES = "images"
-"""The name of a graph's input."""
+__all__ = ["IMAGES", "Folded", "Graph", "Node", "run", "structure", "trace", "with_weights"]
 
-Clip = tuple[float, float]
-
-
-class Node(NamedTuple):
-    """One operation. Images are (b, h, w, c) and kernels (h, w, in, out) throughout.
-
-    Attributes:
-      op: a key of `OPERATIONS`.
-      name: of its output; the module's path, made unique.
-      inputs: names of other nodes, or `IMAGES`.
-      shape: of its output, with a batch of 1.
-      kernel, bias: of `conv` (see `ConvNorm`) and `dense`; of `normalize` factor and offset.
-      clip: lowest and highest output, or None.
-      stride, padding, dilation, groups: of `conv`.
-      axis: of `concat`.
-    """
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    shape: tuple[int, ...]
-    kernel: Any = None
-    bias: Any = None
-    clip: Clip | None = None
-    stride: int = 1
-    padding: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
-    dilation: int = 1
-    groups: int = 1
-    axis: int = -1
-
-
-class Graph(NamedTuple):
-    """Nodes in the order of their computation.
-
-    Attributes:
-      nodes: all operations.
-      input_shape: (1, h, w, c).
-      outputs: names of the nodes that are the results.
-    """
-
-    nodes: tuple[Node, ...]
-    input_shape: tuple[int, ...]
-    outputs: tuple[str, ...]
+# Primitives that call a jaxpr of their own once, by its parameter's name.
+CALLS = {
+    **dict.fromkeys(("jit", "pjit", "remat", "checkpoint", "remat2"), "jaxpr"),
+    **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call"), "call_jaxpr"),
+    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), "call_jaxpr"),
+}
 
 
 def trace(model: Any, variables: Any, size: tuple[int, int], dialect: Any = None) -> Graph:
     """Returns what a model computes at inference for images of one size.
 
     Args:
-      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`.
+      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`, or another module of images.
       variables: its `params` and `batch_stats`.
       size: height and width.
       dialect: where given, the images are pixels 0..255, and bringing them to this dialect's input
         range is the graph's first operation.
+
+    Raises:
+      UsageError: the model mixes the images of a batch.
     """
-    plain = _plain(model)
-    channels = getattr(plain, "backbone", plain).in_channels
-    shape = (1, *size, channels)
+    graph, weights = structure(model, variables, size, lambda f, v: jax.jit(f)(v))
+    graph = with_weights(graph, jax.device_get(weights))
+    if dialect is None:
+        return graph
+    channels = graph.input_shape[-1]
+    std, mean = (
+        np.resize(v, channels) if len(v) in (1, channels) else np.full(channels, np.mean(v))
+        for v in (dialect.std, dialect.mean)
+    )
+    pixels = Node(
+        "normalize", "normalize", (IMAGES,), graph.input_shape,
+        kernel=np.float32(1 / (255 * std)), bias=np.float32(-mean / std),
+    )  # fmt: skip
+    nodes = [
+        node._replace(inputs=tuple(pixels.name if n == IMAGES else n for n in node.inputs))
+        for node in graph.nodes
+    ]
+    return graph._replace(nodes=(pixels, *nodes))
 
-    def forward(images: Array) -> Any:
-        with nn.intercept_methods(_folded):
-            return plain.apply(variables, images)
 
-    closed = jax.make_jaxpr(forward)(jax.ShapeDtypeStruct(shape, np.float32))
-    uses = Counter(v for e in closed.jaxpr.eqns for v in e.invars if _is_variable(v))
-    tracer = _Tracer(type(model).__name__, uses)
-    images = IMAGES
-    if dialect is not None:
-        std, mean = (
-            np.resize(v, channels) if len(v) in (1, channels) else np.full(channels, np.mean(v))
-            for v in (dialect.std, dialect.mean)
-        )
-        images = tracer.add(
-            "normalize", images, shape, "normalize",
-            kernel=np.float32(1 / (255 * std)), bias=np.float32(-mean / std),
-        )  # fmt: skip
-    outputs = tracer.visit(closed.jaxpr, closed.consts, [images])
-    return Graph(tuple(tracer.nodes.values()), shape, tuple(outputs))
+def structure(
+    model: Any,
+    variables: Any,
+    size: tuple[int, int],
+    evaluate: Callable[[Callable[[Any], Any], Any], Any] = jax.eval_shape,
+) -> tuple[Graph, dict[str, Folded]]:
+    """Returns a graph, and by the names of its nodes the weights that it still has to be given.
+
+    Args:
+      model, size: as `trace` takes them.
+      variables: as `trace` takes them; for `jax.eval_shape` their shapes are enough.
+      evaluate: (function, variables) -> what the function makes of them, compiled.
+    """
+    graphs = []
+    plain, shape = _plain(model), (1, *size, in_channels(model))
+
+    def weights(variables: Any) -> dict[str, Folded]:
+        with plain_convolutions():
+            closed = jax.make_jaxpr(lambda v, x: jax.tree.leaves(plain.apply(v, x)))(
+                variables, jax.ShapeDtypeStruct(shape, np.float32)
+            )
+        reader = _Reader(type(model).__name__, shape)
+        outputs = reader.visit(closed, [*jax.tree.leaves(variables), IMAGES])
+        graphs.append(simplified(Graph(tuple(reader.nodes.values()), shape, tuple(outputs))))
+        # Of variables everything is traced here, and nothing else is.
+        return {
+            node.name: Folded(node.kernel, node.bias)
+            for node in graphs[-1].nodes
+            if any(map(_is_traced, jax.tree.leaves((node.kernel, node.bias))))
+        }
+
+    evaluated = evaluate(weights, variables)
+    return graphs[-1], evaluated
+
+
+def in_channels(model: Any) -> int:
+    """Returns how many channels a model's images have: 3 where it does not say."""
+    return getattr(getattr(model, "backbone", model), "in_channels", 3)
 
 
 def _plain(model: Any) -> Any:
-    """The same network with XLA's own convolutions in float32, computed whole."""
-    changes = {"convolve": lax.conv_general_dilated, "dtype": jnp.float32, "split": 1}
+    """The same network in float32, with every block computed whole."""
     if hasattr(model, "backbone"):
-        return model.clone(backbone=model.backbone.clone(**changes))
-    return model.clone(**changes)
+        return model.clone(backbone=_plain(model.backbone))
+    changes = {"dtype": jnp.float32, "split": 1}
+    return model.clone(**{name: value for name, value in changes.items() if hasattr(model, name)})
 
 
-def _folded(call: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
-    """Computes a `ConvNorm` as one convolution with a bias; leaves other modules alone."""
-    module = context.module
-    if not isinstance(module, ConvNorm) or context.method_name != "__call__":
-        return call(*args, **options)
-    x, variables = args[0], module.variables
-    with jax.ensure_compile_time_eval():
-        kernel, bias = fold_norm(
-            variables["params"], variables["batch_stats"], module.dialect.bn_epsilon
-        )
-    pad = PADDINGS[module.dialect.padding]
-    y = module.convolve(
-        x,
-        kernel,
-        (module.stride, module.stride),
-        [pad(n, module.kernel, module.stride, module.dilation) for n in x.shape[1:3]],
-        rhs_dilation=(module.dilation, module.dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[3] // kernel.shape[2],
-    )
-    return module.activation(y + bias)
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, core.Tracer)
 
 
-def _is_variable(atom: Any) -> bool:
-    return not hasattr(atom, "val")  # a literal has a value
+class _Reader:
+    """Turns a jaxpr into nodes; every value in it is the name of a node, or a constant array.
 
+    A constant keeps the axes of size 1 that the program repeats it along.
+    """
 
-class _Tracer:
-    """Reads a jaxpr; every value in it is the name of a node, or a constant array."""
-
-    def __init__(self, title: str, uses: Counter):
-        self.title = title
+    def __init__(self, title: str, shape: tuple[int, ...]):
+        self.title, self.shapes = title, {IMAGES: shape}
         self.nodes: dict[str, Node] = {}
-        self.uses = uses
 
-    def add(self, op: str, inputs: Any, shape: Any, scope: str = "", **attributes: Any) -> str:
+    def visit(self, jaxpr: Any, arguments: list[Any], scope: str = "") -> list[Any]:
+        consts, jaxpr = getattr(jaxpr, "consts", ()), getattr(jaxpr, "jaxpr", jaxpr)
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+        def read(atom: Any) -> Any:
+            return np.asarray(atom.val) if hasattr(atom, "val") else values[atom]
+
+        for equation in jaxpr.eqns:
+            inner = str(equation.source_info.name_stack)
+            place = inner if inner.startswith(self.title) else f"{scope}/{inner}"
+            results = self.equation(equation, [read(atom) for atom in equation.invars], place)
+            values |= zip(equation.outvars, results, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, equation: Any, inputs: list[Any], scope: str) -> list[Any]:
+        op, params = equation.primitive.name, equation.params
+        if op in CALLS and params.get("name") != "resize_aligned":
+            return self.visit(params[CALLS[op]], inputs, scope)
+        names = tuple(value for value in inputs if isinstance(value, str))
+        if not names:
+            return _constant(equation, inputs)
+        shape = equation.outvars[0].aval.shape
+        if op in CALLS:
+            return [self.add(Node("resize", scope, names[:1], shape))]
+        given = _Given(op, scope, names, shape, inputs, params, self.shapes[names[0]])
+        made = READERS[op](given) if op in READERS else None
+        if isinstance(made, str):  # nothing is computed
+            return [made]
+        if made is not None:
+            return [self.add(made)]
+        return [self.add(_primitive(equation, i, given)) for i in range(len(equation.outvars))]
+
+    def add(self, node: Node) -> str:
         # Flax scopes are Model/Model.method/block_0.method/filter
-        parts = [part.partition(".")[0] for part in scope.split("/")]
-        base = "/".join(part for part in parts if part and part != self.title) or op
+        parts = [part.partition(".")[0] for part in node.name.split("/")]
+        parts = [part for part in parts if part and part != self.title]
+        while parts and parts[-1] in ("conv", "norm"):  # of a ConvNorm
+            parts.pop()
+        own = "mean" if node.op == "sum" else node.op
+        base = "/".join(parts if node.op in WEIGHTED and parts else [*parts, own])
         name, copy = base, 1
         while name in self.nodes or name == IMAGES:
             copy += 1
             name = f"{base}_{copy}"
-        inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-        self.nodes[name] = Node(op, name, inputs, tuple(shape), **attributes)
+        self.nodes[name], self.shapes[name] = node._replace(name=name), node.shape
         return name
 
-    def visit(self, jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
-        values = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
-        values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(atom: Any) -> Any:
-            return values[atom] if _is_variable(atom) else np.asarray(atom.val)
+class _Given(NamedTuple):
+    """An equation that computes from images; `inputs` are names and constants, in its order."""
 
-        for equation in jaxpr.eqns:
-            inputs = [read(atom) for atom in equation.invars]
-            known = all(isinstance(value, np.ndarray) for value in inputs)
-            found = self.constant(equation, inputs) if known else self.equation(equation, inputs)
-            values |= dict(zip(equation.outvars, found, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+    op: str
+    scope: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    inputs: list[Any]
+    params: dict[str, Any]
+    first: tuple[int, ...]  # the shape of the first named input
 
-    def constant(self, equation: Any, inputs: list[Any]) -> list[Any]:
-        found = equation.primitive.bind(*map(jnp.asarray, inputs), **equation.params)
-        return [np.asarray(x) for x in (found if equation.primitive.multiple_results else [found])]
+    @property
+    def constant(self) -> Any:
+        """The only constant among the inputs, or None."""
+        constants = [value for value in self.inputs if not isinstance(value, str)]
+        return constants[0] if len(constants) == 1 else None
 
-    def equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
-        name = equation.params.get("name", equation.primitive.name)
-        inner = equation.params.get("call_jaxpr") or equation.params.get("jaxpr")
-        if name not in READERS and inner is not None:
-            return self.visit(inner.jaxpr, inner.consts, inputs)
-        shape = equation.outvars[0].aval.shape
-        scope = str(equation.source_info.name_stack)
-        return [READERS[name](self, equation, inputs, shape, scope)]
-
-    def single(self, name: Any, op: tuple[str, ...], equation: Any) -> Node | None:
-        """The node of a name, if it is of these kinds and nothing but this equation uses it."""
-        node = self.nodes.get(name) if isinstance(name, str) else None
-        alone = all(self.uses[v] <= 1 for v in equation.invars if _is_variable(v))
-        return node if node is not None and node.op in op and alone else None
+    def node(self, op: str = "", **attributes: Any) -> Node:
+        return Node(op or self.op, self.scope, self.names, self.shape, **attributes)
 
 
-def _read_conv(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    given = equation.params
-    kernel = inputs[1]
-    return tracer.add(
-        "conv", inputs[0], shape, scope,
+def _constant(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Evaluates an equation without images."""
+    op, params = equation.primitive.name, equation.params
+    if op == "broadcast_in_dim":
+        sizes = dict(zip(params["broadcast_dimensions"], np.shape(inputs[0]), strict=True))
+        return [inputs[0].reshape([sizes.get(i, 1) for i in range(len(params["shape"]))])]
+    if op in BINARY:
+        return [BINARY[op](*jnp.broadcast_arrays(*inputs))]
+    shapes = [atom.aval.shape for atom in equation.invars]
+    whole = [jnp.broadcast_to(x, s) for x, s in zip(inputs, shapes, strict=True)]
+    results = equation.primitive.bind(*whole, **params)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def _primitive(equation: Any, output: int, given: _Given) -> Node:
+    """A node that computes output i of a primitive of JAX as it is, image by image."""
+    shape = equation.outvars[output].aval.shape
+    if shape[:1] != (1,):
+        raise UsageError(
+            f"{given.op!r} (layer {given.scope}) mixes the images of a batch, or keeps no axis for "
+            "them: such a network can be neither folded nor exported."
+        )
+    primitive, params, operands = equation.primitive, equation.params, given.inputs
+    shapes = [atom.aval.shape for atom in equation.invars]
+    constants = tuple(value for value in operands if not isinstance(value, str))
+
+    def compute(node: Node, *images: Array) -> Array:
+        def one(*images: Array) -> Array:
+            named, kept = iter(images), iter(node.kernel)
+            results = primitive.bind(
+                *(
+                    next(named)[None] if isinstance(x, str) else jnp.broadcast_to(next(kept), s)
+                    for x, s in zip(operands, shapes, strict=True)
+                ),
+                **params,
+            )
+            return (results[output] if primitive.multiple_results else results)[0]
+
+        return jax.vmap(one)(*images)
+
+    return given.node(kernel=constants, compute=compute)._replace(shape=shape)
+
+
+def _read_conv(given: _Given) -> Node | None:
+    p, kernel = given.params, given.constant
+    if kernel is None or not isinstance(given.inputs[0], str):
+        return None
+    stride, dilation = (set(p[name]) for name in ("window_strides", "rhs_dilation"))
+    usual = (
+        p["dimension_numbers"] == NHWC
+        and p["batch_group_count"] == len(stride) == len(dilation) == 1
+        and set(p["lhs_dilation"]) == {1}
+    )
+    if not usual:
+        return None
+    return given.node(
+        "conv",
         kernel=kernel,
         bias=np.zeros(kernel.shape[3], np.float32),
-        stride=given["window_strides"][0],
-        padding=tuple((int(low), int(high)) for low, high in given["padding"]),
-        dilation=given["rhs_dilation"][0],
-        groups=given["feature_group_count"],
-    )  # fmt: skip
-
-
-def _read_dense(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    del equation
-    bias = np.zeros(shape[-1], np.float32)
-    return tracer.add("dense", inputs[0], shape, scope, kernel=inputs[1], bias=bias)
-
-
-def _read_add(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    given = next((value for value in inputs if isinstance(value, np.ndarray)), None)
-    if given is None:
-        return tracer.add("add", inputs, shape, f"{scope}/add")
-    (name,) = (value for value in inputs if isinstance(value, str))
-    node = tracer.nodes[name]
-    assert node.op in ("conv", "dense") and node.clip is None, node
-    tracer.nodes[name] = node._replace(bias=node.bias + given.reshape(-1))
-    return name
-
-
-def _read_clip(low: float, high: float) -> Callable[..., str]:
-    def read(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-        node = tracer.single(inputs[0], ("conv", "dense", "add"), equation)
-        if node is None or node.clip is not None:
-            return tracer.add("clip", inputs[0], shape, scope, clip=(low, high))
-        tracer.nodes[node.name] = node._replace(clip=(low, high))
-        return node.name
-
-    return read
-
-
-def _read_mean(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    assert equation.params["axes"] == (1, 2), equation
-    return tracer.add("mean", inputs[0], shape, scope)
-
-
-def _read_div(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    """The division of a mean, whose sum is a node already; nothing else divides."""
-    del equation, scope
-    node = tracer.nodes[inputs[0]]
-    while node.op == "reshape":
-        node = tracer.nodes[node.inputs[0]]
-    h, w = _shape_of(tracer, node.inputs[0])[1:3]
-    assert node.op == "mean" and inputs[1] == h * w, (node, shape)
-    return inputs[0]
-
-
-def _shape_of(tracer: _Tracer, name: str) -> tuple[int, ...]:
-    return tracer.nodes[name].shape
-
-
-def _read_reshape(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    del equation
-    if _shape_of(tracer, inputs[0]) == shape:
-        return inputs[0]
-    return tracer.add("reshape", inputs[0], shape, scope)
-
-
-def _read_broadcast(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    kept = [n for i, n in enumerate(shape) if i in equation.params["broadcast_dimensions"]]
-    same = np.prod(shape) == np.prod(_shape_of(tracer, inputs[0]))
-    if same:
-        return _read_reshape(tracer, equation, inputs, shape, scope)
-    assert len(kept) == 4, equation
-    return tracer.add("expand", inputs[0], shape, scope)
-
-
-def _read_concat(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    return tracer.add("concat", inputs, shape, scope, axis=equation.params["dimension"])
-
-
-def _read_resize(tracer: _Tracer, equation: Any, inputs: Any, shape: Any, scope: str) -> str:
-    del equation
-    return tracer.add("resize", inputs[0], shape, scope)
-
-
-# Primitives, and functions of this project that are compiled under their own name.
-READERS: dict[str, Callable[..., str]] = {
-    "conv_general_dilated": _read_conv,
-    "dot_general": _read_dense,
-    "add": _read_add,
-    "relu6": _read_clip(0.0, 6.0),
-    "relu": _read_clip(0.0, np.inf),
-    "reduce_sum": _read_mean,
-    "div": _read_div,
-    "reshape": _read_reshape,
-    "broadcast_in_dim": _read_broadcast,
-    "concatenate": _read_concat,
-    "resize_aligned": _read_resize,
-}
-
-
-def _run_normalize(node: Node, x: Array) -> Array:
-    factor, offset = (values[None, None, None] for values in (node.kernel, node.bias))
-    return x.astype(jnp.float32) * factor + offset
-
-
-def _run_conv(node: Node, x: Array) -> Array:
-    def convolve(form: Callable[..., Array], x: Array) -> Array:
-        return form(
-            x,
-            jnp.asarray(node.kernel),
-            (node.stride, node.stride),
-            node.padding,
-            rhs_dilation=(node.dilation, node.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=node.groups,
-        )
-
-    # Chosen when it is lowered, since a graph may be exported for several platforms at once.
-    y = lax.platform_dependent(
-        x,
-        cpu=functools.partial(convolve, convolution),
-        default=functools.partial(convolve, lax.conv_general_dilated),
+        stride=stride.pop(),
+        padding=tuple((int(low), int(high)) for low, high in p["padding"]),
+        dilation=dilation.pop(),
+        groups=p["feature_group_count"],
     )
-    return y + jnp.asarray(node.bias)[None, None, None]
 
 
-OPERATIONS: dict[str, Callable[..., Array]] = {
-    "normalize": lambda n, x: (
-        x.astype(jnp.float32) * n.kernel[None, None, None] + n.bias[None, None, None]
-    ),
-    "conv": _run_conv,
-    "dense": lambda n, x: x @ jnp.asarray(n.kernel) + jnp.asarray(n.bias)[None],
-    "add": lambda n, x, y: x + y,
-    "clip": lambda n, x: x,
-    "mean": lambda n, x: x.mean(axis=(1, 2)),
-    "reshape": lambda n, x: x.reshape(x.shape[0], *n.shape[1:]),
-    "expand": lambda n, x: jnp.broadcast_to(x, (x.shape[0], *n.shape[1:])),
-    "concat": lambda n, *xs: jnp.concatenate(xs, axis=n.axis),
-    "resize": lambda n, x: resize_aligned(x, n.shape[1:3]),
+def _read_dot(given: _Given) -> Node | None:
+    """A product over the last axis: of vectors, or of every pixel, which is a 1×1 convolution."""
+    (left, right), batch = given.params["dimension_numbers"]
+    rank, kernel = len(given.first), given.constant
+    if (
+        kernel is None
+        or not isinstance(given.inputs[0], str)
+        or kernel.ndim != 2
+        or rank not in (2, 4)
+        or tuple(left) != (rank - 1,)
+        or batch != ((), ())
+    ):
+        return None
+    kernel = kernel.T if tuple(right) == (1,) else kernel
+    bias = np.zeros(given.shape[-1], np.float32)
+    if rank == 4:
+        return given.node("conv", kernel=kernel[None, None], bias=bias)
+    return given.node("dense", kernel=kernel, bias=bias)
+
+
+def _read_binary(given: _Given) -> Node | None:
+    if len(given.names) == 2:
+        return given.node()
+    op, value, first = given.op, given.constant, isinstance(given.inputs[0], str)
+    if op in ("max", "min") and np.ndim(value) == 0 and not _is_traced(value):
+        bounds = (float(value), np.inf) if op == "max" else (-np.inf, float(value))
+        return given.node("clip", clip=bounds)
+    if op in ("sub", "div") and not first:
+        return None
+    if op == "sub":
+        op, value = "add", -value
+    if op == "div":
+        op, value = "mul", 1 / value
+    return given.node(op, kernel=value)
+
+
+def _read_power(given: _Given) -> Node:
+    power = given.params.get("y", 2)
+    if power == 2:
+        return given._replace(names=given.names * 2).node("mul")
+    return given.node("pow", kernel=np.float32(power))
+
+
+def _read_cast(given: _Given) -> str | None:
+    # Everything is float32.
+    return given.names[0] if given.params["new_dtype"] == jnp.float32 else None
+
+
+def _read_reshape(given: _Given) -> Node | str | None:
+    if given.shape == given.first:
+        return given.names[0]
+    same = given.shape[:1] == (1,) and np.prod(given.shape) == np.prod(given.first)
+    if same:
+        return given.node("reshape")
+    if given.op != "broadcast_in_dim" or len(given.first) != 4 or given.shape[:1] != (1,):
+        return None
+    in_place = given.params["broadcast_dimensions"] == (0, 1, 2, 3)
+    return given.node("expand") if in_place and given.first[1:3] == (1, 1) else None
+
+
+def _read_sum(given: _Given) -> Node | None:
+    spatial = len(given.first) == 4 and tuple(given.params["axes"]) == (1, 2)
+    return given.node("sum", kernel=given.first[1] * given.first[2]) if spatial else None
+
+
+def _read_concat(given: _Given) -> Node | None:
+    axis = given.params["dimension"]
+    return given.node("concat", axis=axis) if axis and given.constant is None else None
+
+
+READERS: dict[str, Callable[[_Given], Node | str | None]] = {
+    "conv_general_dilated": _read_conv,
+    "dot_general": _read_dot,
+    **dict.fromkeys(BINARY, _read_binary),
+    **dict.fromkeys(UNARY, _Given.node),
+    **dict.fromkeys(("square", "integer_pow"), _read_power),
+    "neg": lambda given: given.node("mul", kernel=np.float32(-1)),
+    "convert_element_type": _read_cast,
+    "copy": lambda given: given.names[0],
+    **dict.fromkeys(("reshape", "squeeze", "broadcast_in_dim"), _read_reshape),
+    "reduce_sum": _read_sum,
+    "concatenate": _read_concat,
 }
-
-
-def run(
-    graph: Graph,
-    images: Float[Array, "b h w c"],
-    after: Callable[[str, Array], Array] = lambda name, value: value,
-) -> list[Array]:
-    """Computes a graph.
-
-    Args:
-      graph: of the network.
-      images: as the network takes them, any number of them.
-      after: (name, value) -> the value that goes on; it sees the images and every node's output.
-
-    Returns:
-      The graph's outputs.
-    """
-    values = {IMAGES: after(IMAGES, images)}
-    for node in graph.nodes:
-        value = OPERATIONS[node.op](node, *(values[name] for name in node.inputs))
-        if node.clip is not None:
-            value = jnp.clip(value, *node.clip)
-        values[node.name] = after(node.name, value)
-    return [values[name] for name in graph.outputs]

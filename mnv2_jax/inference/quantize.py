@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mnv2_jax.inference.graph import IMAGES, Graph, Node, run
+from mnv2_jax.errors import UsageError
+from mnv2_jax.inference.graph import IMAGES, Graph, Node, run, with_weights
+from mnv2_jax.inference.operations import WEIGHTED
 
 LOWEST, HIGHEST = -128, 127
 KERNEL_LIMIT = 127  # runtimes keep kernels symmetric, without -128
 # These pass numbers on unchanged, and runtimes want one scale on both of their sides.
 PASSES_ON = ("reshape", "expand", "concat", "resize", "clip")
-
-
-WEIGHTED = ("conv", "dense")
+INTEGER = ("normalize", *WEIGHTED, "add", "mean", *PASSES_ON)
 
 
 class Scale(NamedTuple):
@@ -75,7 +75,16 @@ def quantize(graph: Graph, batches: Iterable[Any], percentile: float = 100.0) ->
       batches: images as the graph takes them; a few hundred are enough.
       percentile: share of each batch's values inside the range, which is averaged over batches
         below 100; at 100 the range is the widest seen.
+
+    Raises:
+      UsageError: the graph has an operation that is not computed in integers here.
     """
+    for node in graph.nodes:
+        if node.op not in INTEGER or (node.op == "add" and node.kernel is not None):
+            raise UsageError(
+                f"int8 cannot hold {node.op!r} (layer {node.layer}): "
+                "replace it in the network, or export without int8."
+            )
     ranges = calibrate(graph, batches, percentile)
     return with_ranges(graph, {name: activation_scale(*ends) for name, ends in ranges.items()})
 
@@ -111,7 +120,8 @@ def calibrate(
         return seen
 
     found = [jax.device_get(observe(jnp.asarray(images))) for images in batches]
-    assert found, "no batch to calibrate with"
+    if not found:
+        raise UsageError("there is no image to calibrate with: give at least one batch.")
     ranges = {}
     if graph.nodes[0].op == "normalize":
         found = [{name: ends for name, ends in seen.items() if name != IMAGES} for seen in found]
@@ -244,17 +254,6 @@ def trainable(graph: Graph) -> dict[str, tuple[Any, Any]]:
     """The kernels and biases that quantization-aware training changes."""
     nodes = [node for node in graph.nodes if node.op in WEIGHTED]
     return {node.name: (jnp.asarray(node.kernel), jnp.asarray(node.bias)) for node in nodes}
-
-
-def with_weights(graph: Graph, weights: Mapping[str, tuple[Any, Any]]) -> Graph:
-    """Returns the graph with other kernels and biases."""
-    nodes = [
-        node._replace(kernel=weights[node.name][0], bias=weights[node.name][1])
-        if node.name in weights
-        else node
-        for node in graph.nodes
-    ]
-    return graph._replace(nodes=tuple(nodes))
 
 
 def simulate_training(

@@ -1,73 +1,68 @@
-"""Prediction with batch norm folded into the convolutions: the network at its fastest on CPUs.
+"""Prediction with batch norm folded into the convolutions: a network at its fastest on CPUs.
 
 At inference batch norm is a fixed scale and offset, so it disappears into kernels and biases. What
-remains is computed here as plain functions on plain arrays, a few images at a time. Where even
-those few have an expanded tensor that no cache holds, a block is computed in bands of rows: expand,
-filter and project of a few output rows, then of the next. The expanded tensor then never exists as
-a whole, which is what Sec. 5.1 does by groups of channels; bands cost the rows in which neighbours
-overlap, groups cost small matrix products.
+remains is a `Graph`, computed a few images at a time. Where even those few have an expanded tensor
+that no cache holds, a block is computed in bands of rows: expand, filter and project of a few
+output rows, then of the next. The expanded tensor then never exists as a whole, which is what
+Sec. 5.1 does by groups of channels; bands cost the rows in which neighbors overlap, groups cost
+small matrix products.
 """
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2_jax.errors import UsageError
-from mnv2_jax.models.block import between_bottlenecks, no_shortcut
-from mnv2_jax.models.layers import PADDINGS, Folded, fold_norm, linear
-from mnv2_jax.models.mobilenet import MobileNetV2, check_images
-from mnv2_jax.models.spec import unroll
+from mnv2_jax.inference.graph import Folded, Graph, Node, in_channels, structure, with_weights
+from mnv2_jax.inference.operations import UNARY, compute, run
+from mnv2_jax.models.mobilenet import check_images
+from mnv2_jax.ops.convolution import convolution
 
 # Images at a time on a CPU: the expanded tensors of two fill the second-level cache at 224 pixels.
 CHUNK = 2
 # Bytes of an expanded tensor above which a block is computed in bands on a CPU.
 BAND = 1 << 21
-BANDED = (between_bottlenecks, no_shortcut)  # wirings that never see the expanded tensor
 
 
-def fold(model: MobileNetV2, variables: Any) -> dict[str, Any]:
+def fold(model: Any, variables: Any, size: tuple[int, int] = (224, 224)) -> dict[str, Folded]:
     """Folds every batch norm's running statistics into the convolution before it.
 
     Args:
-      model: the network that the variables belong to; its dialect gives the epsilon.
+      model: the network that the variables belong to: a `MobileNetV2`, `SSDLite`, `DeepLabV3` or
+        another module of images.
       variables: `{"params", "batch_stats"}` of the network.
+      size: height and width of any images that the network can take.
 
     Returns:
-      The tree of parameters with a `Folded` in place of each convolution and batch norm, in the
-      model's dtype, for `folded_apply`; the classifier as it was.
-
-    Raises:
-      UsageError: a map of the model's blocks is not the paper's.
+      What `folded_apply` computes with, by the names of the graph's nodes: kernels and biases of
+      convolutions in the model's dtype, of the classifier in float32.
     """
-    if not model.is_standard:
-        raise UsageError("blocks with maps of one's own are not folded: use model.apply.")
+    dtype = _option(model, "dtype", jnp.float32)
 
-    def visit(params: Any, stats: Any) -> Any:
-        if "conv" in params:
-            folded = fold_norm(params, stats, model.dialect.bn_epsilon)
-            return Folded(*(leaf.astype(model.dtype) for leaf in folded))
-        return {name: visit(child, stats[name]) for name, child in params.items()}
+    def weights(f: Any, variables: Any) -> dict[str, Folded]:
+        return jax.jit(f)(variables)
 
-    params = dict(variables["params"])
-    classifier = {name: params.pop(name) for name in ("classifier",) if name in params}
-    return {**visit(params, variables["batch_stats"]), **classifier}
+    graph, folded = structure(model, variables, size, weights)
+    convolutions = {node.name for node in graph.nodes if node.op == "conv"} & folded.keys()
+    return folded | {
+        name: Folded(*(leaf.astype(dtype) for leaf in folded[name])) for name in convolutions
+    }
 
 
 def folded_apply(
-    model: MobileNetV2,
-    folded: dict[str, Any],
+    model: Any,
+    folded: dict[str, Folded],
     images: Float[Array, "b h w c"],
     band: float | None = None,
-) -> Array:
+) -> Any:
     """Computes `model.apply(variables, images)` from folded variables; call it under `jax.jit`.
 
-    Results are those of the network in inference up to rounding, for every dialect, width, output
-    stride, bottleneck and shortcut. `split` is not needed here and has no effect.
+    Results are those of the network in inference up to rounding, whatever the network. `split` is
+    not needed here and has no effect.
 
     Args:
       model: as it was given to `fold`.
@@ -77,136 +72,131 @@ def folded_apply(
         most so many bytes; None leaves the choice to the backend, infinity computes all at once.
 
     Returns:
-      The logits, or the last feature map where there is no classifier.
+      What the model returns: an array, or a tuple of arrays.
     """
-    check_images(images, model.in_channels)
-    on_cpu = jax.default_backend() == "cpu"
+    check_images(images, in_channels(model))
+    on_cpu = jax.default_backend() == "cpu"  # the one place where the platform decides
     if band is None:
         band = BAND if on_cpu else math.inf
-    network = partial(_network, model, folded, band)
+    dtype = _option(model, "dtype", jnp.float32)
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    results, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), one)
+    tree = jax.tree.structure(results)
+    size = (images.shape[1], images.shape[2])
+    graph = with_weights(structure(model, variables, size)[0], folded)
+    convolve = _option(model, "convolve", convolution)
+
+    def network(images: Array) -> Any:
+        banded = in_bands(graph, images.shape[0], band, dtype)
+        outputs = run(banded, images.astype(dtype), convolve=convolve)
+        outputs = [
+            x.astype(y.dtype) for x, y in zip(outputs, jax.tree.leaves(results), strict=True)
+        ]
+        return jax.tree.unflatten(tree, outputs)
+
     whole = images.shape[0] // CHUNK * CHUNK
     if not on_cpu or whole <= CHUNK:
         return network(images)
     chunks = images[:whole].reshape(-1, CHUNK, *images.shape[1:])
-    out = lax.map(network, chunks)
-    out = out.reshape(whole, *out.shape[2:])
-    return out if whole == len(images) else jnp.concatenate([out, network(images[whole:])])
+    out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), lax.map(network, chunks))
+    if whole == len(images):
+        return out
+    return jax.tree.map(lambda *x: jnp.concatenate(x), out, network(images[whole:]))
 
 
-def _network(model: MobileNetV2, folded: dict[str, Any], band: float, images: Array) -> Array:
-    layout = unroll(model.width, model.output_stride, model.spec)
-    layer, activation = partial(_layer, model), model.activation
-    x, wide = images.astype(model.dtype), None
-    expand: Map | None = Map(folded["stem"], layout.stem_stride)
-    first = layout.blocks[0]
-    # A first block without expansion and shortcut takes the stem for its expansion.
-    if first.expansion > 1 or first.channels in (first.in_channels, model.in_channels):
-        x, expand = layer(expand, activation, x), None
-    for i, block in enumerate(layout.blocks):
-        parts = folded[f"block_{i}"]
-        if "expand" in parts:
-            expand = Map(parts["expand"])
-        filter_ = Map(parts["filter"], block.stride, block.dilation)
-        project = Map(parts["project"])
-        if expand is not None and model.shortcut in BANDED and (n := _bands(x, expand, band)) > 1:
-            maps = (linear, linear, partial(_in_bands, model, expand, filter_, project, n))
-        else:
-            maps = (
-                linear if expand is None else partial(layer, expand, activation),
-                partial(layer, filter_, activation),
-                partial(layer, project, model.bottleneck),
-            )
-        x, wide = model.shortcut(*maps, x, wide, block.stride)
-        expand = None
-    if layout.last is not None:
-        x = layer(Map(folded["last"]), activation, x)
-    if model.num_classes is None:
-        return x
-    classifier = folded["classifier"]
-    pooled = x.astype(jnp.float32).mean(axis=(1, 2))
-    return pooled @ classifier["kernel"] + classifier["bias"][None]
+def _option(model: Any, name: str, default: Any) -> Any:
+    """Returns an attribute of a model or its backbone."""
+    return getattr(getattr(model, "backbone", model), name, default)
 
 
-class Map(NamedTuple):
-    """A folded convolution and how its kernel moves."""
+def in_bands(graph: Graph, batch: int, band: float, dtype: Any = jnp.float32) -> Graph:
+    """Returns the graph with each block whose expanded tensor is too large as one node.
 
-    weights: Folded
-    stride: int = 1
-    dilation: int = 1
+    A block is found by its pattern: a convolution, a depthwise one and a pointwise one, with
+    nothing but activations in between, and with inner tensors that nothing else reads.
 
-    @property
-    def reach(self) -> int:
-        """Input rows that one output row is computed from."""
-        return self.dilation * (self.weights.kernel.shape[0] - 1) + 1
+    Args:
+      graph: of the network.
+      batch: how many images are computed at once.
+      band: bytes of an expanded tensor that are allowed.
+      dtype: of the convolutions.
+    """
+    made, uses = {}, graph.uses()
+    for node in graph.nodes:
+        made[node.name] = node
+        chain = _block(node, made, uses)
+        if not chain:
+            continue
+        size = batch * math.prod(chain[0].shape) * jnp.dtype(dtype).itemsize
+        bands = min(chain[0].shape[1], math.ceil(size / band))
+        if bands > 1:
+            for inner in chain:
+                del made[inner.name]
+            made[node.name] = Node(
+                "bands", node.name, chain[0].inputs, node.shape,
+                compute=partial(_compute_bands, chain, bands),
+            )  # fmt: skip
+    return graph._replace(nodes=tuple(made.values()))
 
 
-def _layer(
-    model: MobileNetV2,
-    map_: Map,
-    activation: Any,
-    x: Float[Array, "b h w c"],
-    rows_are_padded: bool = False,
-) -> Float[Array, "b ho wo f"]:
-    kernel, bias = map_.weights
-    padding = [
-        PADDINGS[model.dialect.padding](n, kernel.shape[0], map_.stride, map_.dilation)
-        for n in x.shape[1:3]
-    ]
-    if rows_are_padded:
-        padding[0] = (0, 0)
-    y = model.convolve(
-        x,
-        kernel,
-        (map_.stride, map_.stride),
-        padding,
-        rhs_dilation=(map_.dilation, map_.dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[3] // kernel.shape[2],
+def _block(project: Node, made: dict[str, Node], uses: Any) -> list[Node]:
+    """Returns the nodes of the block that ends here, from expansion to projection, or none."""
+    if not _is_pointwise(project):
+        return []
+    chain = [project]
+    while len(convolutions := [n for n in chain if n.op == "conv"]) < 3:
+        before = made.get(chain[0].inputs[0])
+        if before is None or uses[before.name] != 1:
+            return []
+        depthwise = before.op == "conv" and before.groups == before.shape[3] > 1
+        wanted = depthwise if len(convolutions) == 1 else before.op == "conv" and before.groups == 1
+        if not wanted and before.op not in (*UNARY, "clip"):
+            return []
+        chain.insert(0, before)
+    return chain
+
+
+def _is_pointwise(node: Node) -> bool:
+    return (
+        node.op == "conv"
+        and node.kernel.shape[:2] == (1, 1)
+        and (node.stride, node.groups, node.padding) == (1, 1, ((0, 0), (0, 0)))
     )
-    return activation(y + bias)
 
 
-def _bands(x: Array, expand: Map, band: float) -> int:
-    """Into how many bands a block is cut, whose expanded tensor comes from `x`."""
-    rows, columns = (-(-n // expand.stride) for n in x.shape[1:3])
-    channels = expand.weights.kernel.shape[3]
-    size = x.shape[0] * rows * columns * channels * expand.weights.kernel.dtype.itemsize
-    return min(rows, math.ceil(size / band))
+def _reach(node: Node) -> int:
+    """Input rows that one output row of a convolution is computed from."""
+    return node.dilation * (node.kernel.shape[0] - 1) + 1
 
 
-def _in_bands(
-    model: MobileNetV2,
-    expand: Map,
-    filter_: Map,
-    project: Map,
-    bands: int,
-    x: Float[Array, "b h w c"],
+def _compute_bands(
+    chain: list[Node], bands: int, node: Node, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b ho wo f"]:
-    """Computes project(filter(expand(x))) in at least so many bands of output rows."""
-    pad = PADDINGS[model.dialect.padding]
-    wide_rows = -(-x.shape[1] // expand.stride)
-    out_rows = -(-wide_rows // filter_.stride)
+    """Computes a block, which is one node now, in at least so many bands of output rows."""
+    del node
+    expand, filter_ = [node for node in chain if node.op == "conv"][:2]
+    wide_rows, out_rows = expand.shape[1], chain[-1].shape[1]
     bands = min(bands, out_rows)
     # Of the next few numbers of bands, the one that leaves the fewest rows over.
     bands = min(range(bands, min(2 * bands, out_rows) + 1), key=lambda n: -(-out_rows // n) * n)
     rows = -(-out_rows // bands)
     # Of each band: rows of the expanded tensor, and of x.
-    wide, wide_step = (rows - 1) * filter_.stride + filter_.reach, rows * filter_.stride
-    read, read_step = (wide - 1) * expand.stride + expand.reach, wide_step * expand.stride
-    above = pad(wide_rows, filter_.weights.kernel.shape[0], filter_.stride, filter_.dilation)[0]
-    top = above * expand.stride + pad(x.shape[1], expand.reach, expand.stride, 1)[0]
+    wide, wide_step = (rows - 1) * filter_.stride + _reach(filter_), rows * filter_.stride
+    read, read_step = (wide - 1) * expand.stride + _reach(expand), wide_step * expand.stride
+    above = filter_.padding[0][0]
+    top = above * expand.stride + expand.padding[0][0]
     below = max(0, (bands - 1) * read_step + read - top - x.shape[1])
     source = jnp.pad(x, ((0, 0), (top, below), (0, 0), (0, 0)))
-    layer = partial(_layer, model, rows_are_padded=True)
 
-    def band(_: None, i: Array) -> tuple[None, Array]:
+    def band(carry: None, i: Array) -> tuple[None, Array]:
         y = lax.dynamic_slice_in_dim(source, i * read_step, read, axis=1)
-        y = layer(expand, model.activation, y)
-        # The filter's padding is zero behind the activation, not what a row of zeros expands to.
-        row = i * wide_step - above + jnp.arange(wide)
-        y = jnp.where(((row >= 0) & (row < wide_rows)).reshape(1, -1, 1, 1), y, 0)
-        y = layer(filter_, model.activation, y)
-        return None, layer(project, model.bottleneck, y)
+        for node in chain:
+            if node is filter_:
+                # Its padding is zero behind the activation, not what a row of zeros expands to.
+                row = i * wide_step - above + jnp.arange(wide)
+                y = jnp.where(((row >= 0) & (row < wide_rows)).reshape(1, -1, 1, 1), y, 0)
+            y = compute(node._replace(padding=((0, 0), node.padding[1])), y)
+        return carry, y
 
     _, out = lax.scan(band, None, jnp.arange(bands))  # (bands, b, rows, w, c)
     out = jnp.moveaxis(out, 0, 1).reshape(x.shape[0], bands * rows, *out.shape[3:])

@@ -10,9 +10,11 @@ take it (`nn.Conv(..., conv_general_dilated=convolution)`) with the same paramet
 - anything else, and everything on accelerators, stays with XLA.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +29,19 @@ MAX_PATCH_CHANNELS = 4
 MAX_BAND = 1 << 17
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+_PLAIN = contextvars.ContextVar("_PLAIN", default=False)
+
+
+@contextlib.contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Leaves every `convolution` that is traced inside to XLA, as one operation to read."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 class Window(NamedTuple):
@@ -81,7 +96,8 @@ def convolution(
         **options,
     )
     if (
-        jax.default_backend() != "cpu"
+        _PLAIN.get()
+        or jax.default_backend() != "cpu"
         or lhs.ndim != 4
         or dimension_numbers not in (NHWC, ("NHWC", "HWIO", "NHWC"))
         or any(d != 1 for d in lhs_dilation or ())

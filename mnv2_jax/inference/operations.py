@@ -1,0 +1,199 @@
+"""What a graph is made of, and its computation in JAX."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from mnv2_jax.models.deeplab import resize_aligned
+from mnv2_jax.ops.convolution import convolution
+
+IMAGES = "images"
+"""The name of a graph's input."""
+
+WEIGHTED = ("conv", "dense")
+
+Clip = tuple[float, float]
+
+
+class Node(NamedTuple):
+    """One operation. Images are (b, h, w, c) and kernels (h, w, in, out) throughout.
+
+    Attributes:
+      op: a key of `OPERATIONS`, or the name of another primitive of JAX.
+      name: of its output; the module's path, made unique.
+      inputs: names of other nodes, or `IMAGES`.
+      shape: of its output, with a batch of 1.
+      kernel, bias: of `conv` and `dense`; factor and offset of `normalize`. `kernel` alone is the
+        second operand of a binary operation with one input, the number of pixels of `sum`, and
+        the constants of a primitive.
+      clip: lowest and highest output, or None.
+      stride, padding, dilation, groups: of `conv`.
+      axis: of `concat`.
+      compute: (node, *inputs) -> output, for what is not in `OPERATIONS`.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    kernel: Any = None
+    bias: Any = None
+    clip: Clip | None = None
+    stride: int = 1
+    padding: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
+    dilation: int = 1
+    groups: int = 1
+    axis: int = -1
+    compute: Callable[..., Array] | None = None
+
+    @property
+    def layer(self) -> str:
+        """The path of the module that computes it."""
+        path = self.name if self.op in WEIGHTED else self.name.rpartition("/")[0]
+        return path or "the network itself"
+
+
+class Graph(NamedTuple):
+    """Nodes in the order of their computation.
+
+    Attributes:
+      nodes: all operations.
+      input_shape: (1, h, w, c).
+      outputs: names of the nodes that are the results.
+    """
+
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, ...]
+    outputs: tuple[str, ...]
+
+    def uses(self) -> Counter[str]:
+        """Returns how often each value is used, as an input or as an output of the graph."""
+        return Counter([*self.outputs, *(name for node in self.nodes for name in node.inputs)])
+
+
+class Folded(NamedTuple):
+    """What a node computes with, batch norm folded in; see `Node`."""
+
+    kernel: Any
+    bias: Any
+
+
+def with_weights(graph: Graph, weights: Mapping[str, tuple[Any, Any]]) -> Graph:
+    """Returns the graph with other kernels and biases, given by the names of their nodes."""
+    nodes = [
+        node._replace(kernel=weights[node.name][0], bias=weights[node.name][1])
+        if node.name in weights
+        else node
+        for node in graph.nodes
+    ]
+    return graph._replace(nodes=tuple(nodes))
+
+
+def convolve_anywhere(x: Array, *args: Any, **options: Any) -> Array:
+    """Convolves in the form that is chosen when it is lowered: `convolution` on CPUs, else XLA's.
+
+    One program may be exported for several platforms at once.
+    """
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: convolution(x, *args, **options),
+        default=lambda x: lax.conv_general_dilated(x, *args, **options),
+    )
+
+
+def compute(
+    node: Node, x: Array, *others: Array, convolve: Callable[..., Array] = convolution
+) -> Array:
+    """Computes one node."""
+    if node.op == "conv":
+        kernel, bias = jnp.asarray(node.kernel), jnp.asarray(node.bias)
+        value = convolve(
+            x.astype(kernel.dtype),
+            kernel,
+            (node.stride, node.stride),
+            node.padding,
+            rhs_dilation=(node.dilation, node.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=node.groups,
+        ) + bias.reshape(1, 1, 1, -1)
+    elif node.op in BINARY:
+        second = others[0] if others else jnp.asarray(node.kernel, x.dtype)
+        value = BINARY[node.op](*jnp.broadcast_arrays(x, second))
+    else:
+        value = (node.compute or OPERATIONS[node.op])(node, x, *others)
+    if node.clip is not None:
+        low, high = node.clip
+        value = value if low == -np.inf else jnp.maximum(value, low)
+        value = value if high == np.inf else jnp.minimum(value, high)
+    return value
+
+
+def hard_swish(x: Array) -> Array:
+    """Returns x · relu6(x + 3) / 6 (arXiv 1905.02244)."""
+    return x * (jnp.clip(x + 3, 0, 6) * (1 / 6))
+
+
+# Element by element, by the names of JAX's primitives.
+UNARY: dict[str, Callable[[Array], Array]] = {
+    "logistic": lax.logistic,
+    "tanh": lax.tanh,
+    "exp": lax.exp,
+    "log": lax.log,
+    "sqrt": lax.sqrt,
+    "abs": lax.abs,
+    "erf": lax.erf,
+    "hard_swish": hard_swish,
+}
+BINARY: dict[str, Callable[[Array, Array], Array]] = {
+    "add": lax.add,
+    "sub": lax.sub,
+    "mul": lax.mul,
+    "div": lax.div,
+    "max": lax.max,
+    "min": lax.min,
+    "pow": lax.pow,
+}
+OPERATIONS: dict[str, Callable[..., Array]] = {
+    "normalize": lambda n, x: (
+        x.astype(jnp.float32) * n.kernel[None, None, None] + n.bias[None, None, None]
+    ),
+    "dense": lambda n, x: x @ jnp.asarray(n.kernel) + jnp.asarray(n.bias)[None],
+    "clip": lambda n, x: x,
+    "mean": lambda n, x: x.astype(jnp.float32).mean(axis=(1, 2)),
+    "sum": lambda n, x: x.astype(jnp.float32).sum(axis=(1, 2)),
+    "reshape": lambda n, x: x.reshape(x.shape[0], *n.shape[1:]),
+    "expand": lambda n, x: jnp.broadcast_to(x, (x.shape[0], *n.shape[1:])),
+    "concat": lambda n, *xs: jnp.concatenate(xs, axis=n.axis),
+    "resize": lambda n, x: resize_aligned(x, n.shape[1:3]),
+    **{name: partial(lambda f, n, x: f(x), f) for name, f in UNARY.items()},
+}
+
+
+def run(
+    graph: Graph,
+    images: Float[Array, "b h w c"],
+    after: Callable[[str, Array], Array] = lambda name, value: value,
+    convolve: Callable[..., Array] = convolve_anywhere,
+) -> list[Array]:
+    """Computes a graph.
+
+    Args:
+      graph: of the network.
+      images: as the network takes them, any number of them.
+      after: (name, value) -> the value that goes on; it sees the images and every node's output.
+      convolve: computes convolutions, as `jax.lax.conv_general_dilated` would.
+
+    Returns:
+      The graph's outputs.
+    """
+    values = {IMAGES: after(IMAGES, images)}
+    for node in graph.nodes:
+        value = compute(node, *(values[name] for name in node.inputs), convolve=convolve)
+        values[node.name] = after(node.name, value)
+    return [values[name] for name in graph.outputs]
