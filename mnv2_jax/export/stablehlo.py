@@ -7,9 +7,7 @@ metadata keeps its labels, and `unzip -p model.stablehlo classes.json` prints th
 """
 
 import json
-import re
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import jax
 import numpy as np
 from jax import export
 
-from mnv2_jax.export.optional import need
+from mnv2_jax.export.runtimes import need
 from mnv2_jax.inference.graph import Graph, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,10 +41,3 @@ def write_stablehlo(path: Path, graph: Graph, classes: Sequence[str] = ()) -> No
     if classes:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(CLASSES), json.dumps(list(classes)))
-
-
-def count_operations(exported: export.Exported) -> Counter[str]:
-    """Counts the operations of an exported program by name, all platforms together."""
-    found = Counter(re.findall(r'[\s"]stablehlo\.(\w+)', exported.mlir_module()))
-    del found["return"]  # the end of a region
-    return found

@@ -112,16 +112,12 @@ def write_evaluation(folder: Path, saved: Saved, facts: Mapping[str, Any]) -> Pa
 
 def folded_logits(saved: Saved) -> tuple[Callable[[Any, Any], jax.Array], Any]:
     """Returns (folded variables, pixels) -> logits, and the folded variables of a classifier."""
-    model, variables, apply = saved.model, saved.variables, folded_apply
-    if model.is_standard:
-        variables = fold(model, variables)
-    else:
-        apply = type(model).apply
+    model = saved.model
 
     def logits(folded: Any, pixels: Any) -> jax.Array:
-        return apply(model, folded, normalize(pixels, model.dialect))
+        return folded_apply(model, folded, normalize(pixels, model.dialect))
 
-    return logits, variables
+    return logits, fold(model, saved.variables)
 
 
 def without_background(saved: Saved) -> Saved:
