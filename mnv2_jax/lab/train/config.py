@@ -1,7 +1,9 @@
 """Configuration files: loading, command-line overrides, and the difference between two of them.
 
 A configuration file is Python with a function `get_config(preset)` that returns an ml_collections
-`ConfigDict`; running it executes its code. `path/to/file.py:preset` picks a preset.
+`ConfigDict`; running it executes its code. `path/to/file.py:preset` picks a preset. A file may
+bring parts of networks of its own, in a dictionary `PARTS` as `mnv2_jax.add_parts` takes it, such
+as `{"filter": {"five": five}}`, and name them in its configuration.
 """
 
 import ast
@@ -108,12 +110,28 @@ def _get_config_of(file: Path) -> Any:
         raise
     except Exception as error:  # whatever the user's own code raises
         raise _broken(str(file), error) from error
+    _add_parts(file, getattr(module, "PARTS", {}))
     if not callable(getattr(module, "get_config", None)):
         raise UsageError(
             f"configuration {str(file)!r} defines no function get_config: add one that returns a "
             "ConfigDict, as experiments/imagenet.py does."
         )
     return module.get_config
+
+
+def _add_parts(file: Path, parts: Any) -> None:
+    if not isinstance(parts, Mapping):
+        raise UsageError(
+            f"PARTS in {str(file)!r} is {parts!r}: give {{kind: {{name: part}}}}, as "
+            "mnv2_jax.add_parts takes it."
+        )
+    if parts:
+        from mnv2_jax.models.build import add_parts  # JAX is slow to import, and needless for help
+
+        try:
+            add_parts(parts)
+        except UsageError as error:
+            raise UsageError(f"PARTS in {str(file)!r} cannot be used: {error}") from error
 
 
 def _broken(file: str, error: Exception) -> UsageError:

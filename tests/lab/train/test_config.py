@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from experiments.imagenet import base
 from mnv2_jax import UsageError
+from mnv2_jax.lab.train.check import check
 from mnv2_jax.lab.train.config import RENAMED, difference, flatten, load_config, set_key
+from mnv2_jax.models import build
 
 IMAGENET = "experiments/imagenet.py"
 
@@ -99,6 +101,29 @@ def test_a_misspelt_key_in_a_file_is_refused_where_it_stands(tmp_path, line, mes
     path = written(tmp_path, f"from experiments.imagenet import base\n{BODY.format(line)}")
     text = refused(load_config, path)
     assert message in text and "does not load, line 4: " in text
+
+
+def test_a_file_may_bring_parts_of_its_own(tmp_path):
+    own = "from experiments.imagenet import base\n" + BODY.format("c.model.activation = 'double'")
+    path = written(tmp_path, "def double(x):\n    return 2 * x\n" + own)
+    assert "unknown model.activation 'double'" in refused(check, load_config(path))
+    with open(path, "a") as file:
+        file.write("PARTS = {'activation': {'double': double}}\n")
+    try:
+        for _ in range(2):  # the function of a file that is loaded again replaces its own
+            check(load_config(path))
+        assert build.build(activation="double").activation(3) == 6
+    finally:
+        del build.PARTS["activation"]["double"]
+    for value, message in (
+        ("3", "is 3: give {kind: {name: part}}"),
+        ("{'norm': {}}", "unknown kind of part 'norm'"),
+        ("{'filter': {'five': 5}}", "filter 'five' is 5: give a function"),
+        ("{'activation': {'relu6': base}}", "'relu6' is taken by"),
+    ):
+        path = written(tmp_path, f"{own}PARTS = {value}\n")
+        text = refused(load_config, path)
+        assert message in text and f"PARTS in {path!r}" in text
 
 
 def test_files_of_another_kind(tmp_path):
