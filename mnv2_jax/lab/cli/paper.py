@@ -33,16 +33,12 @@ def _paper(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.paper.report import choose, write_paper
 
     choose(arguments.items)
-    for folder in arguments.runs or ():
+    named = [("--runs", folder, "runs") for folder in arguments.runs or ()]
+    if arguments.model:
+        named.append(("--model", arguments.model, "runs/NAME/VARIANT/seed_0"))
+    for flag, folder, example in named:
         if not Path(folder).is_dir():
-            raise UsageError(
-                f"--runs {folder!r} is not a folder: give one with results, such as runs."
-            )
-    if arguments.model and not Path(arguments.model).is_dir():
-        raise UsageError(
-            f"--model {arguments.model!r} is not a folder: give that of a trained model, such as "
-            "runs/NAME/VARIANT/seed_0."
-        )
+            raise UsageError(f"{flag} {folder!r} is not a folder: give one such as {example}.")
     host.use_compilation_cache()
     folders = tuple(Path(folder) for folder in arguments.runs or FOLDERS if Path(folder).is_dir())
     sources = Sources(folders, Path(arguments.model) if arguments.model else None)

@@ -56,30 +56,17 @@ Part = Text | Note | Table | Picture | Missing
 
 
 class Sources(NamedTuple):
-    """Where items find results.
+    """Where items find results."""
 
-    Attributes:
-      runs: folders that hold results of experiments; earlier ones win.
-      model: folder of the trained model whose channels Fig. 7 counts; None looks in `runs`.
-    """
-
-    runs: tuple[Path, ...] = ()
-    model: Path | None = None
+    runs: tuple[Path, ...] = ()  # folders that hold results of experiments; earlier ones win
+    model: Path | None = None  # whose channels Fig. 7 counts; None looks in runs
 
 
 class Item(NamedTuple):
-    """A table or figure of the paper.
+    """A table or figure of the paper, and what computes the parts that show it."""
 
-    Attributes:
-      key: its name on the command line and in addresses, such as `table-3`.
-      name: what the paper calls it.
-      title: what it shows.
-      command: the command that makes what is new in it.
-      parts: computes the parts that show it.
-    """
-
-    key: str
-    name: str
+    key: str  # on the command line and in addresses, such as table-3
+    name: str  # in the paper
     title: str
-    command: str
+    command: str  # makes what is new in it
     parts: Callable[[Sources], Iterable[Part]]

@@ -20,17 +20,11 @@ POINTS = 400
 
 
 class Loss(NamedTuple):
-    """The loss in n dimensions over many random T.
-
-    Attributes:
-      n: number of dimensions.
-      error: relative error of the way back, for each T.
-      collapsed: share of points that no map could bring back, for each T.
-    """
+    """The loss in n dimensions, for each of many random T."""
 
     n: int
-    error: np.ndarray
-    collapsed: np.ndarray
+    error: np.ndarray  # relative error of the way back
+    collapsed: np.ndarray  # share of points that no map could bring back
 
 
 def spiral(points: int = POINTS, turns: float = 2.5) -> Float[np.ndarray, "p 2"]:

@@ -33,11 +33,8 @@ def figure_5(sources: Sources) -> Iterator[Part]:
     """Fig. 5: the released networks, and beside them whatever was trained here."""
     own = imagenet_results(sources)
     evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
-    elsewhere = [
-        result
-        for result in find(sources.runs, "tradeoff")
-        if result.folder.name != "tradeoff-imagenet2012"
-    ]
+    found = find(sources.runs, "tradeoff")
+    elsewhere = [result for result in found if result.data != "imagenet2012"]
     counted = next((result for result in elsewhere if result.networks), None)
     yield Picture(
         "fig-5",
@@ -48,12 +45,9 @@ def figure_5(sources: Sources) -> Iterator[Part]:
         "Left: accuracies **published** by the authors with their released checkpoints (widths "
         "0.35 to 1.0 at 96 to 224 pixels, 1.4 at 224) and, as single marks, the other networks of "
         "Table 4; multiply-adds of MobileNetV2 counted here. "
-        + ("Rings: published weights, evaluated here (Table 4). " if evaluated else "")
-        + (
-            "Right: networks trained by this project, a band of one standard deviation over seeds."
-            if counted
-            else ""
-        )
+        + "Rings: published weights, evaluated here (Table 4). " * bool(evaluated)
+        + "Right: networks trained by this project, a band of one standard deviation over seeds."
+        * bool(counted)
     )
     yield _released(own, evaluated)
     for result in elsewhere:
@@ -92,23 +86,19 @@ def _released(own: Own, evaluated: list[Evaluation]) -> Table:
     for width, scores in printed.RELEASED.items():
         for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
             at = (width, resolution)
-            trained = next(iter(own[at].scores.values())) if at in own else []
+            trained = own[at].first if at in own else []
             here = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
             rows.append((*at, f"{classifier_madds(*at):,}", top1, here))
     header = ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here")
-    columns = 5 if own or evaluated else 4
-    return Table(
-        header[:columns],
-        [row[:columns] for row in rows],
-        "--hph"[:columns],
-        "The published points (ImageNet)",
-    )
+    n = 5 if own or evaluated else 4
+    rows = [row[:n] for row in rows]
+    return Table(header[:n], rows, "--hph"[:n], "The published points (ImageNet)")
 
 
 def points(result: Result) -> Points:
     """Returns resolution, width, multiply-adds and scores of the networks of a trade-off."""
     return sorted(
-        (network.resolution, network.width_and_size[0], network.madds or 0, result.scores[variant])
+        (network.resolution, network.width_and_size[0], network.madds, result.scores[variant])
         for variant, network in result.networks.items()
     )
 
@@ -126,9 +116,8 @@ def _draw(own: Own, evaluated: list[Evaluation], counted: Result | None) -> Any:
         )
         ax.plot(*zip(*line, strict=True), "o-", color=color, markersize=4, label=f"{resolution}²")
         for at in sorted(at for at in own if at[1] == resolution):
-            top1 = 100 * np.mean(list(own[at].scores.values()))
-            star = {"markersize": 11, "markeredgecolor": INK}
-            ax.plot(classifier_madds(*at) / 1e6, top1, "*", color=color, **star)
+            x, top1 = classifier_madds(*at) / 1e6, 100 * np.mean(own[at].first)
+            ax.plot(x, top1, "*", color=color, markersize=11, markeredgecolor=INK)
         for e in evaluated:
             if e.network.resolution == resolution:
                 x = classifier_madds(*e.network.width_and_size) / 1e6
@@ -136,9 +125,9 @@ def _draw(own: Own, evaluated: list[Evaluation], counted: Result | None) -> Any:
     for row in printed.TABLE_4:
         if row.network in OTHERS:
             mark, offset, across, along = OTHERS[row.network]
-            ax.plot(row.madds, row.top1, mark, color=INK, markersize=4.5, alpha=0.7)
+            ax.plot(row.madds, row.score, mark, color=INK, markersize=4.5, alpha=0.7)
             ax.annotate(
-                row.network, (row.madds, row.top1), offset, textcoords="offset points",
+                row.network, (row.madds, row.score), offset, textcoords="offset points",
                 ha=across, va=along, fontsize=7.5,
             )  # fmt: skip
     _millions(ax, (10, 20, 50, 100, 200, 500))

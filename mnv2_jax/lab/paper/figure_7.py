@@ -33,47 +33,27 @@ IMAGES = 256
 FEW, SMALL = 16, 96  # images and resolution for the paper's network, which is only initialized
 
 
-class Positive(NamedTuple):
-    """The positive channels of one layer, over all images and positions.
+class Layer(NamedTuple):
+    """A layer's channels, its expansion t, and how many channels are positive at each position."""
 
-    Attributes:
-      block: its index.
-      channels: number of channels.
-      expansion: t of its block; the threshold is channels / t.
-      low, mean, high, std: fewest, mean and most positive channels, and their standard deviation.
-      above: share of positions with at least channels / t positive ones.
-    """
-
-    block: int
     channels: int
     expansion: int
-    low: float
-    mean: float
-    high: float
-    std: float
-    above: float
+    counts: np.ndarray
 
+    @property
+    def above(self) -> float:
+        """Share of positions with at least channels / t positive channels.
 
-def count_positive(x: Float[Array, "b h w c"], expansion: int) -> dict[str, Float[Array, ""]]:
-    """Counts the positive channels at each position of each image.
-
-    >>> x = jnp.array([1.0, 2.0, 0.0, 3.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0])
-    >>> counts = count_positive(x.reshape(1, 1, 2, 6), 6)  # 3 and 1 of 6 positive; 1 is enough
-    >>> float(counts["low"]), float(counts["high"]), float(counts["above"])
-    (1.0, 3.0, 1.0)
-    """
-    count = (x > 0).sum(axis=-1).astype(jnp.float32)
-    above = (count * expansion >= x.shape[-1]).mean()
-    return {
-        "low": count.min(), "mean": count.mean(), "high": count.max(), "std": count.std(),
-        "above": above,
-    }  # fmt: skip
+        >>> Layer(12, 6, np.array([1, 2, 3, 12])).above
+        0.75
+        """
+        return float((self.counts * self.expansion >= self.channels).mean())
 
 
 def positive_channels(
     model: Any, variables: Any, images: Float[Array, "b h w c"], train: bool = False
-) -> list[Positive]:
-    """Counts the positive channels of the input of each depthwise convolution.
+) -> list[Layer]:
+    """Counts the positive channels of the input of each block's depthwise convolution.
 
     Args:
       model: a `MobileNetV2`.
@@ -86,27 +66,20 @@ def positive_channels(
     blocks = unroll(model.width, model.output_stride, model.spec).blocks
 
     @jax.jit
-    def count(variables: Any, images: Array) -> list[dict[str, Array]]:
+    def count(variables: Any, images: Array) -> list[Array]:
         call = partial(model.apply, variables, images, train, method="endpoints")
         tensors: Any = call(mutable=["batch_stats"])[0] if train else call()
-        return [
-            count_positive(tensors[f"block_{i}/expansion"], block.expansion)
-            for i, block in enumerate(blocks)
-        ]
+        return [(tensors[f"block_{i}/expansion"] > 0).sum(axis=-1) for i in range(len(blocks))]
 
-    return [
-        Positive(i, block.expanded, block.expansion, **{k: float(v) for k, v in counts.items()})
-        for i, (block, counts) in enumerate(
-            zip(blocks, jax.device_get(count(variables, images)), strict=True)
-        )
-    ]
+    counts = jax.device_get(count(variables, images))
+    return [Layer(b.expanded, b.expansion, n.ravel()) for b, n in zip(blocks, counts, strict=True)]
 
 
 def figure_7(sources: Sources) -> Iterator[Part]:
     """Fig. 7: the paper's network at step 0, and a trained model before and after its training."""
     folder = find_model(sources)
     saved = None if folder is None else _backbone(load_model(folder), folder)
-    columns: dict[str, list[Positive]] = {}
+    columns: dict[str, list[Layer]] = {}
     texts = []
     if saved is None or saved.model.spec != IMAGENET:
         columns["(a) width 1.0 at step 0"] = _paper_network()
@@ -135,13 +108,10 @@ def figure_7(sources: Sources) -> Iterator[Part]:
     )
     title, layers = list(columns.items())[-1]
     header = ("block", "channels", "least", "mean", "most", "std", "positions above the threshold")
-    rows = [
-        (
-            la.block, la.channels, f"{la.low:.0f}", f"{la.mean:.1f}", f"{la.high:.0f}",
-            f"{la.std:.1f}", f"{la.above:.2%}" if la.expansion > 1 else "no expansion",
-        )
-        for la in layers
-    ]  # fmt: skip
+    rows = []
+    for i, (channels, expansion, n) in enumerate(layers):
+        above = f"{layers[i].above:.2%}" if expansion > 1 else "no expansion"
+        rows.append((i, channels, n.min(), f"{n.mean():.1f}", n.max(), f"{n.std():.1f}", above))
     yield Table(header, rows, "-hhhhhh", title)
     if saved is None:
         yield Missing("the same network after training on digits", TRAIN)
@@ -172,7 +142,7 @@ def _backbone(saved: Saved, folder: Path) -> Saved:
     return saved._replace(model=saved.backbone, variables=variables)
 
 
-def _paper_network() -> list[Positive]:
+def _paper_network() -> list[Layer]:
     model = build(num_classes=None)
     images = _read_images(EMBEDDED, "test", None, FEW, SMALL, model, {"crop": "none"})
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
@@ -204,18 +174,21 @@ def _read_images(
     return normalize(jnp.asarray(np.stack(images)), model.dialect)
 
 
-def _draw(columns: dict[str, list[Positive]]) -> Any:
+def _draw(columns: dict[str, list[Layer]]) -> Any:
     """Draws for each network the counts above, and below the same as shares of the channels."""
     fig, axes = figure(3.4 * len(columns) + 0.2, 5.0, rows=2, columns=len(columns))
     for (top, bottom), (title, layers) in zip(axes.T, columns.items(), strict=True):
-        values = dict(zip(Positive._fields, np.array(layers).T, strict=True))
-        x, total = [layer.block for layer in layers], values["channels"]
-        share = 1 / np.maximum(values["expansion"], 1)
+        x = range(len(layers))
+        total = np.array([layer.channels for layer in layers])
+        share = np.array([1 / max(layer.expansion, 1) for layer in layers])
         # Without an expansion there is no threshold; the line is drawn through, as in the paper.
         share[share == 1] = share[share < 1].max(initial=1 / 6)
         top.set_title(title)
-        for ax, scale, limit in ((top, 1.0, None), (bottom, total, 1.02)):
-            low, mean, high, std = (values[k] / scale for k in ("low", "mean", "high", "std"))
+        for ax, scale, limit in ((top, 1, None), (bottom, total, 1.02)):
+            low, mean, high, std = (
+                np.array([statistic(layer.counts) for layer in layers]) / scale
+                for statistic in (np.min, np.mean, np.max, np.std)
+            )
             ax.fill_between(x, mean - std, mean + std, color=COLORS[0], alpha=0.2, linewidth=0)
             ax.plot(x, mean, "o-", color=COLORS[0], markersize=3, label="mean ± std")
             ax.plot(x, low, "v-", color=COLORS[1], markersize=3, linewidth=1, label="least")

@@ -9,39 +9,21 @@ from mnv2_jax.models.spec import Layout
 
 BYTES = 2  # of an activation: Table 3 assumes 16-bit floats
 
-# MobileNetV1 (arXiv 1704.04861, Table 1), 224×224: size -> channels of all tensors at that size.
-MOBILENET_V1 = {
-    112: (32, 32, 64),
-    56: (64, 128, 128, 128),
-    28: (128, 256, 256, 256),
-    14: (256, *[512] * 11),
-    7: (512, 1024, 1024, 1024),
-    1: (1024,),
-}
+# MobileNetV1 (arXiv 1704.04861, Table 1) materializes every tensor: size -> most channels there.
+MOBILENET_V1 = {112: 64, 56: 128, 28: 256, 14: 512, 7: 1024, 1: 1024}
 
 
 class ShuffleNet(NamedTuple):
-    """ShuffleNet at 2x (arXiv 1707.01083, Table 1).
+    """ShuffleNet at 2x (arXiv 1707.01083, Table 1)."""
 
-    Attributes:
-      groups: g of its grouped 1×1 convolutions.
-      stem: channels of the first convolution, and of the max-pooling after it.
-      stages: channels of stages 2, 3, 4.
-    """
-
-    groups: int
-    stem: int
-    stages: tuple[int, int, int]
+    groups: int  # g of its grouped 1×1 convolutions
+    stem: int  # channels of the first convolution, and of the max-pooling after it
+    stages: tuple[int, int, int]  # channels of stages 2, 3, 4
 
 
 SHUFFLENET_G3 = ShuffleNet(3, 48, (480, 960, 1920))
 SHUFFLENET_G2 = ShuffleNet(2, 48, (400, 800, 1600))
 REPEATS = (3, 7, 3)  # units of stages 2, 3, 4 after the strided one
-
-
-def mobilenet_v1_channels() -> dict[int, int]:
-    """Returns the most channels that MobileNetV1 has at each size; it materializes every tensor."""
-    return {size: max(channels) for size, channels in MOBILENET_V1.items()}
 
 
 def mobilenet_v2_channels(layout: Layout, size: int = 224) -> dict[int, int]:

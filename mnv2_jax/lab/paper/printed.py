@@ -7,18 +7,35 @@ paper's.
 from typing import NamedTuple
 
 
-class Row1(NamedTuple):
-    """A line of Table 1."""
+class Row(NamedTuple):
+    """A line of Table 4 (top-1 in %, millions) or of Table 6 (mAP on COCO test-dev, billions).
 
-    input: str
-    operator: str
-    output: str
+    Parameters are in millions, times in ms on one core of a Pixel 1.
+    """
+
+    network: str
+    score: float
+    params: float
+    madds: float
+    cpu: int | None = None
+
+
+class Segmenter(NamedTuple):
+    """A line of Table 7: mean IoU on VOC 2012 val, parameters in millions, MAdds in billions."""
+
+    network: str
+    output_stride: int
+    aspp: bool
+    multiscale: bool
+    miou: float
+    params: float
+    madds: float
 
 
 TABLE_1 = (
-    Row1("h × w × k", "1×1 conv2d, ReLU6", "h × w × (tk)"),
-    Row1("h × w × tk", "3×3 dwise s=s, ReLU6", "h/s × w/s × (tk)"),
-    Row1("h/s × w/s × tk", "linear 1×1 conv2d", "h/s × w/s × k′"),
+    ("h × w × k", "1×1 conv2d, ReLU6", "h × w × (tk)"),
+    ("h × w × tk", "3×3 dwise s=s, ReLU6", "h/s × w/s × (tk)"),
+    ("h/s × w/s × tk", "linear 1×1 conv2d", "h/s × w/s × k′"),
 )
 
 # Table 3: resolution -> (channels, kB at 16 bit) of MobileNetV1, MobileNetV2, ShuffleNet 2x g=3.
@@ -33,69 +50,37 @@ TABLE_3 = {
 TABLE_3_MAX = (1600, 400, 600)  # kB
 
 
-class Row4(NamedTuple):
-    """A line of Table 4: top-1 in %, parameters and MAdds in millions, ms on a Pixel 1."""
-
-    network: str
-    top1: float
-    params: float
-    madds: int
-    cpu: int | None
-
-
 TABLE_4 = (
-    Row4("MobileNetV1", 70.6, 4.2, 575, 113),
-    Row4("ShuffleNet (1.5)", 71.5, 3.4, 292, None),
-    Row4("ShuffleNet (x2)", 73.7, 5.4, 524, None),
-    Row4("NasNet-A", 74.0, 5.3, 564, 183),
-    Row4("MobileNetV2", 72.0, 3.4, 300, 75),
-    Row4("MobileNetV2 (1.4)", 74.7, 6.9, 585, 143),
+    Row("MobileNetV1", 70.6, 4.2, 575, 113),
+    Row("ShuffleNet (1.5)", 71.5, 3.4, 292),
+    Row("ShuffleNet (x2)", 73.7, 5.4, 524),
+    Row("NasNet-A", 74.0, 5.3, 564, 183),
+    Row("MobileNetV2", 72.0, 3.4, 300, 75),
+    Row("MobileNetV2 (1.4)", 74.7, 6.9, 585, 143),
 )
 
 # Table 5: parameters in millions, MAdds in billions, for 80 classes.
 TABLE_5 = {"ssd": ("SSD", 14.8, 1.25), "ssdlite": ("SSDLite", 2.1, 0.35)}
 
 
-class Row6(NamedTuple):
-    """A line of Table 6: mAP on COCO test-dev, parameters in millions, MAdds in billions, ms."""
-
-    network: str
-    map: float
-    params: float
-    madds: float
-    cpu: int | None
-
-
 TABLE_6 = (
-    Row6("SSD300", 23.2, 36.1, 35.2, None),
-    Row6("SSD512", 26.8, 36.1, 99.5, None),
-    Row6("YOLOv2", 21.6, 50.7, 17.5, None),
-    Row6("MNet V1 + SSDLite", 22.2, 5.1, 1.3, 270),
-    Row6("MNet V2 + SSDLite", 22.1, 4.3, 0.8, 200),
+    Row("SSD300", 23.2, 36.1, 35.2),
+    Row("SSD512", 26.8, 36.1, 99.5),
+    Row("YOLOv2", 21.6, 50.7, 17.5),
+    Row("MNet V1 + SSDLite", 22.2, 5.1, 1.3, 270),
+    Row("MNet V2 + SSDLite", 22.1, 4.3, 0.8, 200),
 )
 
 
-class Row7(NamedTuple):
-    """A line of Table 7: parameters in millions, MAdds in billions, mean IoU on VOC 2012 val."""
-
-    network: str
-    output_stride: int
-    aspp: bool
-    multiscale: bool
-    miou: float
-    params: float
-    madds: float
-
-
 TABLE_7 = (
-    Row7("MNet V1", 16, True, False, 75.29, 11.15, 14.25),
-    Row7("MNet V1", 8, True, True, 78.56, 11.15, 941.9),
-    Row7("MNet V2*", 16, True, False, 75.70, 4.52, 5.8),
-    Row7("MNet V2*", 8, True, True, 78.42, 4.52, 387.0),
-    Row7("MNet V2*", 16, False, False, 75.32, 2.11, 2.75),
-    Row7("MNet V2*", 8, False, True, 77.33, 2.11, 152.6),
-    Row7("ResNet-101", 16, True, False, 80.49, 58.16, 81.0),
-    Row7("ResNet-101", 8, True, True, 82.70, 58.16, 4870.6),
+    Segmenter("MNet V1", 16, True, False, 75.29, 11.15, 14.25),
+    Segmenter("MNet V1", 8, True, True, 78.56, 11.15, 941.9),
+    Segmenter("MNet V2*", 16, True, False, 75.70, 4.52, 5.8),
+    Segmenter("MNet V2*", 8, True, True, 78.42, 4.52, 387.0),
+    Segmenter("MNet V2*", 16, False, False, 75.32, 2.11, 2.75),
+    Segmenter("MNet V2*", 8, False, True, 77.33, 2.11, 152.6),
+    Segmenter("ResNet-101", 16, True, False, 80.49, 58.16, 81.0),
+    Segmenter("ResNet-101", 8, True, True, 82.70, 58.16, 4870.6),
 )
 
 RESOLUTIONS = (224, 192, 160, 128, 96)

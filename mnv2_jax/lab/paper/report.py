@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError, first_line, unknown
@@ -87,12 +88,8 @@ def write_paper(
       UsageError: an item is unknown, a result or model cannot be read, or the folder not written.
     """
     items = choose(keys)
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{out} cannot be made: {first_line(error)}. Choose another --out."
-        ) from error
     sections = []
     for number, item in enumerate(items, 1):
         began = time.monotonic()
@@ -102,7 +99,7 @@ def write_paper(
     facts = environment()
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     about = f"Made on {facts['device']}, {facts['platform']}, with {versions}."
-    try:
+    with _writing(out):
         for picture in pictures(sections):
             place = out / f"{picture.name}.png"
             if isinstance(picture.drawn, Path):
@@ -111,8 +108,14 @@ def write_paper(
                 write_png(picture.drawn, place)
         (out / MARKDOWN).write_text(markdown_page(sections, command, about), "utf-8")
         (out / HTML).write_text(html_page(sections, command, about), "utf-8")
+    return [out / HTML, out / MARKDOWN, *(out / f"{p.name}.png" for p in pictures(sections))]
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(
             f"{out} cannot be written: {first_line(error)}. Choose another --out."
         ) from error
-    return [out / HTML, out / MARKDOWN, *(out / f"{p.name}.png" for p in pictures(sections))]

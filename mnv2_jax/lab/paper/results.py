@@ -12,21 +12,19 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
 from mnv2_jax.lab.train.log import read_curves
-from mnv2_jax.lab.train.report import RESULTS, describe_network, measured, scores_of
+from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of
 
 SWEEP = "config.json"  # a sweep's configuration by dotted keys, in the folder of its runs
 NOT_RUN = "not run"
+UNKNOWN = "Measured by an earlier version, which did not keep the setting"
 
 
 class Network(NamedTuple):
-    """The network of a result: the options that built it, and the resolution of its images.
+    """The network of a result."""
 
-    `madds` is None for a model that was only evaluated.
-    """
-
-    options: Mapping[str, Any]
-    resolution: int
-    madds: int | None = None
+    options: Mapping[str, Any]  # that built it
+    resolution: int  # of its images
+    madds: int = 0  # not counted where it was only evaluated
 
     @property
     def width_and_size(self) -> tuple[float, int]:
@@ -40,27 +38,21 @@ class Network(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A finished sweep.
+    """A finished sweep."""
 
-    Attributes:
-      folder: where it is; its name is that of the experiment, with its preset and overrides.
-      metric: what its variants are compared by, such as "eval/accuracy".
-      scores: for each variant a score for each seed, as a share of 1.
-      seeds: the seeds of each variant.
-      command: the command that made it.
-      data: name of the data set; empty where it is not known.
-      what: the sentence that says what was measured; the folder's name where it is not known.
-      networks: for each variant what was trained; empty where it is not known.
-    """
-
-    folder: Path
-    metric: str
-    scores: dict[str, list[float]]
-    seeds: dict[str, list[int]]
+    folder: Path  # named after the experiment, its preset and its overrides
+    metric: str  # that the variants are compared by, such as "eval/accuracy"
+    scores: dict[str, list[float]]  # by variant, one for each seed, as a share of 1
+    seeds: dict[str, list[int]]  # by variant
     command: str
-    data: str
-    what: str
-    networks: dict[str, Network]
+    data: str  # name of the data set; empty where it is not known
+    what: str  # the sentence that says what was measured
+    networks: dict[str, Network]  # by variant, as far as they are known
+
+    @property
+    def first(self) -> list[float]:
+        """The scores of the first variant."""
+        return next(iter(self.scores.values()))
 
     @property
     def caption(self) -> str:
@@ -82,24 +74,14 @@ class Result(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A model's score on a data set, as `mnv2 evaluate --out` wrote it.
+    """A model's score on a data set, as `mnv2 evaluate --out` wrote it."""
 
-    Attributes:
-      score: accuracy, mean IoU or mean AP, as a share of 1.
-      images: number of images.
-      network: the evaluated network.
-      several: whether it saw each image more than once (MF in Table 7).
-      source: the library that the weights were imported from; empty if they were trained here.
-      weights: the source and its file, or the folder of the model.
-      command: the command that made it.
-    """
-
-    score: float
-    images: int
+    score: float  # accuracy, mean IoU or mean AP, as a share of 1
+    images: int  # that it was measured on
     network: Network
-    several: bool
-    source: str
-    weights: str
+    several: bool  # whether it saw each image more than once (MF in Table 7)
+    source: str  # the library that the weights were imported from; empty if they were trained here
+    weights: str  # the source and its file, or the folder of the model
     command: str
 
 
@@ -130,11 +112,9 @@ def read(folder: Path) -> Result:
     with _readable(folder / RESULTS, "run its experiment again") as content:
         runs, setting = content["runs"], content.get("setting", {})
         seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
-        first = {name: folder / name / f"seed_{each[0]}" for name, each in seeds.items()}
-        networks = setting.get("networks") or {k: describe_network(f) for k, f in first.items()}
+        networks = setting.get("networks") or describe_networks(folder, seeds)
         if not runs:
             raise ValueError("it holds no runs")
-        steps = int(next(iter(runs.values()))[0]["steps"])
         return Result(
             folder=folder,
             metric=content["metric"],
@@ -142,22 +122,16 @@ def read(folder: Path) -> Result:
             seeds=seeds,
             command=str(content["command"]),
             data=setting.get("data") or sweep_config(folder).get("data.name", ""),
-            what=measured(setting, steps) if setting else f"{folder.name}, of unknown setting",
+            what=measured(setting) if setting else UNKNOWN,
             networks={
                 name: Network(network["options"], network["resolution"], network["madds"])
                 for name, network in networks.items()
-                if network
             },
         )
 
 
 def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Evaluation]:
-    """Finds what was evaluated on a data set.
-
-    Args:
-      folders: each holds folders with an evaluation, or is one.
-      data: name of the set, such as `imagenet2012`, here or in TensorFlow Datasets.
-      metric: the score to take.
+    """Finds a metric of what was evaluated on a data set, here or in TensorFlow Datasets.
 
     Raises:
       UsageError: an evaluation cannot be read.

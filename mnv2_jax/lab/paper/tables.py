@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 from mnv2_jax.accounting import Account, account
 from mnv2_jax.lab.paper import other_networks as others
@@ -138,7 +139,7 @@ def table_3(sources: Sources) -> Iterator[Part]:
     """Table 3: the largest tensors of three networks, as printed and as their tables have them."""
     del sources
     here = (
-        others.mobilenet_v1_channels(),
+        others.MOBILENET_V1,
         others.mobilenet_v2_channels(unroll()),
         others.shufflenet_channels(others.SHUFFLENET_G3),
     )
@@ -193,25 +194,15 @@ def table_4(sources: Sources) -> Iterator[Part]:
     """Table 4: ImageNet, cost counted, accuracy from runs."""
     runs = imagenet_results(sources)
     evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
-    rows = []
-    for row in printed.TABLE_4:
-        own: tuple[str, ...] = NOT_OURS
-        if width := {"MobileNetV2": 1.0, "MobileNetV2 (1.4)": 1.4}.get(row.network):
-            cost, at = classifier(width), (width, 224)
-            trained = next(iter(runs[at].scores.values())) if at in runs else []
-            score = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
-            params = f"{cost.params:,} ({cost.kernel_params / 1e6:.2f} M)"
-            own = (score, params, f"{cost.madds:,}")
-        given = (row.network, row.top1, f"{row.params} M", f"{row.madds} M")
-        rows.append((*given, _milliseconds(row.cpu), *own))
-    yield Table(
-        (
-            "network", "top-1 %, paper", "params, paper", "MAdds, paper", "CPU, paper",
-            "top-1 %, here", "params, counted (without norms and biases)", "MAdds, counted",
-        ),
-        rows,
-        "-pppphhh",
-    )  # fmt: skip
+    own = {}
+    for network, width in (("MobileNetV2", 1.0), ("MobileNetV2 (1.4)", 1.4)):
+        cost, at = classifier(width), (width, 224)
+        trained = runs[at].first if at in runs else []
+        score = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
+        params = f"{cost.params:,} ({cost.kernel_params / 1e6:.2f} M)"
+        own[network] = (score, params, f"{cost.madds:,}")
+    params = "params, counted (without norms and biases)"
+    yield _beside(printed.TABLE_4, "M", ("top-1 %, paper", "top-1 %, here", params), own)
     for width, suffix in ((1.0, ""), (1.4, " --config.model.width=1.4")):
         if (width, 224) in runs:
             yield runs[width, 224].table()
@@ -251,22 +242,11 @@ def table_6(sources: Sources) -> Iterator[Part]:
     coco = find(sources.runs, "detect_coco")
     evaluated = find_evaluations(sources.runs, "coco", "map")
     at = (1.0, DETECTION_SIZE)
-    trained = next(iter(coco[0].scores.values())) if coco else []
+    trained = coco[0].first if coco else []
     score = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
     own = (score, f"{detector().params:,}", f"{detector().madds:,}")
-    rows = [
-        (row.network, row.map, f"{row.params} M", f"{row.madds} B", _milliseconds(row.cpu))
-        + (own if row.network.startswith("MNet V2") else NOT_OURS)
-        for row in printed.TABLE_6
-    ]
-    yield Table(
-        (
-            "network", "mAP, paper", "params, paper", "MAdds, paper", "CPU, paper",
-            "mAP, here (val2017)", "params, counted", "MAdds, counted",
-        ),
-        rows,
-        "-pppphhh",
-    )  # fmt: skip
+    names = ("mAP, paper", "mAP, here (val2017)", "params, counted")
+    yield _beside(printed.TABLE_6, "B", names, {"MNet V2 + SSDLite": own})
     if coco:
         yield coco[0].table()
     else:
@@ -327,8 +307,23 @@ def table_7(sources: Sources) -> Iterator[Part]:
     yield from _trained(sources, what, "segment_scenes", "ablate_output_stride")
 
 
-def _milliseconds(cpu: int | None) -> str:
-    return f"{cpu} ms" if cpu else DASH
+def _beside(
+    rows: Sequence[printed.Row], unit: str, names: tuple[str, str, str], own: dict[str, Any]
+) -> Table:
+    """Returns printed networks, and beside them score, parameters and MAdds of our own."""
+    printed_score, score, params = names
+    header = (
+        "network", printed_score, "params, paper", "MAdds, paper", "CPU, paper",
+        score, params, "MAdds, counted",
+    )  # fmt: skip
+    cells = [
+        (
+            row.network, row.score, f"{row.params} M", f"{row.madds} {unit}",
+            f"{row.cpu} ms" if row.cpu else DASH, *own.get(row.network, NOT_OURS),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return Table(header, cells, "-pppphhh")
 
 
 def _evaluations(evaluated: Sequence[Evaluation], metric: str, data: str) -> Part:

@@ -85,11 +85,12 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     name = next(iter(METRIC_NAMES[config.task]))
     # Averaged weights are compared only where every variant has them.
     every = [run["metrics"] for seeds in runs.values() for run in seeds]
-    split = "eval_ema" if all(f"eval_ema/{name}" in metrics for metrics in every) else "eval"
+    averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
+    steps = next(iter(runs.values()))[0]["steps"]
     results = {
-        "metric": f"{split}/{name}",
+        "metric": f"eval_ema/{name}" if averaged else f"eval/{name}",
         "runs": runs,
-        "setting": make_setting(workdir, config, split),
+        "setting": make_setting(workdir, config, steps, averaged),
         "config": plain(config),
         "environment": environment(),
         "command": shlex.join(command),
@@ -101,34 +102,33 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     return report
 
 
-def make_setting(workdir: Path, config: Any, split: str) -> dict[str, Any]:
+def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict[str, Any]:
     """Returns what the report says of a sweep besides its scores: metric, data, networks."""
-    networks = {
-        name: describe_network(workdir / name / f"seed_{config.sweep.seeds[0]}")
-        for name in config.sweep.variants
-    }
+    seeds = dict.fromkeys(config.sweep.variants, config.sweep.seeds)
     return {
         "title": config.title or config.name,
         "metric": next(iter(METRIC_NAMES[config.task].values())),
-        "averaged": split == "eval_ema",
+        "averaged": averaged,
         "data": config.data.name,
         "split": config.data.eval_split,
+        "steps": steps,
         "batch_size": config.batch_size,
-        "networks": {name: network for name, network in networks.items() if network},
+        "networks": describe_networks(workdir, seeds),
     }
 
 
-def describe_network(folder: Path) -> dict[str, Any]:
-    """Describes the model in a folder: options, resolution, what it costs, images it was given.
-
-    The result is empty where there is no model.
+def describe_networks(workdir: Path, seeds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Describes the first model of each variant in a sweep's folder, as far as there is one.
 
     Raises:
-      UsageError: its description cannot be used.
+      UsageError: a model's description cannot be used.
     """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        return {}
+    paths = {name: workdir / name / f"seed_{own[0]}" / DESCRIPTION for name, own in seeds.items()}
+    return {name: _network(path) for name, path in paths.items() if path.is_file()}
+
+
+def _network(path: Path) -> dict[str, Any]:
+    """Returns options, resolution and cost of a described model, and the images it was given."""
     try:
         description = json.loads(path.read_text())
         options, size = description["model"], int(description["resolution"])
@@ -151,24 +151,20 @@ def scores_of(results: Results) -> dict[str, list[float]]:
     }
 
 
-def measured(setting: Mapping[str, Any], steps: int) -> str:
-    """Returns what was measured, as a sentence without its period.
-
-    >>> setting = {"metric": "mean IoU", "split": "test", "data": "scenes", "batch_size": 16}
-    >>> measured(setting | {"averaged": False}, 20)
-    'Mean IoU on the test split of scenes after 20 steps of 16 images'
-    """
+def measured(setting: Mapping[str, Any]) -> str:
+    """Returns what was measured, as a sentence without its period."""
     metric = setting["metric"]
     return (
         f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {setting['data']} "
-        f"after {steps} steps of {setting['batch_size']} images"
-        + (", with averaged weights" if setting["averaged"] else "")
+        f"after {setting['steps']} steps of {setting['batch_size']} images"
+        + ", with averaged weights"
+        * setting["averaged"]
     )
 
 
 def report_text(results: Results) -> str:
     """Composes the Markdown report."""
-    setting, config, facts = results["setting"], results["config"], results["environment"]
+    setting, config, machine = results["setting"], results["config"], results["environment"]
     runs, scores, reference = results["runs"], scores_of(results), config["sweep.reference"]
     rows = []
     for name, values in scores.items():
@@ -182,7 +178,6 @@ def report_text(results: Results) -> str:
             (name, len(values), f"{percent.mean():.1f}", spread, versus, f"{seconds:.0f} s")
         )
     header = ("variant", "n", "mean %", "std", f"difference to {reference} [95 % CI]", "time")
-    steps = next(iter(runs.values()))[0]["steps"]
     lists = (
         _other_metrics(results),
         _low_precision(config, scores, runs),
@@ -190,23 +185,23 @@ def report_text(results: Results) -> str:
     )
     paragraphs = [
         f"# {setting['title']}",
-        f"{measured(setting, steps)}. Differences are paired by seed; a confidence interval that "
+        f"{measured(setting)}. Differences are paired by seed; a confidence interval that "
         "holds 0 is within noise.",
         markdown_table(header, rows),
         *("\n".join(lines) for lines in lists if lines),
         f"![{setting['metric']} over training]({CURVES})",
     ]
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     skipped = sum(run["skipped"] for seeds in runs.values() for run in seeds)
-    facts = [
+    lines = [
         f"- command: `{results['command']}`",
         *_networks(setting["networks"]),
         f"- seeds: {', '.join(map(str, config['sweep.seeds']))}",
-        f"- device: {facts['device']}; {facts['platform']}",
-        f"- versions: {versions}; Python {facts['python']}",
+        f"- device: {machine['device']}; {machine['platform']}",
+        f"- versions: {versions}; Python {machine['python']}",
         *([f"- {skipped} steps were not finite and were skipped."] if skipped else []),
     ]
-    return "\n\n".join([*paragraphs, "\n".join(facts)]) + "\n"
+    return "\n\n".join([*paragraphs, "\n".join(lines)]) + "\n"
 
 
 def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:

@@ -15,7 +15,7 @@ NETWORKS = {  # variants of the trade-off -> width, resolution, multiply-adds
 }  # fmt: skip
 SETTING = {
     "title": "Title", "metric": "top-1 accuracy", "averaged": False, "data": "digits",
-    "split": "test", "batch_size": 64,
+    "split": "test", "steps": 20, "batch_size": 64,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.paper.content import Sources
-from mnv2_jax.lab.paper.figure_7 import count_positive, figure_7, find_model, positive_channels
+from mnv2_jax.lab.paper.figure_7 import Layer, figure_7, find_model, positive_channels
 from mnv2_jax.models.build import build
 from mnv2_jax.models.spec import IMAGENET, Row, unroll
 
@@ -24,30 +24,24 @@ def test_counts_are_those_of_a_loop(randomize):
     model, shape = network(), (3, 6, 6, 1)
     variables = randomize(model, shape)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = positive_channels(model, variables, jnp.asarray(images))
-    assert [layer.block for layer in found] == [0, 1]
+    layers = positive_channels(model, variables, jnp.asarray(images))
     tensors = model.apply(variables, images, method="endpoints")
-    for layer, block in zip(found, unroll(spec=TWO_BLOCKS).blocks, strict=True):
-        tensor = np.asarray(tensors[f"block_{layer.block}/expansion"])
+    for i, (layer, block) in enumerate(zip(layers, unroll(spec=TWO_BLOCKS).blocks, strict=True)):
+        tensor = np.asarray(tensors[f"block_{i}/expansion"])
         counts = [
-            sum(float(value) > 0 for value in tensor[b, i, j])
-            for b in range(3)
-            for i in range(6)
-            for j in range(6)
+            sum(float(value) > 0 for value in tensor[position])
+            for position in np.ndindex(tensor.shape[:-1])
         ]
-        assert (layer.low, layer.high) == (min(counts), max(counts))
-        assert layer.mean == pytest.approx(np.mean(counts), rel=1e-5)
-        assert layer.std == pytest.approx(np.std(counts), rel=1e-4)
+        assert layer.counts.tolist() == counts
         assert (layer.channels, layer.expansion) == (tensor.shape[-1], block.expansion)
         enough = [count >= block.in_channels for count in counts]
-        assert layer.above == pytest.approx(np.mean(enough), rel=1e-5)
+        assert layer.above == pytest.approx(np.mean(enough))
 
 
 @pytest.mark.parametrize(("positive", "above"), [(0, 0.0), (3, 0.0), (4, 1.0), (5, 1.0), (24, 1.0)])
 def test_threshold_is_the_dimension_of_the_input(positive, above):
     """An expansion of 4 channels to 24 needs 4 positive ones: 1/6, not more and not less."""
-    x = jnp.where(jnp.arange(24) < positive, 0.5, 0.0).reshape(1, 1, 1, 24)
-    assert float(count_positive(x, 6)["above"]) == above
+    assert Layer(24, 6, np.array([positive])).above == above
 
 
 def test_lemma_2_at_the_threshold():
@@ -58,7 +52,7 @@ def test_lemma_2_at_the_threshold():
         matrix, x = rng.normal(size=(3 * n, n)), rng.normal(size=n)
         image = np.maximum(matrix @ x, 0)
         alive = matrix[image > 0]
-        above = float(count_positive(jnp.asarray(image.reshape(1, 1, 1, -1)), 3)["above"]) == 1.0
+        above = Layer(len(image), 3, np.array([(image > 0).sum()])).above == 1.0
         determined = np.linalg.matrix_rank(alive) == n if len(alive) else False
         assert determined == above
         told[above] += 1
@@ -71,9 +65,9 @@ def test_step_0_takes_the_statistics_of_the_images():
     images = 5 + jax.random.normal(jax.random.key(1), (8, 6, 6, 1))
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     by_batch = positive_channels(model, variables, images, train=True)
-    assert 0.35 < by_batch[1].mean / by_batch[1].channels < 0.65
+    assert 0.35 < by_batch[1].counts.mean() / by_batch[1].channels < 0.65
     again = positive_channels(model, variables, images)
-    assert again[1].mean != by_batch[1].mean
+    assert again[1].counts.mean() != by_batch[1].counts.mean()
 
 
 def test_the_model_is_the_given_one_or_an_ablations(tmp_path):

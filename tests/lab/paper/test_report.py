@@ -162,7 +162,7 @@ def test_the_same_inputs_give_the_same_page(tmp_path):
         (["table-8"], "unknown item 'table-8': did you mean 'table-"),
         (["--runs", "no/such"], "--runs 'no/such' is not a folder"),
         (["--model", "no/such"], "--model 'no/such' is not a folder"),
-        (["table-1", "--out", "/dev/null/x"], "cannot be made"),
+        (["table-1", "--out", "/dev/null/x"], "cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(words, message, capsys):

@@ -86,7 +86,7 @@ def test_table_3_to_the_byte():
         "shuffle": (48, 48, 480, 960, 1920, 1920),
     }
     found = {
-        "v1": others.mobilenet_v1_channels(),
+        "v1": others.MOBILENET_V1,
         "v2": others.mobilenet_v2_channels(unroll()),
         "shuffle": others.shufflenet_channels(others.SHUFFLENET_G3),
     }

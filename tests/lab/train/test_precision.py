@@ -37,7 +37,7 @@ def test_the_report_says_what_each_precision_costs(tmp_path):
     config.sweep.seeds = (0, 1)
     lost = {"linear": 0.01, "relu6": 0.03}
     results = {
-        "metric": "eval/accuracy", "setting": make_setting(tmp_path, config, "eval"),
+        "metric": "eval/accuracy", "setting": make_setting(tmp_path, config, 1, False),
         "config": flatten(config), "environment": environment(), "command": "main.py",
         "runs": {
             name: [
