@@ -104,7 +104,7 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
 
 def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict[str, Any]:
     """Returns what the report says of a sweep besides its scores: metric, data, networks."""
-    seeds = dict.fromkeys(config.sweep.variants, config.sweep.seeds)
+    seeds = {name: list(config.sweep.seeds) for name in config.sweep.variants}
     return {
         "title": config.title or config.name,
         "metric": next(iter(METRIC_NAMES[config.task].values())),
