@@ -4,10 +4,10 @@
 whole set as arrays where it fits in memory.
 """
 
-import functools
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ SCENE_CLASSES = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "ankle b
 SCENE_CLASS_OF = (0, 1, 0, 2, 0, 3, 0, 4, 5, 6)  # for each of `idx.FASHION_CLASSES`
 
 
-@functools.cache
+@cache
 def _load_embedded(name: str) -> dict[str, np.ndarray]:
     with np.load(EMBEDDED / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
@@ -30,22 +30,18 @@ def _load_embedded(name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _open_embedded(name: str, classes: tuple[str, ...], split: str, root: str | None) -> Source:
-    if root is not None:
-        raise UsageError(f"{name} is part of the package and takes no root, given {root!r}.")
+def _open_embedded(name: str, classes: tuple[str, ...], split: str, root: None) -> Source:
     arrays = _load_embedded(name)
     return ArraySource(arrays[f"{split}_image"], arrays[f"{split}_label"], classes)
 
 
-def _open_scenes(split: str, root: str | None) -> Source:
+def _open_scenes(split: str, root: None) -> Source:
     """Scenes of 96×96 with one or two embedded items: 20,000 to train on, 1,000 held out.
 
     Shirts, t-shirts, pullovers and coats are one class, for even people confuse them, and a quarter
     of them is used, so that all classes are as frequent. At least 0.7 of every item is seen. Scenes
     held out show items that no training scene has.
     """
-    if root is not None:
-        raise UsageError(f"scenes are part of the package and take no root, given {root!r}.")
     arrays = _load_embedded("fashion_mnist_small")
     labels = np.array(SCENE_CLASS_OF)[arrays[f"{split}_label"]]
     kept = (labels != 0) | (np.cumsum(labels == 0) % 4 == 0)
@@ -59,30 +55,37 @@ class DataSet(NamedTuple):
 
     Attributes:
         open: (split, root) -> source.
+        root: what the root is, for a set that needs one; "" where there is a default, None for a
+            set that is part of the package.
         splits: the splits there are; None where the folder at hand decides.
     """
 
-    open: Callable[[str, str | None], Source]
+    open: Callable[[str, Any], Source]
+    root: str | None
     splits: tuple[str, ...] | None = None
 
 
 TWO = ("train", "test")
 CATALOG: Mapping[str, DataSet] = {
-    "digits": DataSet(functools.partial(_open_embedded, "digits", idx.DIGIT_CLASSES), TWO),
+    "digits": DataSet(partial(_open_embedded, "digits", idx.DIGIT_CLASSES), None, TWO),
     "fashion_mnist_small": DataSet(
-        functools.partial(_open_embedded, "fashion_mnist_small", idx.FASHION_CLASSES), TWO
+        partial(_open_embedded, "fashion_mnist_small", idx.FASHION_CLASSES), None, TWO
     ),
-    "fashion_mnist": DataSet(idx.open_fashion_mnist, TWO),
-    "mnist": DataSet(idx.open_mnist, TWO),
-    "cifar10": DataSet(functools.partial(cifar.open_cifar, "cifar10"), TWO),
-    "cifar100": DataSet(functools.partial(cifar.open_cifar, "cifar100"), TWO),
-    "imagenet2012": DataSet(imagenet.open_imagenet, TWO),
-    "folder": DataSet(folder.open_folder),
-    "scenes": DataSet(_open_scenes, TWO),
-    "coco": DataSet(coco.open_coco),
-    "voc": DataSet(voc.open_voc),
-    "voc_segmentation": DataSet(voc.open_voc_segmentation),
-    "cityscapes": DataSet(cityscapes.open_cityscapes, ("train", "val")),
+    "scenes": DataSet(_open_scenes, None, TWO),
+    "fashion_mnist": DataSet(idx.open_fashion_mnist, "", TWO),
+    "mnist": DataSet(idx.open_mnist, "It holds the four *-ubyte.gz files", TWO),
+    "cifar10": DataSet(
+        partial(cifar.open_cifar, "cifar10"), "It holds cifar-10-binary.tar.gz", TWO
+    ),
+    "cifar100": DataSet(
+        partial(cifar.open_cifar, "cifar100"), "It holds cifar-100-binary.tar.gz", TWO
+    ),
+    "imagenet2012": DataSet(imagenet.open_imagenet, imagenet.LAYOUT, TWO),
+    "folder": DataSet(folder.open_folder, folder.LAYOUT),
+    "coco": DataSet(coco.open_coco, coco.LAYOUT),
+    "voc": DataSet(voc.open_voc, voc.BOXES_LAYOUT),
+    "voc_segmentation": DataSet(voc.open_voc_segmentation, voc.MAPS_LAYOUT),
+    "cityscapes": DataSet(cityscapes.open_cityscapes, cityscapes.LAYOUT, ("train", "val")),
 }
 PREPARED = {"tfds:": False, "tfds_masks:": True}  # whether label maps are read
 
@@ -115,4 +118,8 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
             )
         raise unknown("data set", name, [*CATALOG, *(f"{prefix}NAME" for prefix in PREPARED)])
     row = CATALOG[name]
+    if root is None and row.root:
+        raise UsageError(f"{name} needs a root, the folder of its files. {row.root}.")
+    if root is not None and row.root is None:
+        raise UsageError(f"{name} is part of the package and takes no root, given {root!r}.")
     return row.open(chosen_split(split, row.splits) if row.splits else split, root)

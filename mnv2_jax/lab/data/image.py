@@ -220,14 +220,8 @@ def inception_crop(
     return resize(window, size, size, antialias=False)
 
 
-def center_crop(
-    image: np.ndarray,
-    size: int,
-    fraction: float = 0.875,
-    method: str = "bilinear",
-    antialias: bool = True,
-) -> np.ndarray:
-    """Cuts the central square, `fraction` of the shorter side, and resizes it.
+def center_crop(image: np.ndarray, size: int, fraction: float = 0.875, **kernel: Any) -> np.ndarray:
+    """Cuts the central square, `fraction` of the shorter side, and resizes it (see `resize`).
 
     With 0.875 = 224 / 256 it sees what resizing the shorter side to 256 and cutting 224 sees.
 
@@ -235,19 +229,15 @@ def center_crop(
     (56, 56, 3)
     """
     side = max(1, round(fraction * min(image.shape[:2])))
-    return resize(central(image, side, side), size, size, method, antialias)
+    return resize(central(image, side, side), size, size, **kernel)
 
 
 def stretch_crop(
-    image: np.ndarray,
-    size: int,
-    fraction: float = 0.875,
-    method: str = "bilinear",
-    antialias: bool = True,
+    image: np.ndarray, size: int, fraction: float = 0.875, **kernel: Any
 ) -> np.ndarray:
     """Cuts the central `fraction` of each side and stretches it to a square, as TF-slim does."""
     height, width = (max(1, round(fraction * side)) for side in image.shape[:2])
-    return resize(central(image, height, width), size, size, method, antialias)
+    return resize(central(image, height, width), size, size, **kernel)
 
 
 def central(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -64,6 +64,7 @@ def train_transform(
     _check_pair("area", area, 1.0)
     apply_policy = POLICIES[policy]
     return _compose(
+        channels,
         steps.random(image.inception_crop, size=size, area=area) if crop == "inception" else None,
         partial(steps.resize, size=size) if crop != "inception" else None,
         steps.random(image.pad_crop, pad=pad) if crop == "pad" else None,
@@ -71,7 +72,6 @@ def train_transform(
         steps.random(apply_policy) if apply_policy else None,
         steps.random(augment.color_jitter, strength=color) if color else None,
         steps.random(augment.random_erasing, probability=erasing) if erasing else None,
-        steps.fixed(image.with_channels, channels=channels),
     )
 
 
@@ -107,7 +107,7 @@ def eval_transform(
         "stretch": steps.fixed(image.stretch_crop, fraction=fraction, **kernel),
         "none": partial(steps.resize, **kernel),
     }
-    return _compose(cuts[crop], steps.fixed(image.with_channels, channels=channels))
+    return _compose(channels, cuts[crop])
 
 
 def detection_train(
@@ -132,12 +132,12 @@ def detection_train(
     _check_numbers(channels, size=size, max_objects=max_objects, flip=flip, color=color)
     _check_pair("area", area, 1.0)
     return _compose(
+        channels,
         partial(steps.select_objects, crowds=False),
         partial(steps.ssd_crop, area=area) if crop == "ssd" else None,
         steps.random(augment.photometric_distortion, strength=color) if color else None,
         partial(steps.resize, size=size),
         partial(steps.flip, probability=flip),
-        steps.fixed(image.with_channels, channels=channels),
         partial(steps.pad_objects, rows=max_objects),
     )
 
@@ -152,9 +152,9 @@ def detection_eval(
     _check_choice("evaluation crop for detection", crop, DETECTION_EVAL_CROPS)
     _check_numbers(channels, size=size, max_objects=max_objects)
     return _compose(
+        channels,
         partial(steps.select_objects, crowds=True),
         partial(steps.resize, size=size),
-        steps.fixed(image.with_channels, channels=channels),
         partial(steps.pad_objects, rows=max_objects),
     )
 
@@ -178,12 +178,12 @@ def segmentation_train(
     _check_numbers(channels, size=size, flip=flip, color=color)
     _check_pair("scale", scale, math.inf)
     return _compose(
+        channels,
         steps.select_labels,
         partial(steps.scale_crop, size=size, scale=scale) if crop == "scale" else None,
         partial(steps.resize, size=size) if crop == "none" else None,
         steps.random(augment.photometric_distortion, strength=color) if color else None,
         partial(steps.flip, probability=flip),
-        steps.fixed(image.with_channels, channels=channels),
     )
 
 
@@ -196,15 +196,19 @@ def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None)
     _check_choice("evaluation crop for segmentation", crop, SEGMENTATION_EVAL_CROPS)
     _check_numbers(channels, size=size)
     return _compose(
+        channels,
         steps.select_labels,
         partial(steps.fit if crop == "pad" else steps.resize, size=size),
-        steps.fixed(image.with_channels, channels=channels),
     )
 
 
-def _compose(*chosen: Transform | None) -> Transform:
-    """Chains steps, but those that are None, into one transform, which pickles if they do."""
-    return partial(_apply, tuple(step for step in chosen if step))
+def _compose(channels: int | None, *chosen: Transform | None) -> Transform:
+    """Chains the steps that are not None, and gray or color at last, into one transform.
+
+    It pickles if they do.
+    """
+    last = steps.fixed(image.with_channels, channels=channels)
+    return partial(_apply, (*filter(None, chosen), last))
 
 
 def _apply(chosen: tuple[Transform, ...], record: dict, rng: np.random.Generator) -> dict:

@@ -98,32 +98,30 @@ def make_schedule(config: Any, steps: int, epoch_steps: float) -> optax.Schedule
     return optax.join_schedules([ramp, main], [warmup])
 
 
-Transform = optax.GradientTransformation
+Update = optax.GradientTransformation
 
 
-def _rmsprop(c: Any, rate: optax.Schedule, weight_decay: Transform) -> Transform:
+def _rmsprop(c: Any, rate: optax.Schedule, weight_decay: Update) -> Update:
     return optax.chain(weight_decay, tf_rmsprop(rate, c.decay, c.momentum, c.epsilon))
 
 
-def _sgd(c: Any, rate: optax.Schedule, weight_decay: Transform) -> Transform:
+def _sgd(c: Any, rate: optax.Schedule, weight_decay: Update) -> Update:
     return optax.chain(weight_decay, optax.sgd(rate, c.momentum or None, nesterov=c.nesterov))
 
 
-def _adamw(c: Any, rate: optax.Schedule, weight_decay: Transform) -> Transform:
+def _adamw(c: Any, rate: optax.Schedule, weight_decay: Update) -> Update:
     moments = optax.scale_by_adam(c.beta1, c.beta2, c.epsilon)
     return optax.chain(moments, weight_decay, optax.scale_by_learning_rate(rate))
 
 
-OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Transform], Transform]] = {
+OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Update], Update]] = {
     "rmsprop": _rmsprop,
     "sgd": _sgd,
     "adamw": _adamw,
 }
 
 
-def make_optimizer(
-    config: Any, schedule: optax.Schedule, frozen: tuple[str, ...] = ()
-) -> Transform:
+def make_optimizer(config: Any, schedule: optax.Schedule, frozen: tuple[str, ...] = ()) -> Update:
     """Builds the optimizer of a configuration.
 
     Weight decay is added to the gradient before all else, as L2 regularisation is in the recipes of

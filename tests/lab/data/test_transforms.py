@@ -47,8 +47,8 @@ def test_evaluation_transforms_are_their_functions():
     pixels = photo()
     record = {"image": pixels, "label": 0}
     for crop, expected in (
-        ("center", image.center_crop(pixels, 16, 0.8, "bicubic")),
-        ("stretch", image.stretch_crop(pixels, 16, 0.8, "bicubic")),
+        ("center", image.center_crop(pixels, 16, 0.8, method="bicubic")),
+        ("stretch", image.stretch_crop(pixels, 16, 0.8, method="bicubic")),
         ("none", image.resize(pixels, 16, 16, "bicubic")),
     ):
         transform = eval_transform(16, crop=crop, fraction=0.8, method="bicubic")

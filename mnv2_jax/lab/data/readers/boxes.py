@@ -20,6 +20,14 @@ log = logging.getLogger(__name__)
 MAX_SIDE = 1 << 20
 
 
+class Object(NamedTuple):
+    """One object as files list it: top, left, bottom and right in pixels, and its class."""
+
+    corners: tuple[float, float, float, float]
+    label: int
+    crowd: bool = False
+
+
 class _Annotated(NamedTuple):
     path: Path
     size: tuple[int, int]
@@ -43,19 +51,18 @@ class AnnotatedImages:
         self,
         path: Path,
         size: tuple[int, int],
-        corners: Sequence[Sequence[float]],
-        classes: Sequence[int],
+        objects: Sequence[Object],
         name: str,
-        crowd: Sequence[bool] | None = None,
     ) -> None:
-        """Adds an image of (height, width) with boxes in pixels: top, left, bottom, right."""
-        boxes = np.array(corners, np.float64).reshape(-1, 4) / np.tile(size, 2)
-        crowds = None if crowd is None else np.array(crowd, bool)
-        objects = clean_objects(
-            boxes, np.array(classes, int), len(self.classes), None, name, crowds
+        """Adds an image of (height, width); `name` is for errors."""
+        boxes = np.array([o.corners for o in objects], np.float64).reshape(-1, 4)
+        classes = np.array([o.label for o in objects], int)
+        crowd = np.array([o.crowd for o in objects], bool)
+        cleaned = clean_objects(
+            boxes / np.tile(size, 2), classes, len(self.classes), None, name, crowd
         )
-        self.dropped.update(objects.dropped)
-        self._images.append(_Annotated(path, size, objects.boxes, objects.classes))
+        self.dropped.update(cleaned.dropped)
+        self._images.append(_Annotated(path, size, cleaned.boxes, cleaned.classes))
 
     def source(self, name: str) -> LazySource:
         """Makes the source, and logs how many objects were dropped, by reason.

@@ -45,7 +45,7 @@ CIFAR = {
 }  # fmt: skip
 
 
-def open_cifar(name: str, split: str, root: str | None) -> ArraySource:
+def open_cifar(name: str, split: str, root: str) -> ArraySource:
     """Opens CIFAR-10 or CIFAR-100 from the official archive, or its unpacked folder, in `root`.
 
     The binary version is preferred to the Python version.
@@ -53,10 +53,7 @@ def open_cifar(name: str, split: str, root: str | None) -> ArraySource:
     Raises:
         UsageError: neither is there, or a file is damaged.
     """
-    archive = name.replace("cifar", "cifar-")
-    if root is None:
-        raise UsageError(f"{name} needs a root: the folder with {archive}-binary.tar.gz.")
-    layout, top = CIFAR[name], Path(root)
+    archive, layout, top = name.replace("cifar", "cifar-"), CIFAR[name], Path(root)
     binary, python = (top / f"{archive}-{kind}.tar.gz" for kind in ("binary", "python"))
     for folder, tar, read in (
         (top / layout.binary_folder, binary, _read_binary),

@@ -19,14 +19,12 @@ CITYSCAPES = {
 """The classes that are evaluated, and their values in `labelIds` maps; all others are ignored."""
 
 
-def open_cityscapes(split: str, root: str | None) -> LazySource:
+def open_cityscapes(split: str, root: str) -> LazySource:
     """Opens one split of Cityscapes.
 
     Raises:
       UsageError: files are missing.
     """
-    if root is None:
-        raise UsageError(f"cityscapes needs its root. {LAYOUT}.")
     images, maps = (Path(root) / part / split for part in ("leftImg8bit", "gtFine"))
     files = sorted(images.glob("*/*_leftImg8bit.png"))
     if not files:

@@ -15,14 +15,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".
 LAYOUT = "The layout is ROOT/train/CLASS/*.jpg, and ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg"
 
 
-def open_folder(split: str, root: str | None) -> LazySource:
+def open_folder(split: str, root: str) -> LazySource:
     """Opens one split of a folder of class folders; images are decoded when they are read.
 
     Classes are numbered in the order of their sorted names. All splits that exist must have the
     same classes, or labels would not mean the same thing.
     """
-    if root is None:
-        raise UsageError(f"a folder data set needs its root. {LAYOUT}.")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     top = Path(root)

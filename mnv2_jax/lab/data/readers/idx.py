@@ -21,10 +21,8 @@ FASHION_CLASSES = (
 )  # fmt: skip
 
 
-def open_mnist(split: str, root: str | None) -> ArraySource:
+def open_mnist(split: str, root: str) -> ArraySource:
     """Opens MNIST from its four files."""
-    if root is None:
-        raise UsageError("mnist needs a root: the folder with the four *-ubyte.gz files.")
     get = f"wget -nc -P {root} {MNIST_URL}{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz"
     return _open_idx("mnist", DIGIT_CLASSES, split, Path(root), get)
 

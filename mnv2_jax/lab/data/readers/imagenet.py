@@ -27,23 +27,21 @@ TEST = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 SYNSETS = "meta.mat"
+LAYOUT = (
+    f"Register at https://image-net.org/download, and put {TRAIN}, {TEST} and {DEVKIT} in one "
+    "folder, as they are"
+)
 INDEX_FORMAT = 1
 
 log = logging.getLogger(__name__)
 
 
-def open_imagenet(split: str, root: str | None) -> LazySource:
+def open_imagenet(split: str, root: str) -> LazySource:
     """Opens the training or the validation ("test") images, labelled by sorted WordNet id."""
     needed = (TRAIN,) if split == "train" else (TEST, DEVKIT)
-    get = (
-        f"Register at https://image-net.org/download, put {' and '.join(needed)} in one folder "
-        "and give it as the root"
-    )
-    if root is None:
-        raise UsageError(f"imagenet2012 needs a root. {get}.")
     for name in needed:
         if not (Path(root) / name).is_file():
-            raise UsageError(f"imagenet2012: {name} is not in {root}. {get}.")
+            raise UsageError(f"imagenet2012: {name} is not in {root}. {LAYOUT}.")
     path = Path(root) / needed[0]
     if split == "train":
         index = _cached_index(path, _index_train)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
-from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages
+from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages, Object
 from mnv2_jax.lab.data.readers.files import MAX_RECORD_BYTES, read_lines
 from mnv2_jax.lab.data.readers.label_maps import paired_source
 from mnv2_jax.lab.data.source import LazySource, find_split
@@ -29,7 +29,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-def open_voc(split: str, root: str | None) -> LazySource:
+def open_voc(split: str, root: str) -> LazySource:
     """Opens one split with its boxes.
 
     Classes are VOC's twenty, or the lines of `classes.txt`.
@@ -47,7 +47,7 @@ def open_voc(split: str, root: str | None) -> LazySource:
         except xml.ParseError as error:
             raise UsageError(f"{file} cannot be read as XML: {first_line(error)}.") from error
         size = (_pixels(tree, "size/height", file), _pixels(tree, "size/width", file))
-        corners, classes = [], []
+        objects = []
         for i, entry in enumerate(tree.iter("object")):
             where = f"{file}: object {i}"
             kind = _text(entry, "name", where)
@@ -62,13 +62,13 @@ def open_voc(split: str, root: str | None) -> LazySource:
             if (entry.findtext("difficult") or "0").strip() == "1":
                 images.dropped["difficult"] += 1
                 continue
-            corners.append([upper - 1, left - 1, lower, right])  # they count from 1, inclusive
-            classes.append(index[kind])
-        images.add(top / "JPEGImages" / f"{name}.jpg", size, corners, classes, str(file))
+            # They count from 1, and the last two are inclusive.
+            objects.append(Object((upper - 1, left - 1, lower, right), index[kind]))
+        images.add(top / "JPEGImages" / f"{name}.jpg", size, objects, str(file))
     return images.source(f"{top} {split}")
 
 
-def open_voc_segmentation(split: str, root: str | None) -> LazySource:
+def open_voc_segmentation(split: str, root: str) -> LazySource:
     """Opens one split with its label maps.
 
     The split `trainaug` takes its maps from `SegmentationClassAug`, where the field keeps them.
@@ -95,10 +95,8 @@ def _classes(top: Path) -> tuple[str, ...]:
     return names
 
 
-def _listed(split: str, root: str | None, kind: str, layout: str) -> tuple[Path, list[str]]:
+def _listed(split: str, root: str, kind: str, layout: str) -> tuple[Path, list[str]]:
     """Returns the folder and the names listed for a split."""
-    if root is None:
-        raise UsageError(f"VOC's layout needs a root. {layout}.")
     lists = Path(root) / "ImageSets" / kind
     name = find_split(split, lambda name: (lists / f"{name}.txt").is_file())
     if name is None:

@@ -143,7 +143,7 @@ def test_json_that_is_none_and_a_set_that_is_not_there(coco, tmp_path):
     (coco / "val/annotations.json").write_text('{"images": [')
     assert "cannot be read as JSON" in refused(coco)
     assert "The layout is" in refused(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="coco needs its root"):
+    with pytest.raises(UsageError, match="coco needs a root"):
         open_source("coco", "val")
 
 
