@@ -54,25 +54,15 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
       shapes: in the file's order of axes.
     """
     leaves, axes = ecosystem.framework.leaves, ecosystem.framework.axes
-
-    def length(name: str) -> int | None:
-        """The length of a vector in the file; None where it is missing or no vector."""
-        shape = shapes.get(name, ())
-        return shape[0] if len(shape) == 1 else None
-
+    vectors = {name: shape[0] for name, shape in shapes.items() if len(shape) == 1}
     spec, head = _with_depth(ecosystem, shapes), None
     if ecosystem.segmenter is not None:
-        norms = (norm for _, norm in reversed(list(ecosystem.segmenter.layers.values())))
-        head = next(
-            (n for norm in norms if (n := length(norm + leaves["scale"])) is not None), None
-        )
+        scales = [norm + leaves["scale"] for _, norm in ecosystem.segmenter.layers.values()]
+        head = next((vectors[name] for name in reversed(scales) if name in vectors), None)
     if head is not None:
         spec = spec._replace(last=None)
-    channels = {
-        ours: n
-        for ours, _, norm in convolutions(ecosystem, spec)
-        if (n := length(norm + leaves["scale"])) is not None
-    }
+    scales = {ours: norm + leaves["scale"] for ours, _, norm in convolutions(ecosystem, spec)}
+    channels = {ours: vectors[name] for ours, name in scales.items() if name in vectors}
 
     def fit(spec: Spec, width: float) -> int:
         """How many layers have as many output channels as in the file."""
@@ -91,7 +81,7 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
     stem = shapes.get(ecosystem.stem[0] + leaves["conv"], ())
     in_channels = stem[axes["conv"][2]] if len(stem) == 4 else 3
     _, bias = classifier_names(ecosystem, segmenter=head is not None)
-    return Architecture(spec, width, in_channels, length(bias), head)
+    return Architecture(spec, width, in_channels, vectors.get(bias), head)
 
 
 @functools.lru_cache(256)

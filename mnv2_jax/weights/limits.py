@@ -30,21 +30,13 @@ def max_unpacked(size: int) -> int:
 
 
 def check_claim(name: str, shape: tuple[int, ...], itemsize: int, available: int) -> None:
-    """Rejects a tensor that claims more bytes than there are.
-
-    Raises:
-      DamagedError: the claim cannot be true.
-    """
+    """Raises a `DamagedError` for a tensor that claims more bytes than there are."""
     if any(size < 0 for size in shape) or math.prod(shape) * itemsize > available:
         raise DamagedError(f"{shown(name)} claims shape {list(shape)}, more than the file can hold")
 
 
 def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members of an archive of `size` bytes by name.
-
-    Raises:
-      DamagedError: a name points outside the archive, or the members unpack to too much.
-    """
+    """Returns the members of an archive of `size` bytes, once names and sizes are checked."""
     members = archive.infolist()
     for info in members:
         parts = info.filename.replace("\\", "/").split("/")

@@ -16,7 +16,7 @@ from mnv2_jax.weights.architecture import Architecture, find_architecture
 from mnv2_jax.weights.merge import check_ecosystem, merge
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
 from mnv2_jax.weights.preprocessing import Preprocessing, preprocessing_of, segmenter_preprocessing
-from mnv2_jax.weights.readers import read_tensors
+from mnv2_jax.weights.readers import Contents, read_tensors
 from mnv2_jax.weights.tensors import classifier_names, unused
 
 IMAGENET_CLASSES = 1000
@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 
     @property
     def dialect(self) -> Dialect:
-        """The dialect of the weights, with the class offset of this classifier."""
+        """The dialect of the weights."""
         return self.backbone.dialect
 
     @property
@@ -126,19 +126,26 @@ def load_weights(
     check_ecosystem(ecosystem, contents.tensors, path)
     shapes = {name: array.shape for name, array in contents.tensors.items()}
     architecture = find_architecture(ecosystem, shapes)
-    if architecture.head is not None:
-        if drop_head or drop_background:
-            raise UsageError(
-                f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
-                "backbone's variables are under 'backbone'."
-            )
-        idle = {t.theirs for t in unused(ecosystem, architecture.spec, architecture.width)}
-        variables = merge(ecosystem, architecture, contents.tensors, path, idle)
-        model, names = _segmenter(ecosystem, architecture, path, output_stride)
-        preprocessing = segmenter_preprocessing(ecosystem.dialect, path)
-        return Loaded(model, variables, preprocessing, contents.sha256, source, names)
-    if output_stride is not None:
-        raise UsageError(f"{path!r} is a classifier, which takes no output_stride: leave it out.")
+    if architecture.head is None:
+        if output_stride is not None:
+            raise UsageError(f"{path!r} is a classifier: load it without output_stride.")
+        return _classifier(ecosystem, architecture, contents, path, drop_head, drop_background)
+    if drop_head or drop_background:
+        raise UsageError(
+            f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
+            "backbone's variables are under 'backbone'."
+        )
+    return _segmenter(ecosystem, architecture, contents, path, output_stride)
+
+
+def _classifier(
+    ecosystem: Ecosystem,
+    architecture: Architecture,
+    contents: Contents,
+    path: str,
+    drop_head: bool,
+    drop_background: bool,
+) -> Loaded:
     head = classifier_names(ecosystem)
     if drop_head:
         architecture = architecture._replace(classes=None)
@@ -149,9 +156,16 @@ def load_weights(
         raise UsageError(
             f"{path!r} has no classifier ({head[0]}): load it with drop_head=True for its features."
         )
-    offset = class_offset(ecosystem, classes)
+    offset = ecosystem.class_offset if classes == IMAGENET_CLASSES + ecosystem.class_offset else 0
     if drop_background:
-        _drop_background(path, variables, classes, offset)
+        if not offset:
+            raise UsageError(
+                f"{path!r} has {classes or 'no'} classes, and none is background: load it without "
+                "drop_background."
+            )
+        classifier = variables["params"]["classifier"]
+        for name, leaf in classifier.items():
+            classifier[name] = np.ascontiguousarray(leaf[..., offset:])
         classes, offset = IMAGENET_CLASSES, 0
     model = MobileNetV2(
         num_classes=classes,
@@ -162,42 +176,32 @@ def load_weights(
         dialect=ecosystem.dialect,
         class_offset=offset,
     )
-    preprocessing = preprocessing_of(ecosystem.name, model.dialect, path, contents.sha256)
-    return Loaded(model, variables, preprocessing, contents.sha256, source)
-
-
-def _drop_background(
-    path: str, variables: dict[str, Any], classes: int | None, offset: int
-) -> None:
-    """Cuts class 0 off the classifier in place."""
-    if not offset:
-        raise UsageError(
-            f"{path!r} has {classes or 'no'} classes, and none is background: load it without "
-            "drop_background."
-        )
-    head = variables["params"]["classifier"]
-    for name, leaf in head.items():
-        head[name] = np.ascontiguousarray(leaf[..., offset:])
+    prepared = preprocessing_of(ecosystem.name, model.dialect, path, contents.sha256)
+    return Loaded(model, variables, prepared, contents.sha256, f"{ecosystem.name}:{path}")
 
 
 def _segmenter(
-    ecosystem: Ecosystem, architecture: Architecture, path: str, output_stride: int | None
-) -> tuple[DeepLabV3, tuple[str, ...]]:
-    """Builds a DeepLabv3, whose head has its own batch norm; returns the names of its classes."""
-    classes, channels = architecture.classes, architecture.head or 0
-    if classes is None:
+    ecosystem: Ecosystem,
+    architecture: Architecture,
+    contents: Contents,
+    path: str,
+    output_stride: int | None,
+) -> Loaded:
+    spec, width, in_channels, classes, channels = architecture
+    idle = {tensor.theirs for tensor in unused(ecosystem, spec, width)}
+    variables = merge(ecosystem, architecture, contents.tensors, path, idle)
+    if classes is None or channels is None:
         kernel, _ = classifier_names(ecosystem, segmenter=True)
         raise UsageError(f"{path!r} has no {kernel}, the last layer of a segmenter: use another.")
     described_stride, names = describe_segmenter(path, classes)
+    stride = output_stride or described_stride or OUTPUT_STRIDE
     backbone = MobileNetV2(
-        num_classes=None,
-        width=architecture.width,
-        output_stride=output_stride or described_stride or OUTPUT_STRIDE,
-        spec=architecture.spec,
-        in_channels=architecture.in_channels,
-        dialect=ecosystem.dialect,
+        None, width, stride, spec=spec, in_channels=in_channels, dialect=ecosystem.dialect
     )
-    return DeepLabV3(classes, backbone, channels=channels), names
+    model = DeepLabV3(classes, backbone, channels=channels)  # its head has its own batch norm
+    prepared = segmenter_preprocessing(ecosystem.dialect, path)
+    source = f"{ecosystem.name}:{path}"
+    return Loaded(model, variables, prepared, contents.sha256, source, names)
 
 
 def describe_segmenter(path: str, classes: int) -> tuple[int | None, tuple[str, ...]]:
@@ -226,12 +230,6 @@ def describe_segmenter(path: str, classes: int) -> tuple[int | None, tuple[str, 
     table = table if isinstance(table, dict) else {}
     names = [name for i in range(classes) if isinstance(name := table.get(str(i)), str) and name]
     return stride if type(stride) is int else None, tuple(names) if len(names) == classes else ()
-
-
-def class_offset(ecosystem: Ecosystem, classes: int | None) -> int:
-    """Returns 1 where class 0 of a classifier is "background", which 1001 classes show."""
-    offset = ecosystem.class_offset
-    return offset if classes == IMAGENET_CLASSES + offset else 0
 
 
 def parse_source(source: str) -> tuple[Ecosystem, str]:

@@ -155,7 +155,7 @@ def test_options_of_classifiers_are_refused(files, options, message):
 
 def test_a_classifier_takes_no_output_stride(tmp_path):
     export_weights(*network("hf"), "hf", tmp_path / "a.npz")
-    with pytest.raises(UsageError, match="takes no output_stride"):
+    with pytest.raises(UsageError, match="load it without output_stride"):
         load_weights(f"hf:{tmp_path / 'a.npz'}", output_stride=16)
 
 

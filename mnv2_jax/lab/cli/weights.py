@@ -1,16 +1,14 @@
 """`mnv2 import`, `mnv2 export-weights` and `mnv2 doctor`: weights of other projects, in and out."""
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import read_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
-
-MAX_NAMES = 1 << 20  # bytes of a file of names; those of ImageNet take 30 kB
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,17 +55,15 @@ def _import(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{source!r} is not imported. Its ecosystem is {described}; {change}.")
         source = f"{ecosystem}:{source}"
 
-    def load(drop_background: bool) -> Any:
-        return load_weights(
-            source,
-            arguments.sha256,
-            drop_head=arguments.drop_head,
-            drop_background=drop_background,
-            ema=not arguments.raw,
-            output_stride=arguments.output_stride,
-        )
-
-    loaded = load(drop_background=False)
+    load = functools.partial(
+        load_weights,
+        source,
+        arguments.sha256,
+        drop_head=arguments.drop_head,
+        ema=not arguments.raw,
+        output_stride=arguments.output_stride,
+    )
+    loaded = load()
     classifier = loaded.task == "classify"
     if classifier and loaded.model.class_offset and not arguments.keep_background:
         loaded = load(drop_background=True)
@@ -106,18 +102,12 @@ def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
 
 
 def read_classes(path: str | None, count: int) -> list[str]:
-    """Reads the names of `count` classes, one a line; without a file there are none.
+    """Reads the names of `count` classes, one a line; without a file there are none."""
+    from mnv2_jax.lab.data.readers.files import read_lines
 
-    Raises:
-      UsageError: the file cannot be read, or does not name as many classes.
-    """
     if path is None:
         return []
-    try:
-        lines = read_file(path, MAX_NAMES).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the names of classes in {path!r} are not UTF-8 text.") from error
-    names = [name for line in lines if (name := line.strip())]
+    names = read_lines(Path(path))
     if len(names) != count:
         raise UsageError(
             f"{path!r} names {len(names)} classes and the classifier has {count}, without the "

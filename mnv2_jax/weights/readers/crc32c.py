@@ -10,6 +10,7 @@ import numpy as np
 
 POLYNOMIAL = 0x82F63B78  # of RFC 3720, bits reversed
 LANES = 512
+LONG = 16 * LANES  # bytes, from which on lanes are worth joining
 BITS = np.arange(32, dtype=np.uint32)
 
 
@@ -21,6 +22,7 @@ def _byte_table() -> np.ndarray:
 
 
 TABLE = _byte_table()
+STEPS: list[int] = TABLE.tolist()
 
 
 def crc32c(data: bytes) -> int:
@@ -29,7 +31,7 @@ def crc32c(data: bytes) -> int:
     >>> hex(crc32c(b"123456789")), hex(crc32c(bytes(32)))  # RFC 3720, B.4
     ('0xe3069283', '0x8a9136aa')
     """
-    length = len(data) // LANES
+    length = len(data) // LANES if len(data) > LONG else 0
     crc, start = 0xFFFFFFFF, LANES * length
     if length:
         columns = np.zeros((length, LANES + 32), np.uint8)
@@ -38,11 +40,12 @@ def crc32c(data: bytes) -> int:
         for column in columns:
             crcs = TABLE[(crcs ^ column) & 0xFF] ^ (crcs >> 8)
         advanced = crcs[LANES:]
-        for lane in crcs[:LANES]:
-            crc = np.bitwise_xor.reduce(advanced[(np.uint32(crc) >> BITS & 1).astype(bool)]) ^ lane
+        for lane in crcs[:LANES].tolist():
+            bits = np.uint32(crc) >> BITS & 1 == 1
+            crc = int(np.bitwise_xor.reduce(advanced[bits])) ^ lane
     for byte in data[start:]:
-        crc = int(TABLE[(crc ^ byte) & 0xFF]) ^ (int(crc) >> 8)
-    return int(crc) ^ 0xFFFFFFFF
+        crc = STEPS[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
 
 
 def unmask(stored: int) -> int:
