@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
     @property
     def state(self) -> NamedSharding:
-        """The sharding of the training state."""
+        """The sharding of the training state, and of the keys of its seeds."""
         return self.rows if self.seeds_at_once > 1 else self.everywhere
 
 
@@ -78,10 +78,9 @@ def make_plan(
     """Lays out the devices.
 
     Args:
-      launcher: see `Plan`.
-      batch_norm: see `Plan`.
+      launcher, batch_norm: see `Plan`.
       devices: how many to use; 0 for all (of all hosts).
-      seeds_at_once: see `Plan`; with several, as many devices as divide them are used.
+      seeds_at_once: see `Plan`; of the devices, as many as divide several seeds are used.
       batch_size: rows of a global batch, checked to divide over devices and accumulation.
       accumulate: parts of a batch computed one after the other.
 
@@ -94,14 +93,13 @@ def make_plan(
         raise unknown("parallel.batch_norm", batch_norm, BATCH_NORM)
     if launcher == "pmap" and jax.process_count() > 1:
         raise UsageError("the launcher pmap runs on one host: set parallel.launcher to jit.")
-    found = jax.devices()
-    if not 0 <= devices <= len(found):
+    here = jax.devices()
+    if not 0 <= devices <= len(here):
         raise UsageError(
-            f"parallel.devices is {devices}, but {len(found)} "
-            f"{found[0].platform.upper()} device(s) are here: give at most that, or 0 for all."
+            f"parallel.devices is {devices}, but {len(here)} "
+            f"{here[0].platform.upper()} device(s) are here: give at most that, or 0 for all."
         )
-    used = devices or len(found)
-    spread = used  # devices that one batch is spread over
+    used = spread = devices or len(here)  # spread: devices that one batch is divided over
     if seeds_at_once > 1:
         if (launcher, batch_norm) != ("jit", "global") or jax.process_count() > 1:
             raise UsageError(
@@ -110,14 +108,14 @@ def make_plan(
                 "sweep.at_once to 1."
             )
         used, spread = max(n for n in range(1, used + 1) if seeds_at_once % n == 0), 1
-    if batch_size is not None and batch_size % (spread * accumulate):
-        parts = f"{spread} device(s)" + (f" × {accumulate} parts" if accumulate > 1 else "")
-        near = max(1, round(batch_size / (spread * accumulate))) * spread * accumulate
+    parts = spread * accumulate
+    if batch_size is not None and batch_size % parts:
+        over = f"{spread} device(s)" + (f" × {accumulate} parts" if accumulate > 1 else "")
         raise UsageError(
-            f"batch_size is {batch_size}, which does not divide over {parts}: try {near}, or set "
-            "parallel.devices."
+            f"batch_size is {batch_size}, which does not divide over {over}: try "
+            f"{max(1, round(batch_size / parts)) * parts}, or set parallel.devices."
         )
-    mesh = jax.make_mesh((used,), (AXIS,), (AxisType.Auto,), devices=found[:used])
+    mesh = jax.make_mesh((used,), (AXIS,), (AxisType.Auto,), devices=here[:used])
     return Plan(mesh, launcher, batch_norm, seeds_at_once)
 
 
@@ -136,12 +134,11 @@ def launch(function: Function, plan: Plan) -> Function:
 
 
 def _jit(function: Function, plan: Plan) -> Function:
-    by_seed = plan.rows if plan.seeds_at_once > 1 else plan.everywhere
     return jax.jit(
         function,
         donate_argnums=0,
-        in_shardings=(plan.state, plan.everywhere, plan.rows, by_seed),
-        out_shardings=(plan.state, by_seed),
+        in_shardings=(plan.state, plan.everywhere, plan.rows, plan.state),
+        out_shardings=(plan.state, plan.state),
     )
 
 

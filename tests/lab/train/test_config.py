@@ -79,7 +79,7 @@ def test_presets_that_are_not_there():
         (HEADER + "def get_config():\n    c = ConfigDict()\n    c.a.b = 1\n", "line 4: Attribute"),
         (
             HEADER + "def get_config():\n    c = ConfigDict({'ab': 1}).lock()\n    c.abc = 1\n",
-            "line 4: AttributeError",
+            "line 4: unknown configuration key 'abc': did you mean 'ab'?",
         ),
         ("def get_config():\n    raise ValueError('one\\ntwo')\n", "line 2: ValueError: one"),
         ("def get_config():\n    raise ValueError('x' * 10**6)\n", "xxx…"),
