@@ -9,6 +9,17 @@ import pytest
 from benchmarks import harness
 from benchmarks.harness import Contender, compare
 
+SMOKE = [
+    ("infer_gpu", "--batches 2 --size 32 --rounds 1 --copy 8 --forms|mnv2_jax folded"),
+    ("train_gpu", "--batches 2 --size 32 --rounds 1 --copy 8 --forms|mnv2_jax"),
+    ("detect_cpu", "--batches 1 --size 64 --rounds 1 --threads 1"),
+    ("segment_cpu", "--batches 1 --size 65 --rounds 1 --threads 1"),
+    ("memory", "--sizes 32 --splits 6 --rounds 1"),
+    ("input_pipeline", "--images 8 --batch 4 --rounds 1"),
+    ("scaling", "--axes batch --rounds 1"),
+    ("guard", "--cases tiny --rounds 1"),
+    ("profile_cpu", "--repeats 1 --what|training, tiny"),
+]
 TINY = {"batch": 4, "size": 8, "width": 1.0, "spec": "tiny_8", "classes": 10}
 
 
@@ -25,20 +36,11 @@ def test_contenders_are_timed_in_rounds():
     assert all(0 < row["best_ms"] <= row["median_ms"] for row in rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("infer_gpu", "--batches 2 --size 32 --rounds 1 --copy 8 --forms|mnv2_jax folded"),
-        ("train_gpu", "--batches 2 --size 32 --rounds 1 --copy 8 --forms|mnv2_jax"),
-        ("detect_cpu", "--batches 1 --size 64 --rounds 1 --threads 1"),
-        ("segment_cpu", "--batches 1 --size 65 --rounds 1 --threads 1"),
-        ("memory", "--sizes 32 --splits 6 --rounds 1"),
-        ("input_pipeline", "--images 8 --batch 4 --rounds 1"),
-        ("scaling", "--axes batch --rounds 1"),
-        ("guard", "--cases tiny --rounds 1"),
-        ("profile_cpu", "--repeats 1 --what|training, tiny"),
         ("imagenet_cost", "--images-per-second 100"),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in SMOKE),
     ],
 )
 def test_a_script_writes_its_report(monkeypatch, tmp_path, name, words):

@@ -29,7 +29,7 @@ def get_config():
         pytest.param("jit", 9, 2, marks=pytest.mark.nightly),
         pytest.param("pmap", 7, 2, marks=pytest.mark.nightly),
         pytest.param("two_hosts", 4, 1, marks=pytest.mark.nightly),
-        ("two_hosts", 0, 1),  # the signal reaches one of them, and both leave at the same step
+        ("two_hosts", 1, 1),  # the signal reaches one of them, and both leave at the same step
     ],
 )
 def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, terms):
