@@ -116,7 +116,7 @@ FAULTS = {
         f"{CHECKPOINT}test_the_checkpoint_of_an_older_release_restores_bit_equal",
     ),
     19: (
-        "a relative folder, or one that cannot be used or is of another training -> works, or a line",
+        "a folder that is relative, unusable or of another training -> works, or one line",
         "test_end_to_end.py::test_a_relative_workdir_and_another_configuration",
         f"{SWEEP}test_a_workdir_that_cannot_be_made_is_refused_before_training",
         f"{SWEEP}test_another_configuration_is_refused_with_what_differs",
