@@ -12,7 +12,8 @@ from PIL import Image
 
 from mnv2_jax import export_weights
 from mnv2_jax.lab import cli
-from mnv2_jax.lab.model_folder import KINDS, save_model
+from mnv2_jax.lab.model_folder import save_model
+from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import load_config
 from mnv2_jax.models.build import build
 from mnv2_jax.version import __version__
@@ -154,7 +155,7 @@ def place(tmp_path, monkeypatch):
             "task": task, "model": options, "classes": ["cat", "dog"], "resolution": 96,
             "eval": {"crop": "none"},
         }  # fmt: skip
-        variables = some(KINDS[task].build(**options), 96)
+        variables = some(TASKS[task].build(**options), 96)
         save_model(tmp_path / "runs" / name / "default" / "seed_0", variables, description)
     model = build(dialect="torchvision")
     variables = some(model, 32)

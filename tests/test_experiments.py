@@ -11,10 +11,10 @@ import pytest
 from experiments import imagenet, scales
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import flatten, load_config
+from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
-from mnv2_jax.lab.train.problem import PROBLEMS
-from mnv2_jax.lab.train.run import make_model
 from mnv2_jax.lab.train.sweep import check_variants, seed_groups, variant_config
 
 FOLDER = Path(imagenet.__file__).parent
@@ -52,7 +52,7 @@ def shapes(config):
         classes, channels = CLASSES[config.data.name]
     else:
         source = open_source(config.data.name, "test")
-        classes = len(PROBLEMS[config.task].classes(source))
+        classes = len(TASKS[config.task].classes(source))
         channels = source[0]["image"].shape[-1]
     model = make_model(config, classes, channels)
     size = config.data.resolution

@@ -7,7 +7,6 @@ in any of the files is executed.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,46 +18,28 @@ from safetensors.numpy import load_file, save
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import write_file, write_json
-from mnv2_jax.models.build import build, build_deeplab, build_ssdlite, look_up
+from mnv2_jax.lab.tasks import TASKS
+from mnv2_jax.lab.tasks.task import TaskSpec, backbone_of
+from mnv2_jax.models.build import look_up
 
 TENSORS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
-# What the description was called before the folder had the hub's names.
-EARLIER = "model.json"
+EARLIEST = "classify"  # the task of folders that name none, as the first release wrote them
 MAX_RESOLUTION = 2**13  # as in a configuration; what is more is damage
 
 
-class Kind(NamedTuple):
-    """What a task's models are built with, and what they are called in a card.
+class TrainedModel(NamedTuple):
+    """A network with its variables and what is needed to use it on images.
 
     Attributes:
-      build: plain options to the network.
-      title: of the network.
-      pipeline: the hub's word for the task.
-    """
-
-    build: Callable[..., Any]
-    title: str
-    pipeline: str
-
-
-KINDS = {
-    "classify": Kind(build, "MobileNetV2", "image-classification"),
-    "detect": Kind(build_ssdlite, "MobileNetV2 + SSDLite", "object-detection"),
-    "segment": Kind(build_deeplab, "MobileNetV2 + DeepLabv3", "image-segmentation"),
-}
-
-
-class Saved(NamedTuple):
-    """A model with its variables and what is needed to use it on images.
-
-    Attributes:
-      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`, by the description's task.
+      task: what it does.
+      model: a `MobileNetV2`, or a network with one as its `backbone`.
       variables: `params` and `batch_stats`.
-      classes: their names; background is not among them.
+      classes: their names; a classifier's background is not among them.
       resolution: height and width of the images.
       description: all of the JSON.
     """
 
+    task: TaskSpec
     model: Any
     variables: dict[str, Any]
     classes: tuple[str, ...]
@@ -66,14 +47,9 @@ class Saved(NamedTuple):
     description: dict[str, Any]
 
     @property
-    def task(self) -> str:
-        """What the model does: one of `KINDS`."""
-        return self.description.get("task", "classify")
-
-    @property
     def backbone(self) -> Any:
-        """The `MobileNetV2` in the model, whose dialect and channels hold for the images."""
-        return getattr(self.model, "backbone", self.model)
+        """The `MobileNetV2` in the network, whose dialect and channels hold for the images."""
+        return backbone_of(self.model)
 
 
 def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> None:
@@ -82,8 +58,8 @@ def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> Non
     Args:
       folder: made if needed.
       variables: `params` and `batch_stats`.
-      description: `model` (options of the task's builder), `classes`, `resolution`, `task` (one of
-        `KINDS`, "classify" if left out), and anything else worth keeping.
+      description: `model` (options of the task's builder), `classes`, `resolution`, `task` (its
+        name in `TASKS`, "classify" if left out), and anything else worth keeping.
     """
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(jax.device_get(variables), sep="/")
@@ -95,7 +71,7 @@ def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> Non
 
 def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> str:
     """Returns the card that a hub shows: what the network is, where from, and how to load it."""
-    kind = KINDS[description.get("task", "classify")]
+    task = TASKS[description.get("task", EARLIEST)]
     options = ", ".join(f"{name} {value}" for name, value in description["model"].items())
     parameters = sum(leaf.size for name, leaf in tensors.items() if name.startswith("params/"))
     size = description["resolution"]
@@ -106,9 +82,9 @@ def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> s
         else ""
     )
     return (
-        f"---\nlibrary_name: mnv2_jax\npipeline_tag: {kind.pipeline}\n"
+        f"---\nlibrary_name: mnv2_jax\npipeline_tag: {task.pipeline}\n"
         f"tags:\n- mobilenetv2\n- jax\n- flax\n---\n\n"
-        f"# {kind.title}\n\n"
+        f"# {task.title}\n\n"
         f"{parameters:,} parameters; {len(description['classes'])} named classes; images of "
         f"{size}×{size} pixels.\n\nNetwork: {options}.\n\n{origin}"
         "```python\nfrom mnv2_jax.lab.model_folder import load_model\n\n"
@@ -117,7 +93,7 @@ def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> s
     )
 
 
-def load_model(folder: str | Path) -> Saved:
+def load_model(folder: str | Path) -> TrainedModel:
     """Reads what `save_model` wrote.
 
     Raises:
@@ -125,25 +101,24 @@ def load_model(folder: str | Path) -> Saved:
         not finite.
     """
     folder = Path(folder)
-    described = DESCRIPTION if (folder / DESCRIPTION).is_file() else EARLIER
-    for name, found in ((TENSORS, TENSORS), (DESCRIPTION, described)):
-        if not (folder / found).is_file():
+    for name in (TENSORS, DESCRIPTION):
+        if not (folder / name).is_file():
             raise UsageError(
                 f"{str(folder)!r} is no saved model, for it has no {name}: give the folder of a "
                 "finished run, such as runs/NAME/VARIANT/seed_0, or of `mnv2 import`."
             )
     try:
-        description = json.loads((folder / described).read_text())
+        description = json.loads((folder / DESCRIPTION).read_text())
         tensors = load_file(folder / TENSORS)
-        kind = look_up("task", description.get("task", "classify"), KINDS)
-        model = kind.build(**description["model"])
+        task = look_up("task", description.get("task", EARLIEST), TASKS)
+        model = task.build(**description["model"])
         classes, resolution = tuple(description["classes"]), int(description["resolution"])
         if not 1 <= resolution <= MAX_RESOLUTION:
             raise ValueError(f"its resolution is {resolution}, not from 1 to {MAX_RESOLUTION}")
     except KeyError as error:
         raise UsageError(
-            f"{str(folder / described)!r} says nothing of {error}: it is no description of a model "
-            "of this project; weights of another one are brought in by `mnv2 import`."
+            f"{str(folder / DESCRIPTION)!r} has no {error} entry, so it was not written by "
+            "mnv2_jax: bring in weights of other projects by `mnv2 import`."
         ) from error
     except (
         OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError,
@@ -151,7 +126,9 @@ def load_model(folder: str | Path) -> Saved:
         raise UsageError(
             f"the model in {str(folder)!r} cannot be read: {first_line(error)}."
         ) from error
-    saved = Saved(model, unflatten_dict(tensors, sep="/"), classes, resolution, description)
+    saved = TrainedModel(
+        task, model, unflatten_dict(tensors, sep="/"), classes, resolution, description
+    )
     shape = (1, resolution, resolution, saved.backbone.in_channels)
     expected: Any = flatten_dict(
         jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.float32)),
@@ -167,7 +144,7 @@ def load_model(folder: str | Path) -> Saved:
     ]
     if wrong:
         raise UsageError(
-            f"the tensors in {str(folder)!r} do not fit the network that {described} describes: "
+            f"the tensors in {str(folder)!r} do not fit the network that {DESCRIPTION} describes: "
             f"{len(wrong)} differ, {wrong[0]} first."
         )
     diverged = next((name for name, leaf in tensors.items() if not np.isfinite(leaf).all()), None)

@@ -15,7 +15,7 @@ from mnv2_jax.lab.data import BadRecord, Source, eval_batches, eval_transform
 from mnv2_jax.lab.data.image import MEAN_PIXEL, decode, fitted, padded, resize, with_channels
 from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.devices.sharding import over_rows
-from mnv2_jax.lab.model_folder import Saved
+from mnv2_jax.lab.model_folder import TrainedModel
 from mnv2_jax.lab.tasks.classify import scores
 from mnv2_jax.models.dialect import normalize
 
@@ -30,7 +30,9 @@ class Guess(NamedTuple):
     probability: float
 
 
-def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[str, list[Guess]]]:
+def predict(
+    saved: TrainedModel, paths: Sequence[str], top: int = 5
+) -> Iterator[tuple[str, list[Guess]]]:
     """Yields (path, the `top` likeliest classes, likeliest first) for image files.
 
     Every image is brought to the model's size as in its evaluation.
@@ -55,7 +57,7 @@ def predict(saved: Saved, paths: Sequence[str], top: int = 5) -> Iterator[tuple[
         yield path, [Guess(_class_name(saved, int(i)), float(values[i])) for i in order]
 
 
-def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, float]:
+def evaluate(saved: TrainedModel, source: Source, batch_size: int = 256) -> dict[str, float]:
     """Returns a classifier's loss, accuracy and top-5 accuracy over a data set, each image once.
 
     Raises:
@@ -87,7 +89,7 @@ def evaluate(saved: Saved, source: Source, batch_size: int = 256) -> dict[str, f
     return {name: float(value / count) for name, (value, count) in total.items()}
 
 
-def write_evaluation(folder: Path, saved: Saved, facts: Mapping[str, Any]) -> Path:
+def write_evaluation(folder: Path, saved: TrainedModel, facts: Mapping[str, Any]) -> Path:
     """Keeps what an evaluation found, and of which model, where `mnv2 paper` finds it.
 
     Args:
@@ -110,7 +112,7 @@ def write_evaluation(folder: Path, saved: Saved, facts: Mapping[str, Any]) -> Pa
     return path
 
 
-def folded_logits(saved: Saved) -> tuple[Callable[[Any, Any], jax.Array], Any]:
+def folded_logits(saved: TrainedModel) -> tuple[Callable[[Any, Any], jax.Array], Any]:
     """Returns (folded variables, pixels) -> logits, and the folded variables of a classifier."""
     model = saved.model
 
@@ -120,7 +122,7 @@ def folded_logits(saved: Saved) -> tuple[Callable[[Any, Any], jax.Array], Any]:
     return logits, fold(model, saved.variables)
 
 
-def without_background(saved: Saved) -> Saved:
+def without_background(saved: TrainedModel) -> TrainedModel:
     """Drops the class "background" that some published classifiers have before all others.
 
     What is left answers with the classes of the data, counted from 0.
@@ -128,8 +130,12 @@ def without_background(saved: Saved) -> Saved:
     Raises:
       UsageError: the model is no classifier.
     """
-    if saved.task != "classify" or saved.model.num_classes is None:
-        what = "features only" if saved.task == "classify" else f"answers of the task {saved.task}"
+    if saved.task.name != "classify" or saved.model.num_classes is None:
+        what = (
+            "features only"
+            if saved.task.name == "classify"
+            else f"answers of the task {saved.task.name}"
+        )
         raise UsageError(
             f"this model gives {what}: classes need a classifier; import it without --drop-head, "
             "or fine-tune it with experiments/finetune.py."
@@ -145,7 +151,7 @@ def without_background(saved: Saved) -> Saved:
     )
 
 
-def transform_of(saved: Saved, size: int | None = None) -> Any:
+def transform_of(saved: TrainedModel, size: int | None = None) -> Any:
     """Returns how images are prepared for a model, at its own resolution or at `size`.
 
     A classifier's keeps the rest of a record; a detector's or segmenter's takes the image alone.
@@ -156,7 +162,7 @@ def transform_of(saved: Saved, size: int | None = None) -> Any:
     options, size = saved.description.get("eval", {}), size or saved.resolution
     channels = saved.backbone.in_channels
     try:
-        if saved.task == "classify":
+        if saved.task.name == "classify":
             return eval_transform(size, channels=channels, **options)
         return partial(_image_alone, size, channels, options.get("crop") == "pad")
     except (TypeError, AttributeError) as error:
@@ -194,5 +200,5 @@ def _read(path: str) -> bytes:
         raise UsageError(f"image {error} Give the path of a JPEG, PNG or the like.") from error
 
 
-def _class_name(saved: Saved, index: int) -> str:
+def _class_name(saved: TrainedModel, index: int) -> str:
     return saved.classes[index] if index < len(saved.classes) else f"class {index}"

@@ -10,7 +10,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import Source, detection_eval, eval_batches, segmentation_eval
 from mnv2_jax.lab.data.image import MEAN_PIXEL, fitted, padded, resize, with_channels
 from mnv2_jax.lab.devices.process import prediction_options
-from mnv2_jax.lab.model_folder import Saved
+from mnv2_jax.lab.model_folder import TrainedModel
 from mnv2_jax.lab.predict import read_image
 from mnv2_jax.lab.tasks import detect, segment
 from mnv2_jax.lab.tasks.draw import draw_boxes, draw_labels, enlarge, grid
@@ -31,7 +31,9 @@ class Seen(NamedTuple):
 Look = Callable[[np.ndarray, float], Seen]
 
 
-def look(saved: Saved, paths: Sequence[str], threshold: float = 0.3) -> Iterator[tuple[str, Seen]]:
+def look(
+    saved: TrainedModel, paths: Sequence[str], threshold: float = 0.3
+) -> Iterator[tuple[str, Seen]]:
     """Yields (path, what the model sees) for image files.
 
     Args:
@@ -47,19 +49,21 @@ def look(saved: Saved, paths: Sequence[str], threshold: float = 0.3) -> Iterator
         yield path, see(read_image(path, saved.backbone.in_channels), threshold)
 
 
-def looking(saved: Saved, views: segment.Views = segment.ONCE) -> Look:
+def looking(saved: TrainedModel, views: segment.Views = segment.ONCE) -> Look:
     """Compiles a model into a function of one image of any size."""
-    if saved.task not in LOOKS:
-        raise UsageError(f"task {saved.task} gives no regions: they need a detector or segmenter.")
-    _check_views(saved, views)
-    return LOOKS[saved.task](saved, views)
-
-
-def _check_views(saved: Saved, views: segment.Views) -> None:
-    """Refuses several looks at an image where they cannot be averaged."""
-    if views != segment.ONCE and saved.task != "segment":
+    if saved.task.name not in LOOKS:
         raise UsageError(
-            f"the model's task is {saved.task}: only a segmenter averages over scales and mirror "
+            f"task {saved.task.name} gives no regions: they need a detector or segmenter."
+        )
+    _check_views(saved, views)
+    return LOOKS[saved.task.name](saved, views)
+
+
+def _check_views(saved: TrainedModel, views: segment.Views) -> None:
+    """Refuses several looks at an image where they cannot be averaged."""
+    if views != segment.ONCE and saved.task.name != "segment":
+        raise UsageError(
+            f"this is a {saved.task.noun}: only a segmenter averages over scales and mirror "
             "images; leave out --scales and --flip."
         )
     wrong = [scale for scale in views.scales if not 0 < scale <= LARGEST_SCALE]
@@ -70,7 +74,7 @@ def _check_views(saved: Saved, views: segment.Views) -> None:
         )
 
 
-def _detector(saved: Saved, views: segment.Views) -> Look:
+def _detector(saved: TrainedModel, views: segment.Views) -> Look:
     del views
     find = jax.jit(
         lambda variables, images: detect.predict(saved.model, variables, images),
@@ -101,7 +105,7 @@ def _detector(saved: Saved, views: segment.Views) -> Look:
     return see
 
 
-def _segmenter(saved: Saved, views: segment.Views) -> Look:
+def _segmenter(saved: TrainedModel, views: segment.Views) -> Look:
     label = jax.jit(
         lambda variables, images: segment.predict(saved.model, variables, images, views),
         compiler_options=prediction_options(),
@@ -123,7 +127,7 @@ def _segmenter(saved: Saved, views: segment.Views) -> Look:
     return see
 
 
-LOOKS: dict[str, Callable[[Saved, segment.Views], Look]] = {
+LOOKS: dict[str, Callable[[TrainedModel, segment.Views], Look]] = {
     "detect": _detector,
     "segment": _segmenter,
 }
@@ -135,7 +139,7 @@ def _background(classes: Sequence[str]) -> int | None:
 
 
 def evaluate(
-    saved: Saved, source: Source, batch_size: int = 32, views: segment.Views = segment.ONCE
+    saved: TrainedModel, source: Source, batch_size: int = 32, views: segment.Views = segment.ONCE
 ) -> dict[str, float]:
     """Returns mean average precision or mean IoU, and the losses, each image once.
 
@@ -153,7 +157,7 @@ def evaluate(
     _check_classes(saved, source)
     size, channels = saved.resolution, saved.backbone.in_channels
     crop = saved.description.get("eval", {}).get("crop", "none")
-    if saved.task == "detect":
+    if saved.task.name == "detect":
         metrics = detect.detect(saved.model, (size, size, channels)).metrics
         transform = detection_eval(size, MOST_OBJECTS, crop, channels)
         fields = ("image", "boxes", "classes", "mask")
@@ -166,11 +170,11 @@ def evaluate(
         sums = jax.device_get(metrics(saved.variables, {name: rows[name] for name in fields}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     assert total is not None
-    return {"detect": detect, "segment": segment}[saved.task].summarize(total)
+    return {"detect": detect, "segment": segment}[saved.task.name].summarize(total)
 
 
 def examples(
-    saved: Saved,
+    saved: TrainedModel,
     source: Source,
     count: int,
     columns: int = 4,
@@ -195,8 +199,8 @@ def examples(
     return grid(rows)
 
 
-def _truth(saved: Saved, record: Any) -> np.ndarray:
-    if saved.task == "segment":
+def _truth(saved: TrainedModel, record: Any) -> np.ndarray:
+    if saved.task.name == "segment":
         labels = draw_labels(record["image"], record["label"], _background(saved.classes))
         return enlarge(labels, SHOWN_SIDE)
     real = record["classes"] >= 0
@@ -211,15 +215,15 @@ def _square(picture: np.ndarray) -> np.ndarray:
     return padded(resize(picture, height, width), SHOWN_SIDE, 255)
 
 
-def _check_classes(saved: Saved, source: Source) -> None:
-    needed = {"detect": "boxes", "segment": "label"}[saved.task]
+def _check_classes(saved: TrainedModel, source: Source) -> None:
+    needed = {"detect": "boxes", "segment": "label"}[saved.task.name]
     names = source.classes
-    if saved.task == "segment":
+    if saved.task.name == "segment":
         names = getattr(source, "pixel_classes", names)
     record = source[0]
     if needed not in record or np.ndim(record[needed]) != 2:
         raise UsageError(
-            f"the model's task is {saved.task}, and the data has no {needed}: its records hold "
+            f"this is a {saved.task.noun}, and the data has no {needed}: its records hold "
             f"{', '.join(record)}. Give a data set with {needed}."
         )
     if len(names) != len(saved.classes):

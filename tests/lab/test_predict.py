@@ -172,7 +172,7 @@ def no_tensors(folder):
         (damage_json, "cannot be read"),
         (damage_tensors, "cannot be read"),
         (nested_json, "maximum recursion depth"),
-        (another_project, "says nothing of 'model'"),
+        (another_project, "has no 'model' entry"),
         (described("model", spec="small_32"), "do not fit the network"),
         (described("model", depth=3), "unknown model option 'depth'"),
         (described(resolution=10**9), "resolution is 1000000000, not from 1 to 8192"),

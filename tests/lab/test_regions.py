@@ -47,8 +47,8 @@ def folder(request, tmp_path_factory, randomize, scenes):
 @pytest.mark.slow
 def test_evaluation_is_the_tasks_own_over_all_images_at_once(folder, scenes):
     saved = load_model(folder)
-    module = detect if saved.task == "detect" else segment
-    build = detect.detect if saved.task == "detect" else segment.segment
+    module = detect if saved.task.name == "detect" else segment
+    build = detect.detect if saved.task.name == "detect" else segment.segment
     records = [scenes[i] for i in range(len(scenes))]
     batch = {name: np.stack([r[name] for r in records]) for name in records[0]}
     batch["mask"] = np.ones(len(records), np.float32)
@@ -73,7 +73,7 @@ def test_an_image_file_gives_a_picture_and_values(folder, scenes, tmp_path, caps
     times = 6  # 32 to at least 192 pixels
     assert picture.shape == (32 * times, 24 * times, 3)
     saved = load_model(folder)
-    if saved.task == "segment":
+    if saved.task.name == "segment":
         ((_, seen),) = look(saved, [str(path)], 0.2)
         np.testing.assert_array_equal(seen.picture, picture)
         np.testing.assert_allclose(sum(printed["shares"].values()), 1, atol=1e-2)
@@ -96,14 +96,14 @@ def test_an_image_file_gives_a_picture_and_values(folder, scenes, tmp_path, caps
 def test_images_alone_are_prepared_as_for_evaluation(folder, scenes, crop):
     """What int8 files are calibrated on; an oblong image shows how it is fitted."""
     saved = load_model(folder)
-    if saved.task == "detect" and crop == "pad":
+    if saved.task.name == "detect" and crop == "pad":
         return  # detectors stretch only
     saved = saved._replace(description=saved.description | {"eval": {"crop": crop}})
     record = dict(scenes[0]) | {"image": scenes[0]["image"][:20], "label": scenes[0]["label"][:20]}
     for size in (24, 32):
         found = transform_of(saved, size)(record, None)
         assert found.keys() == {"image"}
-        if saved.task == "detect":
+        if saved.task.name == "detect":
             expected = detection_eval(size, 5)(record, None)
         else:
             expected = segmentation_eval(size, crop)(record, None)
@@ -129,7 +129,7 @@ def test_several_looks_at_an_image(folder, capsys, monkeypatch, scenes):
     saved = load_model(folder)
     command = ["evaluate", "--model", str(folder), "--data", "scenes", "--json"]
     several = ["--scales", "0.5", "1", "--flip"]
-    if saved.task == "detect":
+    if saved.task.name == "detect":
         assert main([*command, *several]) == 2
         error = capsys.readouterr().err
         assert "only a segmenter averages" in error and error.count("\n") == 1

@@ -208,7 +208,7 @@ def test_import_predict_evaluate_and_back(files, tmp_path, capsys):
     folder = tmp_path / "model"
     assert main(["import", source, str(folder)]) == 0
     saved = load_model(folder)
-    assert saved.task == "segment" and saved.resolution == 513
+    assert saved.task.name == "segment" and saved.resolution == 513
     assert saved.classes == ("class 0", "class 1", "class 2", "class 3")
     assert saved.model == load_weights(source).model and same(saved.variables, files[1])
     assert saved.description["eval"] == {"crop": "pad"}

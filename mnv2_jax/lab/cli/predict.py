@@ -11,7 +11,7 @@ from mnv2_jax.files import write_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
 
 if TYPE_CHECKING:
-    from mnv2_jax.lab.model_folder import Saved
+    from mnv2_jax.lab.model_folder import TrainedModel
 
 EXAMPLES = 8
 
@@ -55,7 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     views = Views(tuple(arguments.scales), arguments.flip)
     source = open_source(arguments.data, arguments.split, arguments.root)
     saved = load_model(arguments.model)
-    classifier = saved.task == "classify"
+    classifier = saved.task.name == "classify"
     if arguments.examples and classifier:
         raise UsageError("--examples draws boxes and labels, and this model is a classifier.")
     if classifier and views != ONCE:
@@ -110,7 +110,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--threshold is {arguments.threshold}: give a score from 0 to 1.")
     host.use_compilation_cache()
     saved = load_model(arguments.model)
-    if saved.task != "classify":
+    if saved.task.name != "classify":
         _draw(saved, arguments)
         return
     for path, guesses in predict(saved, arguments.images, arguments.top):
@@ -122,7 +122,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(f"  {guess.probability:6.1%}  {guess.name}")
 
 
-def _draw(saved: "Saved", arguments: argparse.Namespace) -> None:
+def _draw(saved: "TrainedModel", arguments: argparse.Namespace) -> None:
     """Writes NAME.png with the regions drawn, and NAME.json with the same as values."""
     from mnv2_jax.lab.regions import look
     from mnv2_jax.lab.tasks.draw import write_picture

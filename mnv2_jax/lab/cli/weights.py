@@ -132,14 +132,14 @@ def _export(arguments: argparse.Namespace) -> None:
     from mnv2_jax.weights import export_weights
 
     saved = load_model(arguments.model)
-    if saved.task == "detect":
+    if saved.task.name == "detect":
         raise UsageError(
             f"{arguments.model!r} is a detector: only classifiers and segmenters can be exported "
             "to another library."
         )
     export_weights(saved.model, saved.variables, arguments.to, arguments.path)
     print(f"wrote {arguments.path}")
-    if saved.task == "segment" and arguments.to == "hf":
+    if saved.task.name == "segment" and arguments.to == "hf":
         stride = saved.model.backbone.output_stride
         print(f"load it with MobileNetV2Config(output_stride={stride})", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import eval_transform, open_source
-from mnv2_jax.lab.model_folder import DESCRIPTION, Saved, load_model
+from mnv2_jax.lab.model_folder import DESCRIPTION, TrainedModel, load_model
 from mnv2_jax.lab.paper.content import Missing, Note, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, INK, figure, plain_axes
 from mnv2_jax.lab.paper.results import sweep_config
@@ -130,7 +130,7 @@ def find_model(sources: Sources) -> Path | None:
     return next((place for place in places if (place / DESCRIPTION).is_file()), None)
 
 
-def _backbone(saved: Saved, folder: Path) -> Saved:
+def _backbone(saved: TrainedModel, folder: Path) -> TrainedModel:
     """Takes the MobileNetV2 out of a detector or segmenter."""
     if saved.backbone is saved.model:
         return saved
@@ -149,7 +149,7 @@ def _paper_network() -> list[Layer]:
     return positive_channels(model, variables, images, train=True)
 
 
-def _images(saved: Saved, folder: Path) -> tuple[Array, str]:
+def _images(saved: TrainedModel, folder: Path) -> tuple[Array, str]:
     """Returns images for a model, and what they are: its own test split where it is known."""
     config = sweep_config(folder.parent.parent)
     classify = saved.description.get("task", "classify") == "classify"

@@ -1,16 +1,28 @@
 """Image classification: softmax cross-entropy, top-1 and top-5 accuracy, distillation."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import Transform, eval_transform, train_transform
 from mnv2_jax.lab.tasks import augment
-from mnv2_jax.lab.tasks.task import Batch, Sums, Task, Variables, means
-from mnv2_jax.models.dialect import normalize
+from mnv2_jax.lab.tasks.task import (
+    Batch,
+    Sums,
+    Task,
+    TaskSpec,
+    Variables,
+    eval_outputs,
+    init_with,
+    inputs,
+    train_outputs,
+)
+from mnv2_jax.models.build import build
 from mnv2_jax.models.mobilenet import MobileNetV2
 
 
@@ -53,10 +65,6 @@ def classify(
     classes = model.num_classes
     assert classes is not None
 
-    def init(key: Array) -> Variables:
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        return dict(model.init(key, images))
-
     def mix(key: Array, images: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
         choice, key = jax.random.split(key)
         if mixup and cutmix:
@@ -73,23 +81,11 @@ def classify(
         pixels = augment.each(augmentations, augment_key, batch["image"], batch["row"])
         # What is drawn once for all rows at hand differs between devices by their first row.
         mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, batch["row"][0]))
-        images = normalize(pixels, model.dialect)
-        # What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
-        images = jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
+        images = inputs(model, {**batch, "image": pixels})
         targets = jax.nn.one_hot(batch["label"], classes)
         images, targets = mix(mix_key, images, targets, batch["mask"])
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
-        logits, updates = cast(
-            tuple[Array, Variables],
-            model.apply(
-                variables,
-                images,
-                train=True,
-                mask=batch["mask"],
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            ),
-        )
+        logits, stats = train_outputs(model, variables, images, batch["mask"], dropout_key)
         losses = optax.softmax_cross_entropy(logits, targets)
         if teacher is not None:
             soft = jax.nn.softmax(teacher.logits(images) / teacher.temperature)
@@ -98,13 +94,12 @@ def classify(
                 teacher.weight * teacher.temperature**2 * term
             )
         hits = _top(logits, batch["label"], 1)
-        return _sums(batch["mask"], loss=losses, accuracy=hits), updates["batch_stats"]
+        return _sums(batch["mask"], loss=losses, accuracy=hits), stats
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
-        logits = jnp.asarray(model.apply(variables, normalize(batch["image"], model.dialect)))
-        return scores(logits, batch)
+        return scores(jnp.asarray(eval_outputs(model, variables, batch)), batch)
 
-    return Task(init, loss, metrics, means, monitor="accuracy")
+    return Task(init_with(model, image_shape), loss, metrics, monitor=CLASSIFY.monitor)
 
 
 def scores(logits: Float[Array, "b classes"], batch: Batch) -> Sums:
@@ -126,3 +121,64 @@ def _sums(mask: Array, **values: Array) -> Sums:
     # A masked row may hold anything, also NaN, which a product with 0 would keep.
     count = mask.sum()
     return {name: (jnp.where(mask > 0, v, 0.0).sum(), count) for name, v in values.items()}
+
+
+def _teacher(config: Any, trained: Any, model: MobileNetV2) -> Teacher:
+    """Takes a trained classifier as the teacher of a student of the same classes and inputs."""
+    given, theirs, ours = config.teacher.model, trained.model.dialect, model.dialect
+    if trained.model.num_classes != model.num_classes:
+        raise UsageError(
+            f"teacher {given} knows {trained.model.num_classes} classes and the data has "
+            f"{model.num_classes}: train a teacher on the same classes."
+        )
+    if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+        raise UsageError(
+            f"teacher {given} takes images in the range of the dialect {theirs.name}, and the "
+            f"student in that of {ours.name}: set model.dialect to the teacher's."
+        )
+    return Teacher(
+        lambda images: jnp.asarray(trained.model.apply(trained.variables, images)),
+        config.teacher.weight,
+        config.teacher.temperature,
+    )
+
+
+def _task(
+    config: Any,
+    model: MobileNetV2,
+    image_shape: tuple[int, int, int],
+    augmentations: tuple[augment.Augmentation, ...],
+    teacher: Any,
+) -> Task:
+    return classify(
+        model,
+        image_shape,
+        augmentations,
+        config.loss.label_smoothing,
+        config.loss.mixup,
+        config.loss.cutmix,
+        None if teacher is None else _teacher(config, teacher, model),
+    )
+
+
+def _train_transform(config: Any, channels: int) -> Transform:
+    options = config.data.train.to_dict()
+    return train_transform(config.data.resolution, channels=channels, **options)
+
+
+CLASSIFY = TaskSpec(
+    name="classify",
+    noun="classifier",
+    title="MobileNetV2",
+    pipeline="image-classification",
+    unlabeled=lambda height, width: {"label": 0},
+    classes=lambda source: source.classes,
+    build=build,
+    train_transform=_train_transform,
+    eval_transform=lambda size, channels, options: eval_transform(
+        size, channels=channels, **options
+    ),
+    task=_task,
+    metrics={"accuracy": "top-1 accuracy"},
+    full_recipe=True,
+)

@@ -21,9 +21,22 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from mnv2_jax.lab.data import Transform, detection_eval, detection_train
 from mnv2_jax.lab.data.annotations import FIRST_CROWD
-from mnv2_jax.lab.tasks.task import Batch, Sums, Task, Variables, means
+from mnv2_jax.lab.tasks.task import (
+    Batch,
+    Sums,
+    Task,
+    TaskSpec,
+    Variables,
+    eval_outputs,
+    init_with,
+    inputs,
+    means,
+    train_outputs,
+)
 from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, encode, iou, match
+from mnv2_jax.models.build import build_ssdlite
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.ssdlite import SSDLite
 
@@ -33,6 +46,9 @@ MIN_NEGATIVES = 3
 
 THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
 """IoU from which a detection is a hit: COCO's ten."""
+
+MOST_OBJECTS = 100
+"""In an image of an evaluation; of more, the largest count."""
 
 SCORE_BINS = 1000
 LARGEST_LOGIT = 10.0
@@ -52,9 +68,6 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
     """
     anchors = model.anchors(image_shape[:2])
 
-    def init(key: Array) -> Variables:
-        return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
-
     def sums(codes: Array, logits: Array, batch: Batch) -> Sums:
         boxes, classes = _usable(batch, model.num_classes)
         boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
@@ -72,26 +85,19 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
         }
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
-        del key
-        images = normalize(batch["image"], model.backbone.dialect)
-        # What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
-        images = jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
-        (codes, logits), updates = cast(
-            tuple[tuple[Array, Array], Variables],
-            model.apply(variables, images, train=True, mask=batch["mask"], mutable=["batch_stats"]),
-        )
-        return sums(codes, logits, batch), updates["batch_stats"]
+        images = inputs(model, batch)
+        (codes, logits), stats = train_outputs(model, variables, images, batch["mask"], key)
+        return sums(codes, logits, batch), stats
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
-        images = normalize(batch["image"], model.backbone.dialect)
-        codes, logits = cast(tuple[Array, Array], model.apply(variables, images))
-        found = detections(codes, logits, anchors)
+        codes, logits = eval_outputs(model, variables, batch)
+        best = detections(codes, logits, anchors)
         boxes, classes = _usable(batch, model.num_classes)
         return sums(codes, logits, batch) | score_histograms(
-            found, boxes, classes, batch["mask"], model.num_classes
+            best, boxes, classes, batch["mask"], model.num_classes
         )
 
-    return Task(init, loss, metrics, summarize, monitor="map")
+    return Task(init_with(model, image_shape), loss, metrics, summarize, DETECT.monitor)
 
 
 def predict(model: SSDLite, variables: Variables, images: UInt8[Array, "b h w c"]) -> Detections:
@@ -237,3 +243,44 @@ def average_precision(
         first = np.searchsorted(hit[c, :, t] / objects[c, t], RECALLS)
         found[c, t] = np.append(precision[c, :, t], 0)[first].mean()
     return found
+
+
+def _train_transform(config: Any, channels: int) -> Transform:
+    train = config.data.train
+    return detection_train(
+        config.data.resolution,
+        config.detect.max_objects,
+        train.crop,
+        tuple(train.area),
+        train.flip,
+        train.color,
+        channels,
+    )
+
+
+def _eval_transform(size: int, channels: int, options: Mapping[str, Any]) -> Transform:
+    most = options.get("max_objects", MOST_OBJECTS)
+    return detection_eval(size, most, options.get("crop", "none"), channels)
+
+
+DETECT = TaskSpec(
+    name="detect",
+    noun="detector",
+    title="MobileNetV2 + SSDLite",
+    pipeline="object-detection",
+    unlabeled=lambda height, width: {
+        "boxes": np.zeros((0, 4), np.float32),
+        "classes": np.zeros(0, np.int32),
+    },
+    classes=lambda source: source.classes,
+    build=build_ssdlite,
+    options=lambda config: {"heads": config.detect.heads},
+    train_transform=_train_transform,
+    eval_transform=_eval_transform,
+    eval_options=lambda config: {
+        "crop": config.data.eval.crop,
+        "max_objects": config.detect.max_objects,
+    },
+    task=lambda config, model, image_shape, *_: detect(model, image_shape),
+    metrics={"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
+)

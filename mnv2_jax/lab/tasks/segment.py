@@ -9,7 +9,7 @@ Batches hold `image` (b, h, w, c) uint8, `label` (b, h, w) integers, `mask` (b,)
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mnv2_jax.lab.tasks.task import Batch, Sums, Task, Variables, means
+from mnv2_jax.lab.data import Transform, segmentation_eval, segmentation_train
+from mnv2_jax.lab.tasks.task import (
+    Batch,
+    Sums,
+    Task,
+    TaskSpec,
+    Variables,
+    eval_outputs,
+    init_with,
+    inputs,
+    means,
+    train_outputs,
+)
+from mnv2_jax.models.build import build_deeplab
 from mnv2_jax.models.deeplab import DeepLabV3, resize_aligned
 from mnv2_jax.models.dialect import normalize
 
@@ -52,29 +65,15 @@ def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
       image_shape: (h, w, c), for initialisation.
     """
 
-    def init(key: Array) -> Variables:
-        return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
-
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
         # Rows of one device draw together, so devices differ by their first row.
         key = jax.random.fold_in(key, batch["row"][0])
-        images = normalize(batch["image"], model.backbone.dialect)
-        # What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
-        images = jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
-        logits, updates = cast(
-            tuple[Array, Variables],
-            model.apply(
-                variables,
-                images,
-                train=True,
-                mask=batch["mask"],
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            ),
-        )
-        return _sums(logits, batch), updates["batch_stats"]
+        images = inputs(model, batch)
+        logits, stats = train_outputs(model, variables, images, batch["mask"], key)
+        return _sums(logits, batch), stats
 
-    return Task(init, loss, evaluation(model), summarize, monitor="miou")
+    init, metrics = init_with(model, image_shape), evaluation(model)
+    return Task(init, loss, metrics, summarize, SEGMENT.monitor)
 
 
 def evaluation(model: DeepLabV3, views: Views = ONCE) -> Callable[[Variables, Batch], Sums]:
@@ -87,8 +86,7 @@ def evaluation(model: DeepLabV3, views: Views = ONCE) -> Callable[[Variables, Ba
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
         if views == ONCE:
-            images = normalize(batch["image"], model.backbone.dialect)
-            logits = jnp.asarray(model.apply(variables, images))
+            logits = jnp.asarray(eval_outputs(model, variables, batch))
         else:
             found = probabilities(model, variables, batch["image"], *views)
             logits = jnp.log(jnp.maximum(found, jnp.finfo(jnp.float32).tiny))
@@ -188,3 +186,37 @@ def predict(
 ) -> Int[Array, "b h w"]:
     """Returns the class of every pixel of images of pixels 0..255."""
     return probabilities(model, variables, images, *views).argmax(axis=-1)
+
+
+def _train_transform(config: Any, channels: int) -> Transform:
+    train = config.data.train
+    return segmentation_train(
+        config.data.resolution,
+        train.crop,
+        tuple(config.segment.scale),
+        train.flip,
+        train.color,
+        channels,
+    )
+
+
+# Options of `build_deeplab` that the configuration has in a group of their own.
+OPTIONS = ("aspp", "rates", "decoder", "atrous", "channels")
+
+SEGMENT = TaskSpec(
+    name="segment",
+    noun="segmenter",
+    title="MobileNetV2 + DeepLabv3",
+    pipeline="image-segmentation",
+    unlabeled=lambda height, width: {"label": np.zeros((height, width), np.uint8)},
+    # Label maps may begin with a background that boxes have not.
+    classes=lambda source: getattr(source, "pixel_classes", source.classes),
+    build=build_deeplab,
+    options=lambda config: {key: config.segment[key] for key in OPTIONS},
+    train_transform=_train_transform,
+    eval_transform=lambda size, channels, options: segmentation_eval(
+        size, options.get("crop", "none"), channels
+    ),
+    task=lambda config, model, image_shape, *_: segment(model, image_shape),
+    metrics={"miou": "mean IoU", "accuracy": "accuracy of pixels"},
+)

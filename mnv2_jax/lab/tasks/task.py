@@ -1,36 +1,21 @@
-"""The contract between the training loop and a task."""
+"""What a task is: all that the lab needs to train, evaluate and use a network for it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import Source, Transform
+from mnv2_jax.models.dialect import normalize
 
 Variables = dict[str, Any]
 Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]
 """Metrics as (sum, count) pairs: they add up over batches, devices and hosts without bias."""
-
-
-class Task(NamedTuple):
-    """A learning problem as pure functions.
-
-    Attributes:
-      init: key -> variables (`params`, and `batch_stats` if the model has any).
-      loss: (variables, batch, key) -> (sums, batch_stats), in training mode. `sums["loss"]` is
-        minimised as sum / count; the other pairs are reported.
-      metrics: (variables, batch) -> sums, in evaluation mode.
-      summarize: the sums of a whole set -> {metric: number}. Not every metric is a mean: average
-        precision and mean IoU are computed from sums that are arrays.
-      monitor: the metric, higher is better, that names the best checkpoint and the verdict.
-
-    Rows of a batch whose `mask` is 0 count nowhere.
-    """
-
-    init: Callable[[Array], Variables]
-    loss: Callable[[Variables, Batch, Array], tuple[Sums, Any]]
-    metrics: Callable[[Variables, Batch], Sums]
-    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]]
-    monitor: str
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -40,3 +25,158 @@ def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     {'loss': 1.5, 'accuracy': 0.0}
     """
     return {name: float(value) / max(float(count), 1.0) for name, (value, count) in sums.items()}
+
+
+class Task(NamedTuple):
+    """What one network learns, as pure functions; `make_step` and `evaluate` need no more.
+
+    Rows of a batch whose `mask` is 0 count nowhere.
+
+    Attributes:
+      init: key -> variables (`params`, and `batch_stats` if the network has any).
+      loss: (variables, batch, key) -> (sums, batch_stats), in training mode. `sums["loss"]` is
+        minimized as sum / count; the other pairs are reported.
+      metrics: (variables, batch) -> sums, in evaluation mode.
+      summarize: the sums of a whole set -> {metric: number}. Not every metric is a mean: average
+        precision and mean IoU are computed from sums that are arrays.
+      monitor: the metric, higher is better, that chooses the best checkpoint.
+    """
+
+    init: Callable[[Array], Variables]
+    loss: Callable[[Variables, Batch, Array], tuple[Sums, Any]]
+    metrics: Callable[[Variables, Batch], Sums]
+    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]] = means
+    monitor: str = "accuracy"
+
+
+class TaskSpec(NamedTuple):
+    """Everything that a task adds to the lab; `mnv2_jax.lab.tasks.TASKS` has one for each task.
+
+    Attributes:
+      name: in configurations and model folders.
+      noun: what its networks are called in messages.
+      title: of its networks in a model card.
+      pipeline: the word of model hubs for the task.
+      unlabeled: (height, width) -> what the record of such an image holds besides the image, where
+        nothing is annotated. Records of a data set need fields of the same names and axes.
+      classes: (source) -> the names of the network's classes.
+      build: plain options -> network; `num_classes` and `in_channels` are among them.
+      options: (config) -> the options of `build` that the task has in a group of its own.
+      train_transform: (config, channels) -> the transform of a training record.
+      eval_transform: (size, channels, options) -> the transform of a record for evaluation.
+      eval_options: (config) -> those options.
+      task: (config, network, (h, w, c), augmentations on the device, teacher or None) -> the task.
+      metrics: {metric: title}; the first one is compared, plotted and monitored.
+      full_recipe: whether `data.train.policy` and `.erasing`, `loss`, `teacher` and
+        `low_precision` of a configuration have an effect; elsewhere they are rejected.
+    """
+
+    name: str
+    noun: str
+    title: str
+    pipeline: str
+    unlabeled: Callable[[int, int], dict[str, Any]]
+    classes: Callable[[Source], tuple[str, ...]]
+    build: Callable[..., Any]
+    train_transform: Callable[[Any, int], Transform]
+    eval_transform: Callable[[int, int, Mapping[str, Any]], Transform]
+    task: Callable[[Any, Any, tuple[int, int, int], tuple[Any, ...], Any], Task]
+    metrics: dict[str, str]
+    options: Callable[[Any], dict[str, Any]] = lambda config: {}
+    eval_options: Callable[[Any], dict[str, Any]] = lambda config: config.data.eval.to_dict()
+    full_recipe: bool = False
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """What a batch holds of a record besides the image, and how many axes it has there."""
+        return {name: np.ndim(value) for name, value in self.unlabeled(1, 1).items()}
+
+    @property
+    def monitor(self) -> str:
+        """The metric that ranks networks, higher is better."""
+        return next(iter(self.metrics))
+
+    def check_record(self, record: Mapping[str, Any], data: str) -> None:
+        """Rejects a data set that lacks what the task learns from.
+
+        Raises:
+          UsageError: with what its records hold.
+        """
+        for field, axes in self.fields.items():
+            if field not in record or np.ndim(record[field]) != axes:
+                held = ", ".join(f"{key} {np.shape(value)}" for key, value in record.items())
+                raise UsageError(
+                    f"task {self.name} needs {field!r} with {axes} axes, and records of {data} "
+                    f"hold {held}: choose another data set, or another task."
+                )
+
+
+def evaluate(
+    compute: Callable[[Any], Any],
+    batches: Iterable[Any],
+    summarize: Callable[[Any], Any] = means,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Any:
+    """Evaluates over a whole set, each example once: the one loop that all evaluations share.
+
+    Args:
+      compute: (batch) -> sums, compiled; rows whose mask is 0 must count nowhere. Sums are added up
+        in 64 bits on the host.
+      batches: of the set; the last one is padded with masked rows.
+      summarize: the sums of the whole set -> the result.
+      stopped: asked before each batch.
+
+    Returns:
+      What `summarize` makes of the sums; None once `stopped()` is true.
+    """
+    total: Any = None
+    for batch in batches:
+        if stopped():
+            return None
+        sums = jax.tree.map(_wide, jax.device_get(compute(batch)))
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    return summarize(total)
+
+
+def _wide(value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    return value.astype(np.int64 if value.dtype.kind in "iub" else np.float64)
+
+
+def backbone_of(model: Any) -> Any:
+    """Returns the `MobileNetV2` in a network, whose dialect and channels hold for the images."""
+    return getattr(model, "backbone", model)
+
+
+def init_with(model: Any, image_shape: tuple[int, int, int]) -> Callable[[Array], Variables]:
+    """Returns key -> fresh variables of a network for images of (h, w, c)."""
+    return lambda key: dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+
+
+def inputs(model: Any, batch: Batch) -> Float[Array, "b h w c"]:
+    """Brings a batch's pixels 0..255 to a network's range; masked rows become zeros.
+
+    What a masked row holds must not reach the gradient, where NaN times 0 is NaN.
+    """
+    images = normalize(batch["image"], backbone_of(model).dialect)
+    return jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, images, 0.0)
+
+
+def train_outputs(
+    model: Any, variables: Variables, images: Array, mask: Array, key: Array
+) -> tuple[Any, Variables]:
+    """Applies a network in training mode; returns its outputs and the new batch statistics."""
+    outputs, updates = model.apply(
+        variables,
+        images,
+        train=True,
+        mask=mask,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
+    return outputs, updates["batch_stats"]
+
+
+def eval_outputs(model: Any, variables: Variables, batch: Batch) -> Any:
+    """Applies a network in evaluation mode to a batch's pixels 0..255."""
+    return model.apply(variables, normalize(batch["image"], backbone_of(model).dialect))

@@ -10,10 +10,11 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
+from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import OVERRIDE, check_keys, flatten
+from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
-from mnv2_jax.lab.train.problem import PROBLEMS, make_model
 from mnv2_jax.models.build import DTYPES, PARTS, look_up_part
 from mnv2_jax.models.deeplab import ATROUS
 from mnv2_jax.models.ssdlite import HEADS
@@ -84,7 +85,7 @@ def rising(rule: Rule) -> Rule:
 
 # What every key of the base in experiments/imagenet.py has to be. A table holds the choices.
 RULES: dict[str, Rule | Mapping[str, Any]] = {
-    "name": text, "title": text, "needs": each(text), "task": PROBLEMS,
+    "name": text, "title": text, "needs": each(text), "task": TASKS,
     "model.width": number(0.001, 64.0), "model.expansion": optional(number(1, 64)),
     "model.output_stride": optional(number(1, 64)), "model.dropout": number(0.0, 1.0),
     "model.bn_decay": optional(number(0.0, 1.0)),
@@ -144,9 +145,9 @@ def check(config: Any) -> None:
     for precision in config.low_precision:
         if precision not in PRECISIONS:
             raise unknown("precision in low_precision", precision, PRECISIONS)
-    problem = PROBLEMS[config.task]
-    problem.train(config, ANY_CHANNELS)
-    problem.evaluate(config, ANY_CHANNELS)
+    spec = TASKS[config.task]
+    spec.train_transform(config, ANY_CHANNELS)
+    spec.eval_transform(config.data.resolution, ANY_CHANNELS, spec.eval_options(config))
     make_model(config, ANY_CLASSES, ANY_CHANNELS)
 
 
@@ -191,7 +192,7 @@ def check_sweep(config: Any) -> None:
 
 def _check_what_is_ignored(config: Any) -> None:
     """Refuses settings that only classification reads, where the task is another."""
-    if config.task == "classify":
+    if TASKS[config.task].full_recipe:
         return
     off = {"policy": "none", "erasing": 0.0}
     ignored = [f"data.train.{key}" for key, none in off.items() if config.data.train[key] != none]

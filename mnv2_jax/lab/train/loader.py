@@ -18,8 +18,7 @@ from mnv2_jax.lab.data import (
     train_transform,
 )
 from mnv2_jax.lab.tasks.augment import Augmentation, random_flip, random_shift
-from mnv2_jax.lab.tasks.task import Batch
-from mnv2_jax.lab.train.problem import PROBLEMS, check_fields
+from mnv2_jax.lab.tasks.task import Batch, TaskSpec
 
 Rows = dict[str, np.ndarray]
 # Settings of the training transform that are also made on the device.
@@ -44,35 +43,35 @@ class Feed(NamedTuple):
     augmentations: tuple[Augmentation, ...] = ()
 
 
-def lives_on_device(config: Any, source: Source) -> bool:
+def lives_on_device(spec: TaskSpec, config: Any, source: Source) -> bool:
     """Whether a set fits the device and its augmentation can be done there."""
     transform = config.data.train
     possible = transform.crop in DEVICE_CROPS and all(
         transform[key] == off for key, off in HOST_ONLY.items()
     )
     # Boxes and label maps move with their images, which is done on the host.
-    possible = possible and config.task == "classify"
+    possible = possible and not any(spec.fields.values())
     return config.data.on_device and possible and source.arrays() is not None
 
 
-def image_channels(source: Source, name: str, task: str) -> int:
+def image_channels(spec: TaskSpec, source: Source, name: str) -> int:
     """The channels of a set's images, from the first record that can be read.
 
     Raises:
       UsageError: there is none, or it lacks what the task learns from.
     """
     record = first_record(source)
-    check_fields(record, task, name)
+    spec.check_record(record, name)
     return np.shape(record["image"])[-1]
 
 
-def train_feed(config: Any, source: Source, channels: int) -> Feed:
+def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Feed:
     """Opens a training set."""
     shard = jax.process_index(), jax.process_count()
     size = config.data.resolution
-    transform = PROBLEMS[config.task].train(config, channels)  # checks its options in any case
-    if not lives_on_device(config, source):
-        stream = _stream_train(config, source, transform, shard)
+    transform = spec.train_transform(config, channels)  # checks its options in any case
+    if not lives_on_device(spec, config, source):
+        stream = _stream_train(spec, config, source, transform, shard)
         return Feed({}, stream, lambda _, rows: rows)
     resize = train_transform(size, crop="none", flip=0.0, channels=channels)
     n, size = len(source), config.batch_size
@@ -96,10 +95,13 @@ def train_feed(config: Any, source: Source, channels: int) -> Feed:
     return Feed(_resident(source, resize), batches, _gather, augmentations)
 
 
-def eval_feed(config: Any, source: Source, on_device: bool, channels: int, devices: int) -> Feed:
+def eval_feed(
+    spec: TaskSpec, config: Any, source: Source, on_device: bool, channels: int, devices: int
+) -> Feed:
     """Opens an evaluation set: every example once, the last batch padded with masked rows.
 
     Args:
+      spec: the task.
       config: of the run; its `eval_batch_size` is rounded up to a multiple of `devices`.
       source: of the examples.
       on_device: whether the set may live on the device.
@@ -108,9 +110,10 @@ def eval_feed(config: Any, source: Source, on_device: bool, channels: int, devic
     """
     index, hosts = jax.process_index(), jax.process_count()
     size = -(-config.eval_batch_size // devices) * devices
-    transform = PROBLEMS[config.task].evaluate(config, channels)
+    options = spec.eval_options(config)
+    transform = spec.eval_transform(config.data.resolution, channels, options)
     if not on_device or source.arrays() is None:
-        shard, fields = (index, hosts), ("image", *PROBLEMS[config.task].fields, "mask")
+        shard, fields = (index, hosts), ("image", *spec.fields, "mask")
 
         def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
             del seeds, start
@@ -131,11 +134,11 @@ def eval_feed(config: Any, source: Source, on_device: bool, channels: int, devic
 
 
 def _stream_train(
-    config: Any, source: Source, transform: Transform, shard: tuple[int, int]
+    spec: TaskSpec, config: Any, source: Source, transform: Transform, shard: tuple[int, int]
 ) -> Callable[[tuple[int, ...], int], Iterator[Rows]]:
     local = config.batch_size // shard[1]
     row = (shard[0] * local + np.arange(local)).astype(np.int32)
-    fields = ("image", *PROBLEMS[config.task].fields, "mask")
+    fields = ("image", *spec.fields, "mask")
 
     def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
         (seed,) = seeds

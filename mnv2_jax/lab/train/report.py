@@ -20,7 +20,8 @@ import numpy as np
 from mnv2_jax.accounting import account
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import replacing, write_file, write_json
-from mnv2_jax.lab.model_folder import DESCRIPTION, KINDS
+from mnv2_jax.lab.model_folder import DESCRIPTION, EARLIEST
+from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import plain
 from mnv2_jax.lab.train.log import RESULT, read_curves
 from mnv2_jax.markdown import markdown_table
@@ -31,13 +32,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Okabe and Ito's colors, which can be told apart with any color vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")  # the next one is taken when the colors are used up
-# The metrics of each task that a report names; variants are compared by the first.
-METRIC_NAMES = {
-    "classify": {"accuracy": "top-1 accuracy"},
-    "detect": {"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
-    "segment": {"miou": "mean IoU", "accuracy": "accuracy of pixels"},
-}
-
 IMAGES = ("train_images", "eval_images")  # numbers in a model's description
 Results = dict[str, Any]  # the content of `results.json`
 
@@ -82,7 +76,7 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
         ]
         for name in config.sweep.variants
     }
-    name = next(iter(METRIC_NAMES[config.task]))
+    name = next(iter(TASKS[config.task].metrics))
     # Averaged weights are compared only where every variant has them.
     every = [run["metrics"] for seeds in runs.values() for run in seeds]
     averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
@@ -107,7 +101,7 @@ def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict
     seeds = {name: list(config.sweep.seeds) for name in config.sweep.variants}
     return {
         "title": config.title or config.name,
-        "metric": next(iter(METRIC_NAMES[config.task].values())),
+        "metric": next(iter(TASKS[config.task].metrics.values())),
         "averaged": averaged,
         "data": config.data.name,
         "split": config.data.eval_split,
@@ -132,7 +126,7 @@ def _network(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
         options, size = description["model"], int(description["resolution"])
-        model = KINDS[description.get("task", "classify")].build(**options)
+        model = TASKS[description.get("task", EARLIEST)].build(**options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} cannot be read: {first_line(error)}. Train the model again."
@@ -222,7 +216,7 @@ def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
 def _other_metrics(results: Results) -> list[str]:
     """Lists the means of a task's further metrics."""
     split, lines = results["metric"].partition("/")[0], []
-    for key, label in list(METRIC_NAMES[results["config"]["task"]].items())[1:]:
+    for key, label in list(TASKS[results["config"]["task"]].metrics.items())[1:]:
         for name, runs in results["runs"].items():
             values = [100 * run["metrics"][f"{split}/{key}"] for run in runs]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""

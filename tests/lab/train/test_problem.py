@@ -14,7 +14,7 @@ from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.train import loop
 from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train.check import check
-from mnv2_jax.lab.train.problem import make_model
+from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import run_sweep
 from mnv2_jax.models.spec import SPECS, Row, Spec
@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_bit_for_bit(task, tmp_path, monkeypatch):
         for name in ({"map", "map50"} if task == "detect" else {"miou", "accuracy"})
     }
     saved = load_model(tmp_path / "whole/default/seed_0")
-    assert saved.task == task and len(saved.classes) == (10 if task == "detect" else 11)
+    assert saved.task.name == task and len(saved.classes) == (10 if task == "detect" else 11)
 
 
 @pytest.mark.slow
