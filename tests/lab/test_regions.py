@@ -171,7 +171,7 @@ def test_data_that_does_not_fit_is_refused(folder, scenes):
 def test_mistakes_on_the_command_line(folder, tmp_path, capsys):
     model = ["--model", str(folder)]
     for arguments, message in (
-        (["predict", *model, "gone.png"], "'gone.png' is not a file"),
+        (["predict", *model, "gone.png"], "'gone.png' cannot be read: No such file"),
         (["predict", *model, "a/x.png", "b/x.png"], "several images are called 'x'"),
         (["predict", *model, "x.png", "--threshold", "2"], "--threshold is 2.0"),
     ):
