@@ -239,7 +239,7 @@ def parse_source(source: str) -> tuple[Ecosystem, str]:
     'model.safetensors'
 
     Raises:
-      UsageError: there is no colon, or no such ecosystem.
+      UsageError: the colon is missing, or the ecosystem is unknown.
     """
     name, colon, path = str(source).partition(":")
     if not colon or not path or "/" in name:

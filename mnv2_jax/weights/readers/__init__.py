@@ -198,7 +198,7 @@ def _read_keras(data: bytes) -> Arrays:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = zip_members(archive, len(data))
         if "model.weights.h5" not in members:
-            raise DamagedError("it has no member model.weights.h5, so it is no model of Keras")
+            raise DamagedError("it has no member model.weights.h5, so it is not a Keras model")
         return read_hdf5(read_member(archive, members["model.weights.h5"]))
 
 

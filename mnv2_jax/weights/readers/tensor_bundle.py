@@ -29,7 +29,7 @@ DTYPES: dict[int, str] = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i
 def read_bundle(index: bytes, *shards: bytes) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint, given its index and its data files."""
     if len(index) < FOOTER or struct.unpack("<Q", index[-8:])[0] != MAGIC:
-        raise DamagedError("it is no index of a TensorFlow checkpoint, or was cut short")
+        raise DamagedError("it is not the index of a TensorFlow checkpoint, or was cut short")
     footer = index[-FOOTER:]
     _, at = _varint(footer, 0)
     _, at = _varint(footer, at)

@@ -98,5 +98,5 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match="lies in data file 0, and there are 0"):
         read_tensors(tmp_path / "model")
     (tmp_path / "model.index").write_bytes(b"x" * 100)
-    with pytest.raises(UsageError, match="no index of a TensorFlow checkpoint"):
+    with pytest.raises(UsageError, match="not the index of a TensorFlow"):
         read_tensors(tmp_path / "model")
