@@ -4,6 +4,7 @@ A batch is a dict of arrays with the rows of this host. Bad records keep their p
 mask 0, so neither the order of the others nor any shape depends on them.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -76,7 +77,7 @@ def train_batches(
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         rows = _threaded_rows(row, source, local, steps, threads, prefetch)
-        blank = _Blank(source, transform)
+        blank = _blank_row(source, transform)
         budget = _BadRecordBudget(bad_record_budget)
         for step, batch in enumerate(rows, start_step):
             budget.count(batch)
@@ -114,7 +115,7 @@ def eval_batches(
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         rows = _threaded_rows(row, source, local, -(-n // batch_size), threads, prefetch)
-        blank = _Blank(source, transform)
+        blank = _blank_row(source, transform)
         for step, batch in enumerate(rows):
             for record in batch:
                 if isinstance(record, BadRecord):
@@ -219,19 +220,11 @@ def _threaded_rows(
         elements.close()
 
 
-class _Blank:
-    """The row that stands for a missing record: zeros in the shapes of a good one."""
-
-    def __init__(self, source: Source, transform: Transform | None):
-        self._source, self._transform, self._row = source, transform, None
-
-    def like(self, batch: list) -> dict[str, np.ndarray]:
-        """Gives the blank row for a batch, from its first good record or else the source's."""
-        if self._row is None:
-            good = next((record for record in batch if isinstance(record, dict)), None)
-            good = good or first_record(self._source, self._transform)
-            self._row = {key: np.zeros_like(value) for key, value in good.items()}
-        return self._row
+def _blank_row(source: Source, transform: Transform | None) -> Callable[[], dict[str, np.ndarray]]:
+    """Makes the row that stands for a missing record: zeros in the shapes of a good one."""
+    return functools.cache(
+        lambda: {key: np.zeros_like(v) for key, v in first_record(source, transform).items()}
+    )
 
 
 class _BadRecordBudget:
@@ -260,11 +253,11 @@ class _BadRecordBudget:
             )
 
 
-def _stack(batch: list, ids: np.ndarray, blank: _Blank) -> dict[str, np.ndarray]:
+def _stack(batch: list, ids: np.ndarray, blank: Callable[[], dict]) -> dict[str, np.ndarray]:
     """Stacks records into arrays, with zeros and mask 0 where there is none."""
     mask = np.array([isinstance(record, dict) for record in batch], np.float32)
     if not mask.all():
-        row = blank.like(batch)
+        row = blank()
         batch = [record if isinstance(record, dict) else row for record in batch]
     arrays = {}
     for key in batch[0]:

@@ -1,6 +1,6 @@
 """Images with label maps: what readers of such sets have in common.
 
-A map whose size is not its image's, or that holds a value which is no class, makes a bad record:
+A map of another size than its image, or with a value that stands for no class, makes a bad record:
 training masks and counts it, evaluation stops and names it.
 """
 
@@ -31,7 +31,11 @@ def label_table(values: Iterable[int]) -> np.ndarray:
 
 
 def labelled_record(
-    pixels: np.ndarray, label_map: bytes, name: str, num_classes: int, table: np.ndarray | None
+    pixels: np.ndarray,
+    label_map: bytes,
+    name: str,
+    num_classes: int,
+    table: np.ndarray | None = None,
 ) -> Mapping[str, Any]:
     """Decodes the map of an image: `image` (h, w, c) uint8 and `label` (h, w) uint8.
 

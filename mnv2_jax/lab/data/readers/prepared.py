@@ -123,7 +123,7 @@ def _read(
 
 def _with_label(pixels: np.ndarray, label: Any, name: str, num_classes: int) -> dict[str, Any]:
     if not 0 <= label < num_classes:
-        raise BadRecord(name, f"has label {label}, of {num_classes} classes")
+        raise BadRecord(name, f"label {label} where the classes are 0 to {num_classes - 1}")
     return {"image": pixels, "label": int(label)}
 
 
@@ -141,12 +141,6 @@ def _with_objects(
         boxes[~difficult], labels[~difficult], num_classes, None, name, crowd[~difficult]
     )
     return {"image": pixels, "boxes": kept.boxes, "classes": kept.classes}
-
-
-def _with_map(
-    table: np.ndarray | None, pixels: np.ndarray, mask: bytes, name: str, num_classes: int
-) -> Mapping[str, Any]:
-    return labelled_record(pixels, mask, name, num_classes, table)
 
 
 def _labels_or_objects(features: dict[str, Any]) -> Content | None:
@@ -198,7 +192,7 @@ def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | 
             f"to {own}, one a line, that of value 0 first."
         )
     fields = (picture, mask)
-    return Content(tuple(map(str, names)), fields, fields, partial(_with_map, table))
+    return Content(tuple(map(str, names)), fields, fields, partial(labelled_record, table=table))
 
 
 def _open_builder(folder: Path) -> Any:
