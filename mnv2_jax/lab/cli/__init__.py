@@ -15,8 +15,7 @@ from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
 from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
-from mnv2_jax.lab.cli.train import PREPARE, TRAIN
-from mnv2_jax.lab.cli.verify import VERIFY
+from mnv2_jax.lab.cli.train import PREPARE, TRAIN, VERIFY
 from mnv2_jax.lab.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
 from mnv2_jax.lab.train.config import OVERRIDE
 from mnv2_jax.version import __version__

@@ -1,6 +1,7 @@
-"""`mnv2 train` and `mnv2 prepare`: experiments, and the data they need."""
+"""`mnv2 train`, `prepare` and `verify`: experiments, the data they need, and what they leave."""
 
 import argparse
+import json
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
@@ -90,6 +91,31 @@ def _prepare(arguments: argparse.Namespace) -> None:
     print(f"prepared in {place}: train on it with --config.data.name=tfds:{arguments.name}{root}")
 
 
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", help="folder of a training, such as runs/ablate_linear")
+    json_argument(parser)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.verify import verify
+
+    damaged = found = 0
+    for finding in verify(Path(arguments.workdir).expanduser().absolute()):
+        found += 1
+        damaged += bool(finding.problem)
+        if arguments.json:
+            print(json.dumps(finding._asdict()), flush=True)
+        else:
+            verdict = finding.problem or "sound"
+            print(f"{finding.what:<24} {finding.path:<48} {verdict}", flush=True)
+    if damaged:
+        raise UsageError(
+            f"{damaged} of {found} parts of {arguments.workdir} are damaged, see above. A training "
+            "goes on from its newest sound checkpoint by itself; a finished one is trained anew "
+            "where its seed_N folder and checkpoints are removed."
+        )
+
+
 TRAIN = Verb(
     "Run an experiment: train its variants with its seeds, and report. Goes on where it stopped.",
     _train_arguments,
@@ -106,4 +132,10 @@ PREPARE = Verb(
     _prepare_arguments,
     _prepare,
     ("mnv2 prepare fashion_mnist",),
+)
+VERIFY = Verb(
+    "Read every checkpoint, log, model and result of a training, and say what is sound.",
+    _verify_arguments,
+    _verify,
+    ("mnv2 verify runs/ablate_linear",),
 )

@@ -27,17 +27,40 @@ class RunLog:
           start: the step that was restored, or 0 for a new run.
           due: whether that step is still to be evaluated; an attempt that did was lost.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        events = folder / "tensorboard"
+        events.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         # Without a checkpoint the run begins anew, its evaluation at step 0 too.
         newest = (start, not due)
         kept = [row for row in read_rows(path) if start and (row["step"], _of_eval(row)) <= newest]
         write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
-        self._events = Events(folder / "tensorboard", start + (not due))
+        self._open_events(events, start + (not due))
         for row in kept:
             if row["step"] == start and due:  # taken back with the evaluation that is done again
-                self._events.write(row.pop("step"), row.pop("split"), row)
+                self._write_events(row.pop("step"), row.pop("split"), row)
+
+    def _open_events(self, folder: Path, purge: int) -> None:
+        """Starts a file that takes back the events of other files from step `purge` on."""
+        # Written here and now: the thread of TensorBoard's own writer cannot be waited for.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        suffix = f".{len(list(folder.glob('events*')))}"  # names have but the second
+        self._events = EventsWriter(str(folder / "events"), suffix)
+        self._event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        start = {"status": "START"}
+        self._events.write_event(self._event(wall_time=time.time(), step=purge, session_log=start))
+
+    def _write_events(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Adds what is a number."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                summary = scalar(f"{split}/{name}", value)
+                event = self._event(wall_time=time.time(), step=step, summary=summary)
+                self._events.write_event(event)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds a row; values that are not finite become null in the JSON."""
@@ -47,7 +70,7 @@ class RunLog:
         }
         self._file.write(json.dumps({"step": step, "split": split, **row}) + "\n")
         self._file.flush()
-        self._events.write(step, split, values)
+        self._write_events(step, split, values)
 
     def flush(self) -> None:
         """Puts all on disk; before a checkpoint, or a kill later on would leave a gap."""
@@ -65,38 +88,6 @@ class RunLog:
         except OSError:
             say_no_more()
             raise
-
-
-class Events:
-    """TensorBoard's events, written here and now: its own writer's thread cannot be waited for."""
-
-    def __init__(self, folder: Path, purge: int):
-        """Starts a file that takes back the events of other files from step `purge` on."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-
-        folder.mkdir(parents=True, exist_ok=True)
-        suffix = f".{len(list(folder.glob('events*')))}"  # names have but the second
-        self._writer = EventsWriter(str(folder / "events"), suffix)
-        self._event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
-        start = {"status": "START"}
-        self._writer.write_event(self._event(wall_time=time.time(), step=purge, session_log=start))
-
-    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Adds what is a number."""
-        from tensorboardX.summary import scalar
-
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                summary = scalar(f"{split}/{name}", value)
-                event = self._event(wall_time=time.time(), step=step, summary=summary)
-                self._writer.write_event(event)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def say_no_more() -> None:
