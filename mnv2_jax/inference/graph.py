@@ -163,6 +163,9 @@ class _Reader:
         made = READERS[op](given) if op in READERS else None
         if isinstance(made, str):  # nothing is computed
             return [made]
+        if isinstance(made, tuple) and not isinstance(made, Node):
+            made, last = made
+            return [self.add(last._replace(inputs=(self.add(made),)))]
         if made is not None:
             return [self.add(made)]
         return [self.add(_primitive(equation, i, given)) for i in range(len(equation.outvars))]
@@ -244,7 +247,8 @@ def _primitive(equation: Any, output: int, given: _Given) -> Node:
 
         return jax.vmap(one)(*images)
 
-    return given.node(kernel=constants, compute=compute)._replace(shape=shape)
+    name = f"{given.op} of this form" if given.op in BINARY else given.op
+    return given.node(name, kernel=constants, compute=compute)._replace(shape=shape)
 
 
 def _read_conv(given: _Given) -> Node | None:
@@ -290,15 +294,17 @@ def _read_dot(given: _Given) -> Node | None:
     return given.node("dense", kernel=kernel, bias=bias)
 
 
-def _read_binary(given: _Given) -> Node | None:
+def _read_binary(given: _Given) -> Node | tuple[Node, Node] | None:
     if len(given.names) == 2:
         return given.node()
     op, value, first = given.op, given.constant, isinstance(given.inputs[0], str)
     if op in ("max", "min") and np.ndim(value) == 0 and not _is_traced(value):
         bounds = (float(value), np.inf) if op == "max" else (-np.inf, float(value))
         return given.node("clip", clip=bounds)
-    if op in ("sub", "div") and not first:
+    if op in ("div", "pow") and not first:
         return None
+    if op == "sub" and not first:
+        return given.node("mul", kernel=np.float32(-1)), given.node("add", kernel=value)
     if op == "sub":
         op, value = "add", -value
     if op == "div":
@@ -337,10 +343,11 @@ def _read_sum(given: _Given) -> Node | None:
 
 def _read_concat(given: _Given) -> Node | None:
     axis = given.params["dimension"]
-    return given.node("concat", axis=axis) if axis and given.constant is None else None
+    images = len(given.names) == len(given.inputs)
+    return given.node("concat", axis=axis) if axis and images else None
 
 
-READERS: dict[str, Callable[[_Given], Node | str | None]] = {
+READERS: dict[str, Callable[[_Given], Node | tuple[Node, Node] | str | None]] = {
     "conv_general_dilated": _read_conv,
     "dot_general": _read_dot,
     **dict.fromkeys(BINARY, _read_binary),
