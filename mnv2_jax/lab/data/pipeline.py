@@ -141,8 +141,10 @@ def first_record(source: Source, transform: Transform | None = None) -> dict:
         if isinstance(record, dict):
             return record
         first = first or record
+    if first is None:
+        raise UsageError("the data set has no records: give one with at least one.")
     raise UsageError(
-        f"no record of the data set can be used, of {len(source)}. The first: {first}. "
+        f"none of the {len(source)} records of the data set can be used. The first: {first}. "
         "Check its files."
     )
 

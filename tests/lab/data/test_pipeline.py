@@ -187,7 +187,7 @@ def test_a_source_without_any_good_record_is_refused():
     source = NumberedSource(3, bad={0, 1, 2})
     with pytest.raises(
         UsageError,
-        match=r"no record of the data set can be used, of 3. The first: image-0.jpg: cut",
+        match=r"none of the 3 records .* The first: image-0.jpg: cut",
     ):
         next(train_batches(source, batch_size=2, seed=0, threads=1))
 
