@@ -30,7 +30,8 @@ Rule = Callable[[Any], str]
 def number(low: float, high: float | None = None) -> Rule:
     """Finite numbers from `low` to `high`, both included; whole ones if `low` is an integer."""
     whole = isinstance(low, int)
-    bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+    shown = [f"{bound}" if whole else f"{bound:g}" for bound in (low, high) if bound is not None]
+    bounds = f"at least {shown[0]}" if high is None else f"between {' and '.join(shown)}"
 
     def rule(value: Any) -> str:
         if type(value) is not int and (whole or type(value) is not float):
@@ -48,7 +49,7 @@ def flag(value: Any) -> str:
 
 def text(value: Any) -> str:
     """Any text."""
-    return "" if isinstance(value, str) else "a text"
+    return "" if isinstance(value, str) else "a string"
 
 
 def part(kind: str) -> Rule:

@@ -144,6 +144,7 @@ def _broken(file: str, error: Exception) -> UsageError:
     absent, group = re.search(r'Key "(\w+)" does not exist', str(error)), frames[-1][0].f_locals
     if absent and isinstance(group.get("self"), ConfigDict):  # a key that the base does not have
         reason = str(unknown_key(absent[1], group["self"].keys()))
+        reason += " One of your own is added inside `with config.unlocked():`."
     return UsageError(f"configuration {file!r} does not load{where}: {reason}")
 
 

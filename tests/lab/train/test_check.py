@@ -1,5 +1,6 @@
 """The one check of a configuration: no key escapes it, and every mistake is one line."""
 
+import contextlib
 import math
 
 import pytest
@@ -19,10 +20,9 @@ FREE = {
 }  # fmt: skip
 NUMBERS = [
     key
-    for key, rule in RULES.items()
-    if callable(rule) and rule(None) != "a text" and not isinstance(LEAVES[key], (str, bool, tuple))
-    and key not in FREE
-]  # fmt: skip
+    for key, value in LEAVES.items()
+    if not isinstance(value, (str, bool, tuple)) and key not in FREE
+]
 
 
 def refused(key: str, value: object) -> str:
@@ -59,9 +59,10 @@ def test_values_of_another_type_are_refused(key):
     taken = (str,) if isinstance(LEAVES[key], str) else ()
     for value in (None, "no such name", 0.5, True, [1], (None,), {}, ConfigDict()):
         rule = RULES[key]
-        if callable(rule) and not rule(value):
-            assert type(value) in (type(LEAVES[key]), type(None), float, int, *taken)
-            continue
+        with contextlib.suppress(UsageError):
+            if callable(rule) and not rule(value):
+                assert type(value) in (type(LEAVES[key]), type(None), float, int, *taken)
+                continue
         assert key in refused(key, value)
 
 
