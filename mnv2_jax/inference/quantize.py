@@ -11,7 +11,7 @@ same tensors by the same scales.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -97,6 +97,15 @@ def with_ranges(graph: Graph, activations: dict[str, Scale]) -> Quantized:
         if node.op in WEIGHTED
     }
     return Quantized(graph, activations, weights)
+
+
+def first_images(batches: Iterable[Any], count: int) -> Iterator[Any]:
+    """Yields the first `count` images of batches, as batches; such are enough to calibrate on."""
+    for batch in batches:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return
 
 
 def calibrate(

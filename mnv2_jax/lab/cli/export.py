@@ -74,23 +74,20 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _calibration(arguments: argparse.Namespace, saved: Any, size: tuple[int, int]) -> list[Any]:
     """Reads images, prepared as they are for this model's evaluation."""
+    from mnv2_jax.inference.quantize import first_images
     from mnv2_jax.lab.data import eval_batches, open_source
     from mnv2_jax.lab.predict import transform_of
 
     if size[0] != size[1]:
         raise UsageError(f"--int8 calibrates on square images, and --size is {arguments.size}.")
     source = open_source(arguments.int8, arguments.split, arguments.root)
-    found, left = [], arguments.images
-    for rows in eval_batches(
+    batches = eval_batches(
         source,
         batch_size=min(64, arguments.images, len(source)),
         transform=transform_of(saved, size[0]),
-    ):
-        found.append(rows["image"][rows["mask"] > 0][:left])
-        left -= len(found[-1])
-        if left <= 0:
-            break
-    return found
+    )
+    images = (rows["image"][rows["mask"] > 0] for rows in batches)
+    return list(first_images(images, arguments.images))
 
 
 EXPORT = Verb(

@@ -16,6 +16,7 @@ import optax
 
 from mnv2_jax.inference.graph import Graph, run, trace
 from mnv2_jax.inference.quantize import (
+    first_images,
     quantize,
     simulate,
     simulate_training,
@@ -23,7 +24,8 @@ from mnv2_jax.inference.quantize import (
     with_ranges,
     with_weights,
 )
-from mnv2_jax.lab.data import Source, eval_batches, eval_transform, open_source
+from mnv2_jax.lab.data import eval_batches, eval_transform, open_source
+from mnv2_jax.lab.tasks.task import evaluate
 from mnv2_jax.models.dialect import normalize
 
 CALIBRATION_IMAGES = 512
@@ -32,24 +34,23 @@ BATCH = 128
 TRAINED_EPOCHS, TRAINED_RATE = 2, 1e-4
 
 Logits = Callable[[Any], Any]
-# (model, variables, batches of training images and labels) -> (normalised images -> logits)
-Precision = Callable[[Any, Any, Callable[[], Iterator[Any]]], Logits]
+Batches = Callable[[], Iterator[tuple[Any, Any]]]  # of normalized training images and their labels
 
 
-def bfloat16(model: Any, variables: Any, batches: Callable[[], Iterator[Any]]) -> Logits:
+def bfloat16(model: Any, variables: Any, batches: Batches) -> Logits:
     """Activations and kernels in bfloat16; statistics and the classifier stay float32."""
     del batches
     half = model.clone(dtype=jnp.bfloat16)
     return lambda images: half.apply(variables, images)
 
 
-def int8(model: Any, variables: Any, batches: Callable[[], Iterator[Any]]) -> Logits:
+def int8(model: Any, variables: Any, batches: Batches) -> Logits:
     """Integers, calibrated on training images (PTQ)."""
     quantized = quantize(*_calibration(model, variables, batches))
     return lambda images: simulate(quantized, images)[0]
 
 
-def int8_trained(model: Any, variables: Any, batches: Callable[[], Iterator[Any]]) -> Logits:
+def int8_trained(model: Any, variables: Any, batches: Batches) -> Logits:
     """Integers, after training with rounding in the loop (QAT), at the ranges of PTQ."""
     graph, images = _calibration(model, variables, batches)
     ranges = quantize(graph, images).activations
@@ -58,16 +59,28 @@ def int8_trained(model: Any, variables: Any, batches: Callable[[], Iterator[Any]
     return lambda images: simulate(quantized, images)[0]
 
 
-def float32_trained(model: Any, variables: Any, batches: Callable[[], Iterator[Any]]) -> Logits:
+def float32_trained(model: Any, variables: Any, batches: Batches) -> Logits:
     """As `int8_trained`, but without any rounding: what the further training alone is worth."""
     graph, _ = _calibration(model, variables, batches)
     trained = _trained(graph, lambda weights, x: run(with_weights(graph, weights), x), batches)
     return lambda images: run(trained, images)[0]
 
 
-def _trained(
-    graph: Graph, compute: Callable[[Any, Any], Any], batches: Callable[[], Iterator[Any]]
-) -> Graph:
+# (model, variables, batches) -> (normalized images -> logits)
+PRECISIONS: dict[str, Callable[[Any, Any, Batches], Logits]] = {
+    "bfloat16": bfloat16,
+    "int8": int8,
+    "int8_trained": int8_trained,
+    "float32_trained": float32_trained,
+}
+
+
+def _calibration(model: Any, variables: Any, batches: Batches) -> tuple[Graph, list[Any]]:
+    images = list(first_images((batch for batch, _ in batches()), CALIBRATION_IMAGES))
+    return trace(model, variables, images[0].shape[1:3]), images
+
+
+def _trained(graph: Graph, compute: Callable[[Any, Any], Any], batches: Batches) -> Graph:
     """Trains a graph's weights by the outputs that `compute(weights, images)` gives."""
     weights = trainable(graph)
     optimizer = optax.adam(TRAINED_RATE)
@@ -88,24 +101,6 @@ def _trained(
     return with_weights(graph, jax.device_get(weights))
 
 
-PRECISIONS: dict[str, Precision] = {
-    "bfloat16": bfloat16,
-    "int8": int8,
-    "int8_trained": int8_trained,
-    "float32_trained": float32_trained,
-}
-
-
-def _calibration(model: Any, variables: Any, batches: Callable[[], Iterator[Any]]) -> Any:
-    images, left = [], CALIBRATION_IMAGES
-    for batch, _ in batches():
-        images.append(batch[:left])
-        left -= len(images[-1])
-        if left <= 0:
-            break
-    return trace(model, variables, images[0].shape[1:3]), images
-
-
 def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, float]:
     """Returns {"PRECISION/accuracy": value} on the held-out split, for every precision asked for.
 
@@ -116,26 +111,27 @@ def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, f
     """
     if not config.low_precision:
         return {}
-    data = config.data
+    data, variables = config.data, jax.device_get(variables)
     options = {"channels": model.in_channels, **data.eval.to_dict()}
     transform = eval_transform(data.resolution, **options)
-    variables = jax.device_get(variables)
 
-    def batches(split: str) -> Iterator[Any]:
-        source: Source = open_source(data.name, split, data.root)
-        for rows in eval_batches(source, batch_size=min(BATCH, len(source)), transform=transform):
-            kept = rows["mask"] > 0
-            yield (
-                np.asarray(normalize(jnp.asarray(rows["image"][kept]), model.dialect)),
-                rows["label"][kept],
-            )
+    def rows(split: str) -> Iterator[Any]:
+        source = open_source(data.name, split, data.root)
+        for batch in eval_batches(source, batch_size=min(BATCH, len(source)), transform=transform):
+            yield batch | {"image": np.asarray(normalize(batch["image"], model.dialect))}
 
-    scores = {}
-    for name in config.low_precision:
-        logits = jax.jit(PRECISIONS[name](model, variables, lambda: batches(data.train_split)))
-        hits = [
-            np.asarray(logits(images)).argmax(1) == labels
-            for images, labels in batches(data.eval_split)
-        ]
-        scores[f"{name}/accuracy"] = float(np.concatenate(hits).mean())
-    return scores
+    def training() -> Iterator[tuple[Any, Any]]:
+        for batch in rows(data.train_split):
+            kept = batch["mask"] > 0
+            yield batch["image"][kept], batch["label"][kept]
+
+    def accuracy(name: str) -> float:
+        logits = jax.jit(PRECISIONS[name](model, variables, training))
+
+        def hits(batch: Any) -> dict[str, Any]:
+            right = np.asarray(logits(batch["image"])).argmax(1) == batch["label"]
+            return {"accuracy": ((right * batch["mask"]).sum(), batch["mask"].sum())}
+
+        return evaluate(hits, rows(data.eval_split))["accuracy"]
+
+    return {f"{name}/accuracy": accuracy(name) for name in config.low_precision}
