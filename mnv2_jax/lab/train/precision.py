@@ -118,7 +118,8 @@ def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, f
     def rows(split: str) -> Iterator[Any]:
         source = open_source(data.name, split, data.root)
         for batch in eval_batches(source, batch_size=min(BATCH, len(source)), transform=transform):
-            yield batch | {"image": np.asarray(normalize(batch["image"], model.dialect))}
+            images = normalize(jnp.asarray(batch["image"]), model.dialect)
+            yield batch | {"image": np.asarray(images)}
 
     def training() -> Iterator[tuple[Any, Any]]:
         for batch in rows(data.train_split):
