@@ -57,18 +57,8 @@ class Account(NamedTuple):
     @property
     def activation_sum(self) -> int:
         """Elements of all layer outputs together: what training keeps, before rematerialisation."""
-        return sum(math.prod(layer.output) for layer in self._computing)
-
-    @property
-    def activation_peak(self) -> int:
-        """The largest input plus output of one layer, in elements (Sec. 5.1, layer by layer)."""
-        pairs = (math.prod(layer.input) + math.prod(layer.output) for layer in self._computing)
-        return max(pairs, default=0)
-
-    @property
-    def _computing(self) -> Iterator[Layer]:
-        """Layers that write a tensor of their own; a batch norm is fused into its convolution."""
-        return (layer for layer in self.layers if layer.madds)
+        # A batch norm is fused into its convolution, and writes no tensor of its own.
+        return sum(math.prod(layer.output) for layer in self.layers if layer.madds)
 
     def grouped(self) -> "Account":
         """The same account with one row for each top-level part: stem, blocks, head."""
@@ -239,10 +229,9 @@ def _products(jaxpr: core.Jaxpr, inherited: str = "") -> Iterator[tuple[str, int
 def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
+            jaxpr = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
+            if isinstance(jaxpr, core.Jaxpr):
+                yield jaxpr
 
 
 def _convolution(kernel: tuple[int, ...], output: tuple[int, ...]) -> int:

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.layers import (
-    PADDINGS,
     Activation,
     Folded,
     LayerSettings,
     bind_conv,
+    convolve_plain,
     fold_norm,
     given_train,
     linear,
@@ -237,55 +237,36 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
     Returns:
       The output of the projection and its batch norm, before any activation or shortcut.
     """
-    params, stats = block.variables["params"], block.variables["batch_stats"]
+    variables, dtype = block.variables, block.dtype
     expand, filter_, project = (
-        jax.tree.map(
-            lambda leaf: leaf.astype(block.dtype),
-            fold_norm(params[name], stats[name], block.dialect.bn_epsilon),
+        Folded(*(leaf.astype(dtype) for leaf in fold_norm(*of_layer, block.dialect.bn_epsilon)))
+        for of_layer in (
+            (variables["params"][name], variables["batch_stats"][name])
+            for name in ("expand", "filter", "project")
         )
-        for name in ("expand", "filter", "project")
     )
-    x = x.astype(block.dtype)
-    channels = filter_.kernel.shape[3]
-    t = min(block.split, channels)
-    padding = [
-        PADDINGS[block.dialect.padding](n, 3, block.stride, block.dilation) for n in x.shape[1:3]
-    ]
-    convolve = partial(block.convolve, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    convolve, t = partial(convolve_plain, block), min(block.split, filter_.kernel.shape[3])
+    x, window = x.astype(dtype), (block.stride, block.dilation)
 
     def groups(array: Array, axis: int) -> Array:
         """Cuts an axis of expanded channels into t groups, now the leading axis; zeros fill up."""
-        size = -(-channels // t)
-        fill = [(0, size * t - channels if i == axis else 0) for i in range(array.ndim)]
-        shape = (*array.shape[:axis], t, size, *array.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.pad(array, fill).reshape(shape), axis, 0)
+        fill = [(0, -array.shape[i] % t if i == axis else 0) for i in range(array.ndim)]
+        return jnp.stack(jnp.split(jnp.pad(array, fill), t, axis))
 
-    def group_output(group: tuple[Folded, Folded, Array]) -> Array:
+    def add_group(total: Array, group: tuple[Folded, Folded, Array]) -> tuple[Array, None]:
         expand, filter_, project_kernel = group
-        wide = block.activation(convolve(x, expand.kernel, (1, 1), "VALID") + expand.bias)
-        wide = convolve(
-            wide,
-            filter_.kernel,
-            (block.stride, block.stride),
-            padding,
-            rhs_dilation=(block.dilation, block.dilation),
-            feature_group_count=wide.shape[3],
-        )
-        wide = block.activation(wide + filter_.bias)
-        return convolve(wide, project_kernel, (1, 1), "VALID")
+        wide = block.activation(convolve(x, expand.kernel) + expand.bias)
+        wide = block.activation(convolve(wide, filter_.kernel, *window) + filter_.bias)
+        return total + convolve(wide, project_kernel), None
 
     stacked = (
         Folded(groups(expand.kernel, 3), groups(expand.bias, 3)),
         Folded(groups(filter_.kernel, 3), groups(filter_.bias, 3)),
         groups(project.kernel, 2),
     )
-    shape = jax.eval_shape(group_output, jax.tree.map(lambda leaf: leaf[0], stacked)).shape
-    total, _ = jax.lax.scan(
-        lambda total, group: (total + group_output(group), None),
-        jnp.broadcast_to(project.bias, shape),
-        stacked,
-    )
-    return total
+    size = [-(-n // block.stride) for n in x.shape[1:3]]
+    total = jnp.broadcast_to(project.bias, (x.shape[0], *size, block.channels))
+    return jax.lax.scan(add_group, total, stacked)[0]
 
 
 def check_split(block: BlockSettings) -> None:

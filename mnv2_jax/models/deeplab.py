@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import SLIM, Dialect
-from mnv2_jax.models.layers import ConvNorm, relu
-from mnv2_jax.models.mobilenet import MobileNetV2
+from mnv2_jax.models.layers import Scope, bind_conv, relu, settings_of
+from mnv2_jax.models.mobilenet import MobileNetV2, check_head
 from mnv2_jax.models.spec import IMAGENET, Spec
 
 HEAD: Dialect = SLIM._replace(bn_decay=0.9997, bn_epsilon=1e-5)
@@ -38,52 +38,23 @@ LOW_LEVEL_CHANNELS = 48  # as in DeepLabv3+ (arXiv 1802.02611)
 # The authors draw the logits' weights from a normal of 0.01, truncated at two sigmas.
 logits_init = nn.initializers.truncated_normal(stddev=0.01)
 
-# (channels, rate, conv, name) -> the module that convolves 3×3 at a rate
-Atrous = Callable[..., nn.Module]
+# (conv, x, channels, rate) -> x convolved 3×3 with taps `rate` apart; `conv` makes a layer with the
+# head's settings (`layers.bind_conv`).
+Atrous = Callable[..., Array]
 
 
-class FullAtrous(nn.Module):
-    """One full 3×3 convolution at a rate: the pyramid of Table 7.
-
-    Attributes:
-      channels: of the output.
-      rate: distance of the kernel's taps.
-      conv: `ConvNorm` with the head's settings.
-    """
-
-    channels: int
-    rate: int
-    conv: Callable[..., ConvNorm]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
-    ) -> Float[Array, "b h w k"]:
-        conv = self.conv(self.channels, kernel=3, dilation=self.rate, name="conv")
-        return conv(x, train, mask)
+def full_atrous(conv, x, channels, rate):
+    """One full 3×3 convolution at a rate: the pyramid of Table 7."""
+    return conv(x, channels, kernel=3, dilation=rate, name="conv")
 
 
-class SeparableAtrous(nn.Module):
-    """A depthwise 3×3 convolution at a rate, then 1×1, each with its norm and activation.
-
-    See `FullAtrous`.
-    """
-
-    channels: int
-    rate: int
-    conv: Callable[..., ConvNorm]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
-    ) -> Float[Array, "b h w k"]:
-        x = self.conv(x.shape[-1], kernel=3, dilation=self.rate, depthwise=True, name="filter")(
-            x, train, mask
-        )
-        return self.conv(self.channels, name="project")(x, train, mask)
+def separable_atrous(conv, x, channels, rate):
+    """A depthwise 3×3 convolution at a rate, then 1×1, each with its norm and activation."""
+    x = conv(x, x.shape[-1], kernel=3, dilation=rate, depthwise=True, name="filter")
+    return conv(x, channels, name="project")
 
 
-ATROUS: dict[str, Atrous] = {"full": FullAtrous, "separable": SeparableAtrous}
+ATROUS: dict[str, Atrous] = {"full": full_atrous, "separable": separable_atrous}
 
 
 class DeepLabV3(nn.Module):
@@ -96,7 +67,7 @@ class DeepLabV3(nn.Module):
       backbone: a `MobileNetV2` without classifier, whose output stride sets the cost. The head
         takes its dtype, norm_axis, frozen_norm and convolve.
       rates: of the pyramid's branches; none leaves the pyramid out. `RATES` has the authors'.
-      atrous: how a branch, and the decoder, convolve: `FullAtrous` or `SeparableAtrous`.
+      atrous: how a branch, and the decoder, convolve: `full_atrous` or `separable_atrous`.
       decoder_tap: endpoint of the backbone that a decoder refines the result with (DeepLabv3+),
         or None for no decoder, as in the paper. `DECODER_TAP` has stride 4 and 144 channels.
       channels: of every layer of the head.
@@ -112,7 +83,7 @@ class DeepLabV3(nn.Module):
     num_classes: int = 21
     backbone: MobileNetV2 = MobileNetV2(num_classes=None, output_stride=16, spec=FEATURES)
     rates: tuple[int, ...] = ()
-    atrous: Atrous = FullAtrous
+    atrous: Atrous = full_atrous
     decoder_tap: str | None = None
     channels: int = 256
     dropout: float = 0.1
@@ -120,13 +91,7 @@ class DeepLabV3(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_classes < 1:
-            raise UsageError(f"num_classes is {self.num_classes!r}: give at least 1.")
-        if self.backbone.num_classes is not None:
-            raise UsageError(
-                f"the backbone has a classifier of {self.backbone.num_classes} classes: build it "
-                "with num_classes=None."
-            )
+        check_head(self.num_classes, self.backbone)
         if any(isinstance(r, bool) or not isinstance(r, int) or r < 1 for r in self.rates):
             raise UsageError(f"rates are {self.rates!r}: they must be integers of at least 1.")
 
@@ -147,58 +112,42 @@ class DeepLabV3(nn.Module):
         Raises:
           UsageError: the backbone has no endpoint `decoder_tap`.
         """
-        conv = partial(
-            ConvNorm,
-            activation=relu,
-            dialect=self.dialect,
-            dtype=self.backbone.dtype,
-            norm_axis=self.backbone.norm_axis,
-            frozen_norm=self.backbone.frozen_norm,
-            convolve=self.backbone.convolve,
-        )
-        found = self.backbone.endpoints(images, train, mask)
-        x = list(found.values())[-1]
+        bb = self.backbone
+        conv = bind_conv(settings_of(bb) | {"dialect": self.dialect}, relu, train, mask)
+        endpoints = bb.endpoints(images, train, mask)
+        x = list(endpoints.values())[-1]
         pooled = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
-        pooled = conv(self.channels, name="pooling")(pooled, train, mask)
+        pooled = conv(pooled, self.channels, name="pooling")
         # Interpolating one pixel, as the authors do, is repeating it.
         pooled = jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))
-        branches = [pooled, conv(self.channels, name="aspp_0")(x, train, mask)]
+        branches = [pooled, conv(x, self.channels, name="aspp_0")]
         for i, rate in enumerate(self.rates, 1):
-            branch = self.atrous(self.channels, rate, conv, name=f"aspp_{i}")
-            branches.append(branch(x, train, mask))
-        x = jnp.concatenate(branches, axis=-1)
-        x = conv(self.channels, name="projection")(x, train, mask)
+            branches.append(Scope(self.atrous, name=f"aspp_{i}")(conv, x, self.channels, rate))
+        x = conv(jnp.concatenate(branches, axis=-1), self.channels, name="projection")
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         if self.decoder_tap is not None:
-            x = self._decode(x, found, conv, train, mask)
+            x = self._decode(x, endpoints, conv)
         logits = nn.Conv(
             self.num_classes,
             (1, 1),
-            dtype=self.backbone.dtype,
+            dtype=bb.dtype,
             kernel_init=logits_init,
-            conv_general_dilated=self.backbone.convolve,
+            conv_general_dilated=bb.convolve,
             name="classifier",
         )(x)
         return resize_aligned(logits.astype(jnp.float32), images.shape[1:3])
 
-    def _decode(
-        self,
-        x: Array,
-        found: dict[str, Array],
-        conv: Callable[..., ConvNorm],
-        train: bool,
-        mask: Array | None,
-    ) -> Array:
+    def _decode(self, x: Array, endpoints: dict[str, Array], conv: Callable[..., Array]) -> Array:
         """Refines features with an earlier tensor of higher resolution."""
-        if self.decoder_tap not in found:
+        if self.decoder_tap not in endpoints:
             raise UsageError(
                 f"decoder_tap is {self.decoder_tap!r}: this backbone's endpoints are "
-                f"{', '.join(found)}."
+                f"{', '.join(endpoints)}."
             )
-        low = conv(LOW_LEVEL_CHANNELS, name="low_level")(found[self.decoder_tap], train, mask)
+        low = conv(endpoints[self.decoder_tap], LOW_LEVEL_CHANNELS, name="low_level")
         x = jnp.concatenate([resize_aligned(x, low.shape[1:3]), low], axis=-1)
         for i in range(2):
-            x = self.atrous(self.channels, 1, conv, name=f"decoder_{i}")(x, train, mask)
+            x = Scope(self.atrous, name=f"decoder_{i}")(conv, x, self.channels, 1)
         return x
 
 

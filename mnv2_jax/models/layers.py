@@ -244,6 +244,33 @@ def bind_conv(
     return conv
 
 
+class Scope(nn.Module):
+    """Puts the layers that a function makes below one name; it takes the function's arguments."""
+
+    make: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Array:
+        """Calls the function."""
+        return self.make(*args)
+
+
+def convolve_plain(
+    settings: Any, x: Array, kernel: Array, stride: int = 1, dilation: int = 1
+) -> Float[Array, "b ho wo f"]:
+    """Convolves with a kernel that is an array, under the padding of a module's settings."""
+    pad = PADDINGS[settings.dialect.padding]
+    return settings.convolve(
+        x,
+        kernel,
+        (stride, stride),
+        [pad(n, kernel.shape[0], stride, dilation) for n in x.shape[1:3]],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[3] // kernel.shape[2],
+    )
+
+
 class Folded(NamedTuple):
     """A convolution with the batch norm that follows it folded in, for inference."""
 

@@ -16,7 +16,7 @@ class MobileNetV2(BlockSettings):
 
     Any size of image works, square or not. `model.endpoints` gives every intermediate by name. For
     the other attributes see `BlockSettings`; `activation` is also that of the first and the last
-    convolution.
+    convolution. `model.pyramid` gives the features by stride.
 
     Attributes:
       num_classes: size of the classifier; None leaves it out, and the network returns the last
@@ -46,7 +46,7 @@ class MobileNetV2(BlockSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        unroll(self.width, self.output_stride, self.spec)
+        self.layout  # noqa: B018 -- refuses what cannot be unrolled
         if not isinstance(self.dialect, Dialect):
             raise UsageError(
                 f"dialect is {self.dialect!r}: give a Dialect, such as DIALECTS['slim']."
@@ -83,6 +83,19 @@ class MobileNetV2(BlockSettings):
           UsageError: the images are not floats of shape (b, h, w, in_channels).
         """
         return list(self.endpoints(images, train, mask).values())[-1]
+
+    def pyramid(
+        self,
+        images: Float[Array, "b h w c"],
+        train: bool = False,
+        mask: Float[Array, " b"] | None = None,
+    ) -> dict[int, Array]:
+        """Returns the features of every stride, for heads: `apply(..., method="pyramid")`.
+
+        Which they are, and of how many channels, `model.layout.stages` says.
+        """
+        endpoints = self.endpoints(images, train, mask)
+        return {stride: endpoints[name] for stride, (name, _) in self.layout.stages.items()}
 
     @nn.compact
     def endpoints(
@@ -125,8 +138,23 @@ class MobileNetV2(BlockSettings):
         return found
 
 
+def check_head(num_classes: int, backbone: MobileNetV2) -> None:
+    """Refuses what no head can be put on.
+
+    Raises:
+      UsageError: there are no classes, or the backbone has a classifier.
+    """
+    if num_classes < 1:
+        raise UsageError(f"num_classes is {num_classes!r}: give at least 1.")
+    if backbone.num_classes is not None:
+        raise UsageError(
+            f"the backbone has a classifier of {backbone.num_classes} classes: build it with "
+            "num_classes=None."
+        )
+
+
 def check_images(images: Array, in_channels: int) -> None:
-    """Refuses what is no batch of float images of `in_channels` channels.
+    """Refuses anything but a batch of float images of `in_channels` channels.
 
     Raises:
       UsageError: with what was given and what to do about it.

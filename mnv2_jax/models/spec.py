@@ -4,7 +4,9 @@ Nothing here computes with arrays. A `Spec` says what the paper's Table 2 says; 
 into the list of blocks that a network of a given width and output stride is built from.
 """
 
+import itertools
 import math
+import operator
 from typing import NamedTuple
 
 from mnv2_jax.errors import UsageError
@@ -59,6 +61,24 @@ class Layout(NamedTuple):
     stem_stride: int
     blocks: tuple[Block, ...]
     last: int | None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the image for one of the stem's output, then of every block's."""
+        steps = (self.stem_stride, *(block.stride for block in self.blocks))
+        return tuple(itertools.accumulate(steps, operator.mul))
+
+    @property
+    def stages(self) -> dict[int, tuple[str, int]]:
+        """By stride, (endpoint, channels) of the last bottleneck of that stride.
+
+        >>> {stride: channels for stride, (_, channels) in unroll().stages.items()}
+        {2: 16, 4: 24, 8: 32, 16: 96, 32: 320}
+        >>> unroll().stages[16]
+        ('block_12', 96)
+        """
+        blocks = [(f"block_{i}", block.channels) for i, block in enumerate(self.blocks)]
+        return dict(zip(self.strides, [("stem", self.stem), *blocks], strict=True))
 
 
 TABLE_2 = (

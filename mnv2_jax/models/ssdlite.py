@@ -11,7 +11,6 @@ comes after the backbone, for 80 classes: 14.78 M and 1.26 B for SSD, as printed
 architecture has.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,11 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.models.boxes import anchor_shapes, ssd_anchors
+from mnv2_jax.models.anchors import anchor_shapes, ssd_anchors
 from mnv2_jax.models.dialect import SLIM, Dialect
-from mnv2_jax.models.layers import ConvNorm
-from mnv2_jax.models.mobilenet import MobileNetV2
-from mnv2_jax.models.spec import unroll
+from mnv2_jax.models.layers import Scope, bind_conv, settings_of
+from mnv2_jax.models.mobilenet import MobileNetV2, check_head
 
 DETECTION: Dialect = SLIM._replace(bn_decay=0.9997)
 """The authors' detection models: their dialect with slower moving averages, epsilon 1e-3."""
@@ -36,95 +34,49 @@ SMALLEST_EXTRA = 16
 predictor_init = nn.initializers.truncated_normal(stddev=0.03)
 
 
-class SeparableExtra(nn.Module):
-    """SSDLite's next map, half the size: 1×1 to half the channels, depthwise 3×3, 1×1.
-
-    Attributes:
-      channels: of the map.
-      squeezed: of the first convolution.
-      conv: `ConvNorm` with the network's settings.
-    """
-
-    channels: int
-    squeezed: int
-    conv: Callable[..., ConvNorm]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
-    ) -> Float[Array, "b h2 w2 d"]:
-        x = self.conv(self.squeezed, name="squeeze")(x, train, mask)
-        x = self.conv(self.squeezed, kernel=3, stride=2, depthwise=True, name="filter")(
-            x, train, mask
-        )
-        return self.conv(self.channels, name="expand")(x, train, mask)
+def separable_extra(conv, x, channels, squeezed):
+    """SSDLite's next map, half the size: 1×1 to half the channels, depthwise 3×3, 1×1."""
+    x = conv(x, squeezed, name="squeeze")
+    x = conv(x, squeezed, kernel=3, stride=2, depthwise=True, name="filter")
+    return conv(x, channels, name="expand")
 
 
-class FullExtra(nn.Module):
-    """SSD's next map, half the size: 1×1 to half the channels, full 3×3. See `SeparableExtra`."""
-
-    channels: int
-    squeezed: int
-    conv: Callable[..., ConvNorm]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
-    ) -> Float[Array, "b h2 w2 d"]:
-        x = self.conv(self.squeezed, name="squeeze")(x, train, mask)
-        return self.conv(self.channels, kernel=3, stride=2, name="expand")(x, train, mask)
+def full_extra(conv, x, channels, squeezed):
+    """SSD's next map, half the size: 1×1 to half the channels, full 3×3."""
+    x = conv(x, squeezed, name="squeeze")
+    return conv(x, channels, kernel=3, stride=2, name="expand")
 
 
-class SeparablePredictor(nn.Module):
-    """SSDLite's predictor: depthwise 3×3 with batch norm and ReLU6, then 1×1 with a bias.
-
-    Attributes:
-      outputs: numbers for each cell of the map.
-      conv: `ConvNorm` with the network's settings.
-      project: `nn.Conv` with the network's settings.
-    """
-
-    outputs: int
-    conv: Callable[..., ConvNorm]
-    project: Callable[..., nn.Conv]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
-    ) -> Float[Array, "b h w k"]:
-        x = self.conv(x.shape[-1], kernel=3, depthwise=True, name="filter")(x, train, mask)
-        return self.project(self.outputs, (1, 1), name="project")(x)
+def separable_predictor(conv, x, project):
+    """SSDLite's predictor: depthwise 3×3 with batch norm and ReLU6, then 1×1 with a bias."""
+    x = conv(x, x.shape[-1], kernel=3, depthwise=True, name="filter")
+    return project(kernel_size=(1, 1), name="project")(x)
 
 
-class FullPredictor(nn.Module):
-    """SSD's predictor: one full 3×3 convolution with a bias. See `SeparablePredictor`."""
-
-    outputs: int
-    conv: Callable[..., ConvNorm]
-    project: Callable[..., nn.Conv]
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], train: bool, mask: Array | None
-    ) -> Float[Array, "b h w k"]:
-        del train, mask
-        return self.project(self.outputs, (3, 3), name="project")(x)
+def full_predictor(conv, x, project):
+    """SSD's predictor: one full 3×3 convolution with a bias."""
+    del conv
+    return project(kernel_size=(3, 3), name="project")(x)
 
 
 class Heads(NamedTuple):
     """How a detector computes its 3×3 convolutions: what Table 5 compares.
 
+    `conv` makes a layer with the network's settings (`layers.bind_conv`).
+
     Attributes:
-      extra: (channels, squeezed, conv) -> the module that makes the next smaller map.
-      predictor: (outputs, conv, project) -> the module that predicts from a map.
+      extra: (conv, x, channels, squeezed) -> the next smaller map of so many channels; `squeezed`
+        of them lie between.
+      predictor: (conv, x, project) -> what is predicted from a map; `project` makes an `nn.Conv` to
+        that many numbers for each cell.
     """
 
-    extra: Callable[..., nn.Module]
-    predictor: Callable[..., nn.Module]
+    extra: Callable[..., Array]
+    predictor: Callable[..., Array]
 
 
-SSDLITE = Heads(SeparableExtra, SeparablePredictor)
-SSD = Heads(FullExtra, FullPredictor)
+SSDLITE = Heads(separable_extra, separable_predictor)
+SSD = Heads(full_extra, full_predictor)
 HEADS = {"ssdlite": SSDLITE, "ssd": SSD}
 
 
@@ -156,13 +108,7 @@ class SSDLite(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_classes < 1:
-            raise UsageError(f"num_classes is {self.num_classes!r}: give at least 1.")
-        if self.backbone.num_classes is not None:
-            raise UsageError(
-                f"the backbone has a classifier of {self.backbone.num_classes} classes: build it "
-                "with num_classes=None."
-            )
+        check_head(self.num_classes, self.backbone)
         if self.backbone.split != 1:
             raise UsageError(
                 f"the backbone has split={self.backbone.split}, and SSDLite predicts from an "
@@ -172,13 +118,12 @@ class SSDLite(nn.Module):
 
     def tap(self) -> int:
         """Returns the block whose expansion is the first feature map: the last strided one."""
-        bb = self.backbone
-        layout = unroll(bb.width, bb.output_stride, bb.spec)
-        strided = [i for i, b in enumerate(layout.blocks) if b.stride > 1 and b.expansion > 1]
+        blocks = self.backbone.layout.blocks
+        strided = [i for i, b in enumerate(blocks) if b.stride > 1 and b.expansion > 1]
         if not strided:
             raise UsageError(
-                f"no block of this backbone (output_stride {bb.output_stride}) halves the "
-                "resolution: SSDLite's first map is the expansion in the last one that does."
+                f"no block of this backbone (output_stride {self.backbone.output_stride}) halves "
+                "the resolution: SSDLite's first map is the expansion in the last one that does."
             )
         return strided[-1]
 
@@ -188,16 +133,12 @@ class SSDLite(nn.Module):
         >>> SSDLite().grids((320, 320))
         [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
         """
-        bb = self.backbone
-        layout = unroll(bb.width, bb.output_stride, bb.spec)
-        strides = [layout.stem_stride, *(block.stride for block in layout.blocks)]
-        first = math.prod(strides[: 1 + self.tap()])
-        second = math.prod(strides)
-        found = [(-(-image[0] // s), -(-image[1] // s)) for s in (first, second)]
+        strides = self.backbone.layout.strides
+        grids = [(-(-image[0] // s), -(-image[1] // s)) for s in (strides[self.tap()], strides[-1])]
         for _ in self.extras:
-            h, w = found[-1]
-            found.append((-(-h // 2), -(-w // 2)))
-        return found
+            h, w = grids[-1]
+            grids.append((-(-h // 2), -(-w // 2)))
+        return grids
 
     def anchors(self, image: tuple[int, int]) -> Float[Array, "a 4"]:
         """Returns the anchors for an image of (height, width), in the order of the outputs."""
@@ -218,35 +159,24 @@ class SSDLite(nn.Module):
           mask: rows of the batch that are 0 here take no part in batch statistics.
         """
         bb = self.backbone
-        conv = partial(
-            ConvNorm,
-            activation=bb.activation,
-            dialect=bb.dialect,
-            dtype=bb.dtype,
-            norm_axis=bb.norm_axis,
-            frozen_norm=bb.frozen_norm,
-            convolve=bb.convolve,
-        )
-        project = partial(
-            nn.Conv,
-            dtype=bb.dtype,
-            kernel_init=predictor_init,
-            conv_general_dilated=bb.convolve,
-        )
-        found = bb.endpoints(images, train, mask)
-        maps = [found[f"block_{self.tap()}/expansion"], list(found.values())[-1]]
+        conv = bind_conv(settings_of(bb), bb.activation, train, mask)
+        endpoints = bb.endpoints(images, train, mask)
+        maps = [endpoints[f"block_{self.tap()}/expansion"], list(endpoints.values())[-1]]
         for i, d in enumerate(self.extras):
-            channels, squeezed = (self._extra_channels(n) for n in (d, d / 2))
-            extra = self.heads.extra(channels, squeezed, conv, name=f"extra_{i}")
-            maps.append(extra(maps[-1], train, mask))
+            channels, squeezed = (max(int(n * bb.width), SMALLEST_EXTRA) for n in (d, d / 2))
+            extra = Scope(self.heads.extra, name=f"extra_{i}")
+            maps.append(extra(conv, maps[-1], channels, squeezed))
         codes, logits = [], []
         for i, (x, shapes) in enumerate(zip(maps, anchor_shapes(len(maps)), strict=True)):
             for out, size, name in ((codes, 4, "boxes"), (logits, self.num_classes + 1, "classes")):
-                outputs = len(shapes) * size
-                predict = self.heads.predictor(outputs, conv, project, name=f"{name}_{i}")
-                y = predict(x, train, mask).astype(jnp.float32)
+                project = partial(
+                    nn.Conv,
+                    len(shapes) * size,
+                    dtype=bb.dtype,
+                    kernel_init=predictor_init,
+                    conv_general_dilated=bb.convolve,
+                )
+                y = Scope(self.heads.predictor, name=f"{name}_{i}")(conv, x, project)
+                y = y.astype(jnp.float32)
                 out.append(y.reshape(y.shape[0], -1, size))  # (b, h * w * shapes, size)
         return jnp.concatenate(codes, axis=1), jnp.concatenate(logits, axis=1)
-
-    def _extra_channels(self, channels: float) -> int:
-        return max(int(channels * self.backbone.width), SMALLEST_EXTRA)

@@ -11,9 +11,9 @@ from mnv2_jax.models.deeplab import (
     DECODER_TAP,
     HEAD,
     DeepLabV3,
-    FullAtrous,
-    SeparableAtrous,
+    full_atrous,
     resize_aligned,
+    separable_atrous,
 )
 from mnv2_jax.models.spec import Row, Spec
 
@@ -115,7 +115,7 @@ def head_in_numpy(model, params, stats, x, low):
     pooled = conv_norm(x.mean((0, 1), keepdims=True), params["pooling"], stats["pooling"])
     branches = [np.broadcast_to(pooled, (*x.shape[:2], 4)),
                 conv_norm(x, params["aspp_0"], stats["aspp_0"])]  # fmt: skip
-    names = {FullAtrous: ("conv",), SeparableAtrous: ("filter", "project")}[model.atrous]
+    names = {full_atrous: ("conv",), separable_atrous: ("filter", "project")}[model.atrous]
 
     def atrous(y, name, rate):
         for layer in names:
@@ -138,7 +138,7 @@ def head_in_numpy(model, params, stats, x, low):
     [
         {},
         {"rates": (2, 3)},
-        {"rates": (2,), "atrous": SeparableAtrous, "decoder_tap": "block_0/expansion"},
+        {"rates": (2,), "atrous": separable_atrous, "decoder_tap": "block_0/expansion"},
     ],
 )
 def test_the_head_against_numpy(randomize, options):

@@ -82,6 +82,21 @@ def test_output_stride_sets_the_final_resolution(output_stride):
     assert count(variables["params"]) == PARAMS[1.0] - 1_281_000  # no classifier, same backbone
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"output_stride": 16, "width": 0.5}, {"spec": SPECS["tiny_8"]}]
+)
+def test_the_pyramid_has_the_features_of_every_stride(options):
+    model = MobileNetV2(num_classes=None, **options)
+    _, variables = structure(model)
+    images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+    maps = jax.eval_shape(lambda v, x: model.apply(v, x, method="pyramid"), variables, images)
+    assert {
+        stride: (64 // stride, 96 // stride, channels)
+        for stride, (_, channels) in model.layout.stages.items()
+    } == {stride: x.shape[1:] for stride, x in maps.items()}
+    assert list(maps) == sorted(set(model.layout.strides))
+
+
 def test_six_ablations_have_the_same_parameters():
     shapes = []
     for shortcut, bottleneck in itertools.product(SHORTCUTS, ("linear", "relu6")):

@@ -114,3 +114,14 @@ def test_impossible_widths_are_refused(width):
 def test_impossible_output_strides_are_refused(output_stride):
     with pytest.raises(UsageError, match=r"output_stride is .*can have 2, 4, 8, 16, 32"):
         unroll(output_stride=output_stride)
+
+
+def test_stages_are_the_last_bottlenecks_of_each_stride():
+    """Those that torchvision and timm give as features: the ends of Table 2's rows of a stride."""
+    assert [c for _, c in unroll().stages.values()] == [16, 24, 32, 96, 320]
+    assert unroll(output_stride=8).stages == {
+        2: ("block_0", 16),
+        4: ("block_2", 24),
+        8: ("block_16", 320),
+    }
+    assert unroll().strides == (2, 2, 4, 4, 8, 8, 8, *[16] * 7, *[32] * 4)

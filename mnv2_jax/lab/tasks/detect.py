@@ -35,7 +35,8 @@ from mnv2_jax.lab.tasks.task import (
     means,
     train_outputs,
 )
-from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, encode, iou, match
+from mnv2_jax.models.anchors import encode
+from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, iou, match
 from mnv2_jax.models.build import build_ssdlite
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.ssdlite import SSDLite

@@ -183,5 +183,5 @@ def test_the_heads_are_what_the_configuration_says():
     model = make_model(config, 3, 3)
     assert (model.rates, model.channels, model.num_classes) == ((12, 24, 36), 12, 3)
     detector = make_model(setting("detect", detect={"heads": "ssd"}), 5, 3)
-    assert detector.heads.extra.__name__ == "FullExtra" and detector.num_classes == 5
+    assert detector.heads.extra.__name__ == "full_extra" and detector.num_classes == 5
     check(setting("detect"))
