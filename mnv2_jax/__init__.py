@@ -8,7 +8,7 @@ The paper, section by section:
 - SSDLite detection, Sec. 6.2, and Mobile DeepLabv3, Sec. 6.3: `mnv2_jax.models.ssdlite`, `.deeplab`
 - parameters, multiply-adds, memory: `mnv2_jax.accounting`
 - weights of other projects, in and out: `mnv2_jax.weights`
-- its tables and figures again: `mnv2_jax.lab.paper`
+- its tables and figures, reproduced: `mnv2_jax.lab.paper`
 - files for other runtimes, in float and in int8: `mnv2_jax.export`, `mnv2_jax.inference.quantize`
 - data, training and the ablations of Fig. 6: `mnv2_jax.lab.data`, `.tasks`, `.train`
 """

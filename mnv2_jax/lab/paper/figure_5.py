@@ -33,8 +33,8 @@ def figure_5(sources: Sources) -> Iterator[Part]:
     """Fig. 5: the released networks, and beside them whatever was trained here."""
     own = imagenet_results(sources)
     evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
-    found = find(sources.runs, "tradeoff")
-    elsewhere = [result for result in found if result.data != "imagenet2012"]
+    results = find(sources.runs, "tradeoff")
+    elsewhere = [result for result in results if result.data != "imagenet2012"]
     counted = next((result for result in elsewhere if result.networks), None)
     yield Picture(
         "fig-5",
@@ -81,7 +81,7 @@ def figure_5(sources: Sources) -> Iterator[Part]:
 
 
 def _released(own: Own, evaluated: list[Evaluation]) -> Table:
-    """Returns the released networks, beside them what was found here, if anything was."""
+    """Returns the released networks, and beside them this project's scores, if there are any."""
     rows = []
     for width, scores in printed.RELEASED.items():
         for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
