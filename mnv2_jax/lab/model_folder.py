@@ -8,7 +8,7 @@ in any of the files is executed.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,37 +19,12 @@ from safetensors.numpy import load_file, save
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import write_file, write_json
 from mnv2_jax.lab.tasks import TASKS
-from mnv2_jax.lab.tasks.task import TaskSpec, backbone_of
+from mnv2_jax.lab.tasks.task import TrainedModel
 from mnv2_jax.models.build import look_up
 
 TENSORS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
 EARLIEST = "classify"  # the task of folders that name none, as the first release wrote them
 MAX_RESOLUTION = 2**13  # as in a configuration; what is more is damage
-
-
-class TrainedModel(NamedTuple):
-    """A network with its variables and what is needed to use it on images.
-
-    Attributes:
-      task: what it does.
-      model: a `MobileNetV2`, or a network with one as its `backbone`.
-      variables: `params` and `batch_stats`.
-      classes: their names; a classifier's background is not among them.
-      resolution: height and width of the images.
-      description: all of the JSON.
-    """
-
-    task: TaskSpec
-    model: Any
-    variables: dict[str, Any]
-    classes: tuple[str, ...]
-    resolution: int
-    description: dict[str, Any]
-
-    @property
-    def backbone(self) -> Any:
-        """The `MobileNetV2` in the network, whose dialect and channels hold for the images."""
-        return backbone_of(self.model)
 
 
 def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> None:

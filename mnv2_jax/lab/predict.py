@@ -1,9 +1,9 @@
-"""A saved model at work: classes of single images, and scores over a data set."""
+"""A trained model at work, whatever its task: answers for images, and scores over a data set."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,97 +11,165 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import UnreadableFile, read_file, write_json
 from mnv2_jax.inference.run import fold, folded_apply
-from mnv2_jax.lab.data import BadRecord, Source, eval_batches, eval_transform
-from mnv2_jax.lab.data.image import MEAN_PIXEL, decode, fitted, padded, resize, with_channels
+from mnv2_jax.lab.data import BadRecord, Source, Transform, eval_batches, first_record
+from mnv2_jax.lab.data.image import decode, fitted, padded, resize, with_channels
 from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.devices.sharding import over_rows
 from mnv2_jax.lab.model_folder import TrainedModel
-from mnv2_jax.lab.tasks.classify import scores
+from mnv2_jax.lab.tasks import TASKS
+from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, grid
+from mnv2_jax.lab.tasks.task import ONCE, Prediction, TestTimeAugmentation
+from mnv2_jax.lab.tasks.task import evaluate as evaluate_batches
 from mnv2_jax.models.dialect import normalize
 
 MAX_FILE_BYTES = 1 << 28
 EVALUATION = "evaluation.json"
+LARGEST_SCALE = 4
+MOST_PIXELS = 1 << 23  # of a batch: 167 images of 224×224, or 31 of 513×513
+MOST_IMAGES = 256
 
-
-class Guess(NamedTuple):
-    """One class that an image may show, and the probability the model gives it."""
-
-    name: str
-    probability: float
+Image = str | os.PathLike[str] | np.ndarray
 
 
 def predict(
-    saved: TrainedModel, paths: Sequence[str], top: int = 5
-) -> Iterator[tuple[str, list[Guess]]]:
-    """Yields (path, the `top` likeliest classes, likeliest first) for image files.
+    model: TrainedModel,
+    images: Image | Iterable[Image],
+    augmentation: TestTimeAugmentation = ONCE,
+    **settings: Any,
+) -> Iterator[Prediction]:
+    """Yields what a model says of each image, brought to the model's size as in its evaluation.
 
-    Every image is brought to the model's size as in its evaluation.
+    Args:
+      model: a classifier, a detector or a segmenter.
+      images: paths of files, or arrays of uint8 pixels (h, w, 3), (h, w, 1) or (h, w); one or many.
+      augmentation: of a segmenter, the scales and mirror images that are averaged.
+      **settings: of a classifier `top`, how many classes; of a detector `threshold`, the smallest
+        score of a box.
 
     Raises:
-      UsageError: the model is no classifier, or a file cannot be read or decoded; nothing is
-        predicted from a guess.
+      UsageError: an image cannot be used, or a setting is of another task; nothing is predicted
+        from a guess.
     """
-    saved = without_background(saved)
-    channels = saved.model.in_channels
-    transform = transform_of(saved)
+    answer = predictor(model, augmentation, **settings)
+    one = isinstance(images, str | os.PathLike) or _is_image(images)
+    several: Any = [images] if one else images
+    for number, image in enumerate(several):
+        yield answer(_pixels(image, number, model.backbone.in_channels))
 
-    logits, folded = folded_logits(saved)
-    probabilities = jax.jit(
-        lambda *arguments: jax.nn.softmax(logits(*arguments)),
+
+def predictor(
+    model: TrainedModel, augmentation: TestTimeAugmentation = ONCE, **settings: Any
+) -> Callable[[np.ndarray], Prediction]:
+    """Compiles a model into a function of one image of any size; the rest is as for `predict`."""
+    task = model.task
+    settings = {**task.settings, **_checked_settings(model, settings)}
+    forward, weights = _forward(model, augmentation)
+    prepare = image_transform(model)
+
+    def compute(weights: Any, pixels: Any) -> Any:
+        return task.decode(model.model, forward(weights, pixels), pixels.shape[1:3])
+
+    compiled = jax.jit(compute, compiler_options=prediction_options())
+
+    def answer(pixels: np.ndarray) -> Prediction:
+        prepared = prepare({"image": pixels}, np.random.default_rng(0))["image"]
+        answers = jax.device_get(compiled(weights, prepared[None]))
+        return task.show(model, jax.tree.map(lambda v: v[0], answers), pixels, **settings)
+
+    return answer
+
+
+def evaluate(
+    model: TrainedModel,
+    source: Source,
+    batch_size: int | None = None,
+    augmentation: TestTimeAugmentation = ONCE,
+) -> dict[str, float]:
+    """Returns a model's loss and the metrics of its task over a data set, each image once.
+
+    Args:
+      model: a classifier, a detector or a segmenter.
+      source: the data.
+      batch_size: images at a time; by default as many as a few gigabytes hold.
+      augmentation: of a segmenter, the scales and mirror images that are averaged (Table 7).
+
+    Raises:
+      UsageError: the data is not what the model has learned from, or an image is damaged.
+    """
+    check_data(model, source)
+    task = model.task
+    forward, weights = _forward(model, augmentation)
+    shared = over_rows(forward)
+    compiled = jax.jit(
+        lambda weights, batch: task.scores(model.model, shared(weights, batch["image"]), batch),
         compiler_options=prediction_options(),
     )
-    for path in paths:
-        image = transform({"image": read_image(path, channels)}, np.random.default_rng(0))["image"]
-        values = np.asarray(probabilities(folded, image[None]))[0]
-        order = np.argsort(-values, kind="stable")[:top]
-        yield path, [Guess(_class_name(saved, int(i)), float(values[i])) for i in order]
+    if batch_size is None:
+        batch_size = max(1, min(MOST_IMAGES, len(source), MOST_PIXELS // model.resolution**2))
+    batch_size += -batch_size % jax.local_device_count()
+    batches = eval_batches(source, batch_size=batch_size, transform=transform_of(model))
+    fields = ("image", *task.fields, "mask")
+
+    def sums(rows: Any) -> Any:
+        return compiled(weights, {name: rows[name] for name in fields})
+
+    return evaluate_batches(sums, batches, task.summarize)
 
 
-def evaluate(saved: TrainedModel, source: Source, batch_size: int = 256) -> dict[str, float]:
-    """Returns a classifier's loss, accuracy and top-5 accuracy over a data set, each image once.
+def examples(
+    model: TrainedModel,
+    source: Source,
+    count: int,
+    columns: int = 4,
+    augmentation: TestTimeAugmentation = ONCE,
+) -> np.ndarray:
+    """Draws the first images of a set: above each row of predictions the row of annotations.
 
     Raises:
-      UsageError: the model is no classifier, the data has classes that it does not know, or an
-        image is damaged.
+      UsageError: the model's answers are not of places, or the data has other classes.
     """
-    saved = without_background(saved)
-    known, found = saved.model.num_classes, tuple(source.classes)
-    if len(found) > known or (len(found) < known and found != saved.classes[: len(found)]):
+    if model.task.truth is None:
+        raise _needs(model, "--examples", lambda task: task.truth is not None)
+    check_data(model, source)
+    answer, rows = predictor(model, augmentation), []
+    records = [source[i] for i in range(min(count, len(source)))]
+    for start in range(0, len(records), columns):
+        part = records[start : start + columns]
+        rows.append([_square(model.task.truth(model, record)) for record in part])
+        pixels = (with_channels(record["image"], model.backbone.in_channels) for record in part)
+        rows.append([_square(answer(image).picture) for image in pixels])
+    return grid(rows)
+
+
+def check_data(model: TrainedModel, source: Source) -> None:
+    """Rejects a data set that lacks annotations or has classes that the model does not know.
+
+    Raises:
+      UsageError: it is such a set.
+    """
+    model.task.check_record(first_record(source), "the data")
+    known, names = model.count_classes(), tuple(model.task.classes(source))
+    # Fewer classes are the right ones only if they are the first that the model knows.
+    if len(names) > known or (len(names) < known and names != model.classes[: len(names)]):
         raise UsageError(
-            f"the data has {len(found)} classes and the model knows {known}: evaluate on the data "
+            f"the data has {len(names)} classes and the model knows {known}: evaluate on the data "
             "it was trained for, or fine-tune it with experiments/finetune.py."
         )
-    logits, folded = folded_logits(saved)
-    shared = over_rows(logits)
-    metrics = jax.jit(
-        lambda folded, batch: scores(shared(folded, batch["image"]), batch),
-        compiler_options=prediction_options(),
-    )
-    batch_size += -batch_size % jax.local_device_count()
-    total: dict[str, Any] = {}
-    for rows in eval_batches(source, batch_size=batch_size, transform=transform_of(saved)):
-        batch = {name: rows[name] for name in ("image", "label", "mask")}
-        sums = jax.device_get(metrics(folded, batch))
-        total = {
-            name: np.add(total.get(name, 0.0), np.asarray(pair, np.float64))
-            for name, pair in sums.items()
-        }
-    return {name: float(value / count) for name, (value, count) in total.items()}
 
 
-def write_evaluation(folder: Path, saved: TrainedModel, facts: Mapping[str, Any]) -> Path:
-    """Keeps what an evaluation found, and of which model, where `mnv2 paper` finds it.
+def write_evaluation(folder: Path, model: TrainedModel, facts: Mapping[str, Any]) -> Path:
+    """Writes the result of an evaluation, and of which model, where `mnv2 paper` finds it.
 
     Args:
       folder: made if needed.
-      saved: the model; its options and the source of its weights are written.
+      model: its options and the source of its weights are written.
       facts: `data`, `split`, `images`, `scores`, `views`, the `folder` of the model, `command`.
 
     Raises:
       UsageError: the folder cannot be written.
     """
     described = {
-        name: value for name, value in saved.description.items() if name not in ("classes", "eval")
+        name: value for name, value in model.description.items() if name not in ("classes", "eval")
     }
     path = folder / EVALUATION
     try:
@@ -112,59 +180,15 @@ def write_evaluation(folder: Path, saved: TrainedModel, facts: Mapping[str, Any]
     return path
 
 
-def folded_logits(saved: TrainedModel) -> tuple[Callable[[Any, Any], jax.Array], Any]:
-    """Returns (folded variables, pixels) -> logits, and the folded variables of a classifier."""
-    model = saved.model
-
-    def logits(folded: Any, pixels: Any) -> jax.Array:
-        return folded_apply(model, folded, normalize(pixels, model.dialect))
-
-    return logits, fold(model, saved.variables)
-
-
-def without_background(saved: TrainedModel) -> TrainedModel:
-    """Drops the class "background" that some published classifiers have before all others.
-
-    What is left answers with the classes of the data, counted from 0.
+def transform_of(model: TrainedModel, size: int | None = None) -> Transform:
+    """Returns how records are prepared for a model's evaluation, at its own resolution or `size`.
 
     Raises:
-      UsageError: the model is no classifier.
+      UsageError: the description of the model asks for an unknown preparation.
     """
-    if saved.task.name != "classify" or saved.model.num_classes is None:
-        what = (
-            "features only"
-            if saved.task.name == "classify"
-            else f"answers of the task {saved.task.name}"
-        )
-        raise UsageError(
-            f"this model gives {what}: classes need a classifier; import it without --drop-head, "
-            "or fine-tune it with experiments/finetune.py."
-        )
-    model, offset = saved.model, saved.model.class_offset
-    if not offset:
-        return saved
-    params = saved.variables["params"]
-    head = {name: leaf[..., offset:] for name, leaf in params["classifier"].items()}
-    return saved._replace(
-        model=model.clone(num_classes=model.num_classes - offset, class_offset=0),
-        variables=saved.variables | {"params": params | {"classifier": head}},
-    )
-
-
-def transform_of(saved: TrainedModel, size: int | None = None) -> Any:
-    """Returns how images are prepared for a model, at its own resolution or at `size`.
-
-    A classifier's keeps the rest of a record; a detector's or segmenter's takes the image alone.
-
-    Raises:
-      UsageError: the description of the model asks for a preparation that there is not.
-    """
-    options, size = saved.description.get("eval", {}), size or saved.resolution
-    channels = saved.backbone.in_channels
+    options, channels = model.description.get("eval", {}), model.backbone.in_channels
     try:
-        if saved.task.name == "classify":
-            return eval_transform(size, channels=channels, **options)
-        return partial(_image_alone, size, channels, options.get("crop") == "pad")
+        return model.task.eval_transform(size or model.resolution, channels, options)
     except (TypeError, AttributeError) as error:
         raise UsageError(
             f'"eval" in the model\'s description is {options}, which no image can be prepared by: '
@@ -172,33 +196,91 @@ def transform_of(saved: TrainedModel, size: int | None = None) -> Any:
         ) from error
 
 
-def _image_alone(size: int, channels: int, whole: bool, record: Any, rng: Any) -> dict[str, Any]:
-    """Pads an image that is kept whole, as segmenters may have it, or stretches it."""
-    del rng
-    pixels = record["image"]
-    height, width = fitted(pixels.shape, size) if whole else (size, size)
-    pixels = padded(resize(pixels, height, width, antialias=whole), size, MEAN_PIXEL)
-    return {"image": with_channels(pixels, channels)}
+def image_transform(model: TrainedModel, size: int | None = None) -> Transform:
+    """Returns the same for images alone: what a record has besides its image is left out."""
+    transform = transform_of(model, size)
+
+    def alone(record: Any, rng: Any) -> dict[str, Any]:
+        image = record["image"]
+        nothing = model.task.unlabeled(*image.shape[:2])
+        return {"image": transform({"image": image, **nothing}, rng)["image"]}
+
+    return alone
 
 
-def read_image(path: str, channels: int) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     """Reads an image file as uint8 (h, w, channels).
 
     Raises:
       UsageError: it cannot be read or decoded.
     """
     try:
-        return decode(_read(path), path, channels)
+        return decode(read_file(Path(path), MAX_FILE_BYTES), str(path), channels)
+    except UnreadableFile as error:
+        raise UsageError(f"image {error} Give the path of a JPEG, PNG or the like.") from error
     except BadRecord as bad:
         raise UsageError(f"image {bad}: give an image that opens elsewhere.") from bad
 
 
-def _read(path: str) -> bytes:
-    try:
-        return read_file(path, MAX_FILE_BYTES)
-    except UnreadableFile as error:
-        raise UsageError(f"image {error} Give the path of a JPEG, PNG or the like.") from error
+def _is_image(image: Any) -> bool:
+    shape = np.shape(image) if isinstance(image, np.ndarray) else ()
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
 
 
-def _class_name(saved: TrainedModel, index: int) -> str:
-    return saved.classes[index] if index < len(saved.classes) else f"class {index}"
+def _pixels(image: Any, number: int, channels: int) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, channels)
+    if not _is_image(image) or image.dtype != np.uint8 or not image.size:
+        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else repr(image)
+        raise UsageError(
+            f"image {number} is {given}: give the path of a file, or an array of uint8 pixels "
+            "(height, width, 3), (height, width, 1) or (height, width)."
+        )
+    return with_channels(image if image.ndim == 3 else image[..., None], channels)
+
+
+def _forward(model: TrainedModel, augmentation: TestTimeAugmentation) -> tuple[Any, Any]:
+    """Returns (weights, pixels 0..255) -> outputs, and the weights: batch norm is folded away."""
+    model.count_classes()  # features alone answer nothing
+    dialect, size = model.backbone.dialect, (model.resolution, model.resolution)
+
+    def forward(weights: Any, images: Any) -> Any:
+        return folded_apply(model.model, weights, images)
+
+    if augmentation != ONCE:
+        forward = _averaged(model, forward, augmentation)
+    weights = fold(model.model, model.variables, size)
+    return lambda weights, pixels: forward(weights, normalize(pixels, dialect)), weights
+
+
+def _averaged(model: TrainedModel, forward: Any, augmentation: TestTimeAugmentation) -> Any:
+    average = model.task.average
+    if average is None:
+        raise _needs(model, "--scales and --flip", lambda task: task.average is not None)
+    wrong = [scale for scale in augmentation.scales if not 0 < scale <= LARGEST_SCALE]
+    if wrong or not augmentation.scales:
+        raise UsageError(
+            f"--scales has {wrong[0] if wrong else 'none'}: give numbers above 0 and at most "
+            f"{LARGEST_SCALE}; the paper's are 0.5 0.75 1 1.25 1.5 1.75."
+        )
+    return average(forward, augmentation)
+
+
+def _checked_settings(model: TrainedModel, settings: dict[str, Any]) -> dict[str, Any]:
+    for name in settings:
+        if name not in model.task.settings:
+            raise _needs(model, f"--{name}", lambda task, name=name: name in task.settings)
+    return settings
+
+
+def _needs(model: TrainedModel, what: str, has: Callable[[Any], bool]) -> UsageError:
+    """Builds the error for what only models of other tasks can do."""
+    able = " or ".join(f"a {task.noun}" for task in TASKS.values() if has(task))
+    verb = "need" if " and " in what else "needs"
+    return UsageError(f"this is a {model.task.noun}; {what} {verb} {able or 'another task'}.")
+
+
+def _square(picture: Any) -> np.ndarray:
+    """Shrinks a picture to fit a square of the sheet, and fills it up with white."""
+    height, width = fitted(picture.shape, SHOWN_SIDE)
+    return padded(resize(picture, height, width), SHOWN_SIDE, 255)

@@ -1,6 +1,7 @@
-"""A saved model used on images and data sets, from Python and from the command line."""
+"""A trained model of any task on images and data sets, from Python and from the command line."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,38 +11,79 @@ from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import UsageError, build, normalize
 from mnv2_jax.lab.cli import main
-from mnv2_jax.lab.data import ArraySource, open_source
+from mnv2_jax.lab.data import ArraySource, detection_eval, open_source, segmentation_eval
+from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.paper.results import cell, find_evaluations
-from mnv2_jax.lab.predict import evaluate, predict
+from mnv2_jax.lab.predict import evaluate, image_transform, predict
+from mnv2_jax.lab.tasks import TASKS, detect, segment
+from mnv2_jax.lab.tasks import task as contract
+from mnv2_jax.lab.tasks.draw import draw_boxes, draw_labels, enlarge, grid
+from mnv2_jax.models.spec import SPECS, Row, Spec
 
 MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
+SPECS["one_strided"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
+TWICE = contract.TestTimeAugmentation((0.5, 1.0), flip=True)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return Scenes(open_source("fashion_mnist_small", "test"), 5, (32, 32), max_objects=2)
+
+
+def save(place, task, options, classes, size, variables, crop="none"):
+    description = {
+        "task": task, "model": options, "classes": list(classes), "resolution": size,
+        "eval": {"crop": crop, "fraction": 1.0},
+    }  # fmt: skip
+    save_model(place, variables, description)
+    return place
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, randomize):
+    """A classifier of digits."""
+    names, variables = [f"digit {i}" for i in range(10)], randomize(build(**MODEL), (1, 8, 8, 1))
+    return save(tmp_path_factory.mktemp("c") / "model", "classify", MODEL, names, 8, variables)
 
 
 @pytest.fixture
-def folder(tmp_path, randomize):
-    description = {
-        "model": MODEL,
-        "classes": [f"digit {i}" for i in range(10)],
-        "resolution": 8,
-        "eval": {"crop": "none", "fraction": 1.0},
-    }
-    save_model(tmp_path / "model", randomize(build(**MODEL), (1, 8, 8, 1)), description)
+def folder(kept, tmp_path):
+    """A copy of the classifier, to damage."""
+    (tmp_path / "model").mkdir()
+    for file in kept.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
     return tmp_path / "model"
 
 
-def logits_of(saved, images):
+@pytest.fixture(scope="module", params=["detect", "segment"])
+def drawing(request, tmp_path_factory, randomize, scenes):
+    """A detector or a segmenter of scenes."""
+    task, place = TASKS[request.param], tmp_path_factory.mktemp(request.param) / "model"
+    classes = task.classes(scenes)
+    options = {"num_classes": len(classes), "spec": "one_strided"}
+    options |= {"output_stride": 4, "channels": 8} if task.name == "segment" else {}
+    variables = randomize(task.build(**options), (1, 32, 32, 3))
+    return save(place, task.name, options, classes, 32, variables)
+
+
+@pytest.fixture(scope="module")
+def trained(drawing):
+    return load_model(drawing)
+
+
+def logits_of(model, images):
     return np.asarray(
-        jax.jit(saved.model.apply)(saved.variables, normalize(images, saved.model.dialect))
+        jax.jit(model.model.apply)(model.variables, normalize(images, model.model.dialect))
     )
 
 
-def test_a_saved_model_comes_back_bit_for_bit(folder, randomize):
-    saved = load_model(folder)
-    assert saved.model == build(**MODEL)
+def test_a_saved_model_comes_back_bit_for_bit(kept, randomize):
+    model = load_model(kept)
+    assert model.model == build(**MODEL) and model.task is TASKS["classify"]
     jax.tree.map(
-        np.testing.assert_array_equal, saved.variables, randomize(build(**MODEL), (1, 8, 8, 1))
+        np.testing.assert_array_equal, model.variables, randomize(build(**MODEL), (1, 8, 8, 1))
     )
 
 
@@ -58,74 +100,238 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     assert host.prediction_options.__wrapped__() == {}
 
 
-def test_evaluation_counts_every_image_once(folder):
-    saved, source = load_model(folder), open_source("digits", "test")
+def test_evaluation_counts_every_image_once(kept):
+    model, source = load_model(kept), open_source("digits", "test")
     arrays = source.arrays()
-    logits = logits_of(saved, arrays["image"])
+    logits = logits_of(model, arrays["image"])
     hits = logits.argmax(1) == arrays["label"]
     order = (logits >= np.take_along_axis(logits, arrays["label"][:, None], 1)).sum(1)
     shifted = logits - logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - np.take_along_axis(
         shifted, arrays["label"][:, None], 1
     ).squeeze(1)
-    for batch_size in (7, 360, 1000):
-        scores = evaluate(saved, source, batch_size)
+    for batch_size in (112, 1000):
+        scores = evaluate(model, source, batch_size)
         np.testing.assert_allclose(scores["accuracy"], hits.mean(), rtol=1e-6)
         np.testing.assert_allclose(scores["top5"], (order <= 5).mean(), rtol=1e-6)
         np.testing.assert_allclose(scores["loss"], losses.mean(), rtol=1e-4)
 
 
-def test_prediction_of_an_image_file(folder, tmp_path):
+def test_classes_of_files_and_arrays(kept, tmp_path):
     pixels = open_source("digits", "test")[3]["image"]
     path = tmp_path / "three.png"
     Image.fromarray(pixels[..., 0]).save(path)
-    saved = load_model(folder)
-    logits = logits_of(saved, pixels[None])[0]
+    model = load_model(kept)
+    logits = logits_of(model, pixels[None])[0]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    ((given, guesses),) = predict(saved, [str(path)], top=3)
-    assert given == str(path)
-    assert [g.name for g in guesses] == [f"digit {i}" for i in np.argsort(-logits)[:3]]
-    np.testing.assert_allclose(
-        [g.probability for g in guesses], np.sort(expected)[::-1][:3], rtol=1e-4
-    )
+    color = np.repeat(pixels, 3, axis=2)  # of gray pixels, which weights of colors leave as it is
+    found = [p.values for p in predict(model, [str(path), path, pixels, pixels[..., 0]], top=3)]
+    found += [p.values for p in predict(model, color, top=3)]
+    found += [p.values for p in predict(model, path, top=3)]
+    found += [p.values for p in predict(model, np.stack([pixels, pixels]), top=3)]
+    assert len(found) == 8 and all(values == found[0] for values in found)
+    names, shares = zip(*(c.values() for c in found[0]["classes"]), strict=True)
+    assert list(names) == [f"digit {i}" for i in np.argsort(-logits)[:3]]
+    np.testing.assert_allclose(shares, np.sort(expected)[::-1][:3], rtol=1e-4)
 
 
-def test_the_verbs(folder, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8)), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8), np.uint8), None],
+    ids=["floats", "four channels", "empty", "nothing"],
+)
+def test_an_array_that_is_no_image_is_one_line(kept, image):
+    with pytest.raises(UsageError, match=r"image 0 is .*give the path of a file, or an array"):
+        list(predict(load_model(kept), [image]))
+
+
+def test_the_verbs(kept, tmp_path, capsys):
     path = tmp_path / "digit.png"
     Image.fromarray(open_source("digits", "test")[0]["image"][..., 0]).save(path)
-    assert main(["predict", "--model", str(folder), str(path), "--json"]) == 0
+    assert main(["predict", "--model", str(kept), str(path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["image"] == str(path) and len(printed["classes"]) == 5
-    assert main(["predict", "--model", str(folder), str(path), "--top", "2"]) == 0
+    assert main(["predict", "--model", str(kept), str(path), "--top", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
-    assert main(["evaluate", "--model", str(folder), "--data", "digits", "--json"]) == 0
+    words = ["evaluate", "--model", str(kept), "--data", "digits"]
+    assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 360
-    words = [
-        "evaluate",
-        "--model",
-        str(folder),
-        "--data",
-        "digits",
-        "--out",
-        str(tmp_path / "kept"),
-    ]
-    assert main(words) == 0
+    assert main([*words, "--out", str(tmp_path / "kept")]) == 0
     assert "accuracy" in capsys.readouterr().out
-    (kept,) = find_evaluations((tmp_path,), "digits", "accuracy")
-    assert (kept.images, kept.network.width_and_size, kept.several) == (360, (1.0, 8), False)
-    assert cell([], [kept]) == f"{100 * kept.score:.1f}" and str(folder) in kept.weights
-    assert kept.command.startswith("python main.py evaluate --model")
+    (evaluation,) = find_evaluations((tmp_path,), "digits", "accuracy")
+    assert (evaluation.images, evaluation.several) == (360, False)
+    assert evaluation.network.width_and_size == (1.0, 8)
+    assert cell([], [evaluation]) == f"{100 * evaluation.score:.1f}"
+    assert str(kept) in evaluation.weights
+    assert evaluation.command.startswith("python main.py evaluate --model")
     assert find_evaluations((tmp_path / "kept",), "imagenet2012", "accuracy") == []
 
 
-def test_data_of_more_classes_than_the_model_is_refused(folder):
+# What stands after `mnv2`, for a model of which task, and what is answered.
+MISTAKES = [
+    ("classify", ["predict", "--threshold", "0.5", "x.png"], "threshold needs a detector."),
+    ("classify", ["predict", "--top", "0", "x.png"], "--top is 0"),
+    ("classify", ["evaluate", "--examples", "x.png"], "needs a detector or a segmenter."),
+    ("classify", ["evaluate", "--flip"], "--scales and --flip need a segmenter."),
+    ("detect", ["predict", "--top", "5", "x.png"], "this is a detector; --top needs a classifier."),
+    ("detect", ["predict", "gone.png"], "'gone.png' cannot be read: No such file"),
+    ("detect", ["predict", "a/x.png", "b/x.png"], "several images are called 'x'"),
+    ("detect", ["predict", "x.png", "--threshold", "2"], "--threshold is 2.0"),
+    ("detect", ["evaluate", "--scales", "0.5"], "--scales and --flip need a segmenter."),
+    ("segment", ["evaluate", "--scales", "0"], "above 0 and at most 4"),
+    ("segment", ["evaluate", "--scales", "1", "-2"], "above 0 and at most 4"),
+    ("segment", ["evaluate", "--scales", "5"], "above 0 and at most 4"),
+    ("segment", ["evaluate", "--scales", "nan"], "above 0 and at most 4"),
+]
+
+
+def refused(place, task, capsys):
+    """Each mistake for a model of this task is answered in one line."""
+    for _, arguments, message in (row for row in MISTAKES if row[0] == task):
+        data = ["--data", "digits"] if arguments[0] == "evaluate" else []
+        assert main([*arguments, *data, "--model", str(place)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_mistakes_with_a_classifier(kept, capsys):
+    refused(kept, "classify", capsys)
+
+
+def test_mistakes_with_a_detector_or_segmenter(drawing, trained, scenes, capsys, monkeypatch):
+    monkeypatch.setattr("mnv2_jax.lab.data.open_source", lambda *_: scenes)
+    refused(drawing, trained.task.name, capsys)
+
+
+PART = """
+from mnv2_jax.models.block import between_bottlenecks
+
+PARTS = {"shortcut": {"mine_of_a_test": between_bottlenecks}}
+"""
+
+
+def test_a_model_with_a_part_of_ones_own_needs_its_code(folder, tmp_path, capsys):
+    described("model", shortcut="mine_of_a_test")(folder)
+    words = ["evaluate", "--model", str(folder), "--data", "digits", "--json"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "'mine_of_a_test'" in error and "--code FILE" in error and error.count("\n") == 1
+    assert main([*words, "--code", str(tmp_path / "gone.py")]) == 2
+    assert "gone.py" in capsys.readouterr().err
+    (tmp_path / "parts.py").write_text(PART)
+    assert main([*words, "--code", str(tmp_path / "parts.py")]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 360
+
+
+def test_data_of_other_classes_than_the_model_is_refused(kept):
     many = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 11]), ("x",) * 12)
     with pytest.raises(UsageError, match="12 classes and the model knows 10"):
-        evaluate(load_model(folder), many)
+        evaluate(load_model(kept), many)
     # Fewer are right only if they are the first that the model knows.
     few = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ("bag", "sandal"))
     with pytest.raises(UsageError, match="2 classes and the model knows 10"):
-        evaluate(load_model(folder), few)
+        evaluate(load_model(kept), few)
+
+
+def test_data_without_annotations_is_refused(trained, scenes):
+    with pytest.raises(UsageError, match=r"needs '(boxes|label)' with 2 axes"):
+        evaluate(trained, open_source("digits", "test"))
+    with pytest.raises(UsageError, match="needs 'label' with 0 axes"):
+        evaluate(trained._replace(task=TASKS["classify"]), scenes)
+
+
+def test_evaluation_is_the_tasks_own_over_all_images_at_once(trained, scenes):
+    """Folded and spread over devices, in batches whose last rows are masked."""
+    records = [scenes[i] for i in range(len(scenes))]
+    batch = {name: np.stack([r[name] for r in records]) for name in records[0]}
+    batch["mask"] = np.ones(len(records), np.float32)
+
+    def sums(variables, batch):
+        outputs = contract.eval_outputs(trained.model, variables, batch)
+        return trained.task.scores(trained.model, outputs, batch)
+
+    expected = trained.task.summarize(jax.device_get(jax.jit(sums)(trained.variables, batch)))
+    found = evaluate(trained, scenes, batch_size=2)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
+
+
+def test_an_image_gives_a_picture_and_values(drawing, trained, scenes, tmp_path, capsys):
+    path = tmp_path / "scene.png"
+    pixels = scenes[0]["image"][:, :24]
+    Image.fromarray(pixels).save(path)
+    arguments = ["predict", "--model", str(drawing), str(path), "--json"]
+    settings = {"threshold": 0.2} if trained.task.name == "detect" else {}
+    arguments += ["--threshold", "0.2"] if settings else []
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out/scene.json").read_text())
+    with Image.open(tmp_path / "out/scene.png") as file:
+        picture = np.asarray(file)
+    times = 6  # 32 to at least 192 pixels
+    assert picture.shape == (32 * times, 24 * times, 3)
+    (seen,) = predict(trained, pixels, **settings)
+    np.testing.assert_array_equal(seen.picture, picture)
+    assert printed == {"image": str(path), **seen.values}
+    if trained.task.name == "segment":
+        np.testing.assert_allclose(sum(printed["shares"].values()), 1, atol=1e-2)
+        assert set(printed["shares"]) <= set(trained.classes)
+        return
+    stretched = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
+    found = jax.jit(partial(detect.predict, trained.model))(trained.variables, stretched[None])
+    assert 0 < len(printed["objects"]) <= 100
+    best = printed["objects"][0]
+    assert abs(best["score"] - found.scores[0, 0]) < 0.05
+    assert all(
+        0 <= v <= (24, 32, 24, 32)[i] for o in printed["objects"] for i, v in enumerate(o["box"])
+    )
+    assert min(o["score"] for o in printed["objects"]) >= 0.2
+
+
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_images_alone_are_prepared_as_for_evaluation(trained, scenes, crop):
+    """What int8 files are calibrated on; an oblong image shows how it is fitted."""
+    if trained.task.name == "detect" and crop == "pad":
+        return  # detectors stretch only
+    model = trained._replace(description=trained.description | {"eval": {"crop": crop}})
+    record = dict(scenes[0]) | {"image": scenes[0]["image"][:20], "label": scenes[0]["label"][:20]}
+    for size in (24, 32):
+        found = image_transform(model, size)(record, None)
+        assert found.keys() == {"image"}
+        if model.task.name == "detect":
+            expected = detection_eval(size, 5)(record, None)
+        else:
+            expected = segmentation_eval(size, crop)(record, None)
+        np.testing.assert_array_equal(found["image"], expected["image"])
+
+
+def test_evaluate_draws_examples(drawing, tmp_path, capsys, monkeypatch, scenes):
+    monkeypatch.setattr("mnv2_jax.lab.data.open_source", lambda *_: scenes)
+    picture = tmp_path / "examples.png"
+    command = ["evaluate", "--model", str(drawing), "--data", "scenes", "--examples", str(picture)]
+    assert main([*command, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["images"] == 5 and ({"map", "miou"} & printed.keys())
+    # Five scenes in rows of four, what is annotated above what is predicted.
+    with Image.open(picture) as sheet:
+        assert sheet.size == (4 * 192 + 3 * 4, 4 * 192 + 3 * 4)
+
+
+def test_several_looks_at_an_image(trained, scenes):
+    """Table 7's setting; the probabilities are averaged, not the labels."""
+    if trained.task.name == "detect":
+        return
+    found = evaluate(trained, scenes, augmentation=TWICE)
+    records = [scenes[i] for i in range(len(scenes))]
+    images, labels = (np.stack([r[name] for r in records]) for name in ("image", "label"))
+    averaged = segment.average(trained.model.apply, TWICE)
+    logs = jax.jit(averaged)(trained.variables, normalize(images, trained.backbone.dialect))
+    logs, counted = np.asarray(logs), labels != 255
+    assert found["accuracy"] == pytest.approx((logs.argmax(-1) == labels)[counted].mean(), abs=1e-3)
+    truth = np.where(counted, labels, 0)[..., None].astype(int)
+    losses = -np.take_along_axis(logs, truth, -1)[..., 0][counted]
+    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-3)
 
 
 def damage_json(folder):
@@ -172,7 +378,7 @@ def no_tensors(folder):
         (damage_json, "cannot be read"),
         (damage_tensors, "cannot be read"),
         (nested_json, "maximum recursion depth"),
-        (another_project, "has no 'model' entry"),
+        (another_project, "has no 'model' entry, so it was not written by mnv2_jax"),
         (described("model", spec="small_32"), "do not fit the network"),
         (described("model", depth=3), "unknown model option 'depth'"),
         (described(resolution=10**9), "resolution is 1000000000, not from 1 to 8192"),
@@ -200,10 +406,31 @@ def test_a_damaged_model_is_one_line(folder, capsys, damage, message):
         (b"\xff\xd8\xff\xe0 cut", "cannot be decoded|not an image"),
     ],
 )
-def test_a_useless_image_is_one_line(folder, tmp_path, content, message):
+def test_a_useless_image_is_one_line(kept, tmp_path, content, message):
     path = tmp_path / "image.jpg"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=message) as caught:
-        list(predict(load_model(folder), [str(path)]))
+        list(predict(load_model(kept), [str(path)]))
     assert "\n" not in str(caught.value)
+
+
+def test_boxes_and_labels_are_drawn_where_they_are():
+    image = np.full((40, 60, 1), 100, np.uint8)
+    drawn = draw_boxes(image, np.array([[0.25, 0.5, 0.75, 1.0]]), [0], [""])
+    changed = (drawn != 100).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (10, 29, 30, 59)
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:10], labels[10:20] = 3, 255
+    shown = draw_labels(image, labels)
+    assert (shown[20:] == 100).all() and (shown[10:20] == 45).all()
+    assert len(np.unique(shown[:10].reshape(-1, 3), axis=0)) == 1 and (shown[:10] != 100).any()
+
+
+def test_pictures_are_enlarged_and_laid_out():
+    dot = np.zeros((2, 3, 3), np.uint8)
+    assert enlarge(dot, 7).shape == (6, 9, 3)
+    sheet = grid([[dot, dot + 9], [dot]])
+    assert sheet.shape == (2 * 2 + 4, 2 * 3 + 4, 3)
+    assert (sheet[:2, 7:] == 9).all() and (sheet[6:, 7:] == 255).all()

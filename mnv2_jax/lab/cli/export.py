@@ -6,7 +6,7 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.cli.account import parse_size
-from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
+from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +37,13 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from mnv2_jax.export import export
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.model_folder import load_model
 
     if arguments.images < 1:
         raise UsageError(f"--images is {arguments.images}: give at least 1.")
     if arguments.equalize and not arguments.int8:
         raise UsageError("--equalize changes only int8 files: give --int8 DATA too.")
     host.use_compilation_cache()
-    saved = load_model(arguments.model)
+    saved = trained_model(arguments)
     size = parse_size(arguments.size) if arguments.size else (saved.resolution, saved.resolution)
     report = export(
         saved.model,
@@ -76,7 +75,7 @@ def _calibration(arguments: argparse.Namespace, saved: Any, size: tuple[int, int
     """Reads images, prepared as they are for this model's evaluation."""
     from mnv2_jax.inference.quantize import first_images
     from mnv2_jax.lab.data import eval_batches, open_source
-    from mnv2_jax.lab.predict import transform_of
+    from mnv2_jax.lab.predict import image_transform
 
     if size[0] != size[1]:
         raise UsageError(f"--int8 calibrates on square images, and --size is {arguments.size}.")
@@ -84,7 +83,7 @@ def _calibration(arguments: argparse.Namespace, saved: Any, size: tuple[int, int
     batches = eval_batches(
         source,
         batch_size=min(64, arguments.images, len(source)),
-        transform=transform_of(saved, size[0]),
+        transform=image_transform(saved, size[0]),
     )
     images = (rows["image"][rows["mask"] > 0] for rows in batches)
     return list(first_images(images, arguments.images))

@@ -4,14 +4,10 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import write_file
-from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
-
-if TYPE_CHECKING:
-    from mnv2_jax.lab.model_folder import TrainedModel
+from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 EXAMPLES = 8
 
@@ -43,30 +39,21 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mnv2_jax.lab import predict, regions
+    from mnv2_jax.lab import predict
     from mnv2_jax.lab.data import open_source
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.model_folder import load_model
     from mnv2_jax.lab.tasks.draw import write_picture
-    from mnv2_jax.lab.tasks.segment import ONCE, Views
+    from mnv2_jax.lab.tasks.task import TestTimeAugmentation
 
     host.use_compilation_cache()
     host.split_cpu(host.cores())  # images are independent, so each core takes some
-    views = Views(tuple(arguments.scales), arguments.flip)
+    views = TestTimeAugmentation(tuple(arguments.scales), arguments.flip)
     source = open_source(arguments.data, arguments.split, arguments.root)
-    saved = load_model(arguments.model)
-    classifier = saved.task.name == "classify"
-    if arguments.examples and classifier:
-        raise UsageError("--examples draws boxes and labels, and this model is a classifier.")
-    if classifier and views != ONCE:
-        raise UsageError("--scales and --flip are for segmenters, and this model is a classifier.")
-    if classifier:
-        scores = predict.evaluate(saved, source)
-    else:
-        scores = regions.evaluate(saved, source, views=views)
+    model = trained_model(arguments)
     if arguments.examples:
-        picture = regions.examples(saved, source, EXAMPLES, views=views)
+        picture = predict.examples(model, source, EXAMPLES, augmentation=views)
         write_picture(picture, Path(arguments.examples))
+    scores = predict.evaluate(model, source, augmentation=views)
     if arguments.out:
         facts = {
             "data": arguments.data,
@@ -77,7 +64,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "folder": arguments.model,
             "command": shlex.join(["python", "main.py", *arguments.argv]),
         }
-        predict.write_evaluation(Path(arguments.out), saved, facts)
+        predict.write_evaluation(Path(arguments.out), model, facts)
     if arguments.json:
         print(json.dumps({"images": len(source), **scores}))
         return
@@ -89,9 +76,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--top", type=int, default=5, help="how many classes to show (5)")
+    parser.add_argument("--top", type=int, help="how many classes a classifier names (5)")
     parser.add_argument(
-        "--threshold", type=float, default=0.3, help="smallest score of a box (0.3)"
+        "--threshold", type=float, help="smallest score of a detector's boxes (0.3)"
     )
     parser.add_argument(
         "--out", default="predictions", help="folder for boxes and labels drawn (predictions)"
@@ -101,43 +88,37 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.model_folder import load_model
     from mnv2_jax.lab.predict import predict
-
-    if arguments.top < 1:
-        raise UsageError(f"--top is {arguments.top}: give at least 1.")
-    if not 0 <= arguments.threshold <= 1:
-        raise UsageError(f"--threshold is {arguments.threshold}: give a score from 0 to 1.")
-    host.use_compilation_cache()
-    saved = load_model(arguments.model)
-    if saved.task.name != "classify":
-        _draw(saved, arguments)
-        return
-    for path, guesses in predict(saved, arguments.images, arguments.top):
-        if arguments.json:
-            print(json.dumps({"image": path, "classes": [guess._asdict() for guess in guesses]}))
-            continue
-        print(path)
-        for guess in guesses:
-            print(f"  {guess.probability:6.1%}  {guess.name}")
-
-
-def _draw(saved: "TrainedModel", arguments: argparse.Namespace) -> None:
-    """Writes NAME.png with the regions drawn, and NAME.json with the same as values."""
-    from mnv2_jax.lab.regions import look
     from mnv2_jax.lab.tasks.draw import write_picture
 
-    folder = Path(arguments.out)
-    stems = [Path(path).stem for path in arguments.images]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice is not None:
-        raise UsageError(f"several images are called {twice!r}: predict them one by one.")
-    for path, seen in look(saved, arguments.images, arguments.threshold):
-        place = folder / f"{Path(path).stem}.png"
-        write_picture(seen.picture, place)
-        content = json.dumps({"image": path, **seen.values})
-        write_file(place.with_suffix(".json"), content + "\n")
-        print(content if arguments.json else f"{path}: {place}")
+    if arguments.top is not None and arguments.top < 1:
+        raise UsageError(f"--top is {arguments.top}: give at least 1.")
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        raise UsageError(f"--threshold is {arguments.threshold}: give a score from 0 to 1.")
+    host.use_compilation_cache()
+    given = {"top": arguments.top, "threshold": arguments.threshold}
+    settings = {name: value for name, value in given.items() if value is not None}
+    model, paths, folder = trained_model(arguments), arguments.images, Path(arguments.out)
+    if model.task.truth is not None:
+        for path in paths:
+            _place(path, paths, folder)  # finds names that clash before anything is predicted
+    for path, prediction in zip(paths, predict(model, paths, **settings), strict=True):
+        content = json.dumps({"image": path, **prediction.values})
+        text = f"{path}\n{prediction.text}"
+        if prediction.picture is not None:
+            place = _place(path, paths, folder)
+            write_picture(prediction.picture, place)
+            write_file(place.with_suffix(".json"), content + "\n")
+            text = f"{path}: {place}"
+        print(content if arguments.json else text)
+
+
+def _place(path: str, paths: list[str], folder: Path) -> Path:
+    """Returns where the picture of a prediction is written, with its values beside it."""
+    stem = Path(path).stem
+    if sum(Path(other).stem == stem for other in paths) > 1:
+        raise UsageError(f"several images are called {stem!r}: predict them one by one.")
+    return folder / f"{stem}.png"
 
 
 EVALUATE = Verb(
@@ -151,7 +132,7 @@ EVALUATE = Verb(
     ),
 )
 PREDICT = Verb(
-    "Say what images show, by a trained model: classes, boxes or labels of pixels.",
+    "Predict what images show with a trained model: classes, boxes or labels of pixels.",
     _predict_arguments,
     _predict,
     (

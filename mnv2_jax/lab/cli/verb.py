@@ -3,7 +3,10 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mnv2_jax.lab.tasks.task import TrainedModel
 
 MODEL = "model.safetensors"
 MOST = 4  # models that a message lists
@@ -26,6 +29,22 @@ def model_argument(parser: argparse.ArgumentParser) -> None:
         type=_find_model,
         help="folder of a trained model: runs/NAME/VARIANT/seed_N, or above the only one",
     )
+    parser.add_argument(
+        "--code",
+        metavar="FILE",
+        help="Python file with PARTS of your own that the model needs, such as its experiment; it "
+        "is executed",
+    )
+
+
+def trained_model(arguments: argparse.Namespace) -> "TrainedModel":
+    """Loads the model of `model_argument`."""
+    from mnv2_jax.lab.model_folder import load_model
+    from mnv2_jax.lab.train.config import execute
+
+    if arguments.code is not None:
+        execute(Path(arguments.code))
+    return load_model(arguments.model)
 
 
 def _find_model(path: str) -> str:

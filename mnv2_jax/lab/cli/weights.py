@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument
+from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,10 +128,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from mnv2_jax.lab.model_folder import load_model
     from mnv2_jax.weights import export_weights
 
-    saved = load_model(arguments.model)
+    saved = trained_model(arguments)
     if saved.task.name == "detect":
         raise UsageError(
             f"{arguments.model!r} is a detector: only classifiers and segmenters can be exported "

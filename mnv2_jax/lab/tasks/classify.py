@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -13,13 +14,16 @@ from mnv2_jax.lab.data import Transform, eval_transform, train_transform
 from mnv2_jax.lab.tasks import augment
 from mnv2_jax.lab.tasks.task import (
     Batch,
+    Prediction,
     Sums,
     Task,
     TaskSpec,
+    TrainedModel,
     Variables,
-    eval_outputs,
     init_with,
     inputs,
+    means,
+    metrics_with,
     train_outputs,
 )
 from mnv2_jax.models.build import build
@@ -96,10 +100,27 @@ def classify(
         hits = _top(logits, batch["label"], 1)
         return _sums(batch["mask"], loss=losses, accuracy=hits), stats
 
-    def metrics(variables: Variables, batch: Batch) -> Sums:
-        return scores(jnp.asarray(eval_outputs(model, variables, batch)), batch)
+    return Task(
+        init_with(model, image_shape), loss, metrics_with(model, _scores), means, CLASSIFY.monitor
+    )
 
-    return Task(init_with(model, image_shape), loss, metrics, monitor=CLASSIFY.monitor)
+
+def _scores(model: MobileNetV2, logits: Array, batch: Batch) -> Sums:
+    return scores(without_background(model, logits), batch)
+
+
+def without_background(model: Any, logits: Any) -> Float[Array, "b classes"]:
+    """Drops the class "background" that some published classifiers have before all others."""
+    return jnp.asarray(logits)[:, getattr(model, "class_offset", 0) :]
+
+
+def _show(trained: TrainedModel, answer: Any, pixels: np.ndarray, top: int) -> Prediction:
+    """Names the likeliest classes, likeliest first, with their probabilities."""
+    del pixels
+    best = np.argsort(-answer, kind="stable")[:top].tolist()
+    classes = [{"name": trained.class_name(i), "probability": float(answer[i])} for i in best]
+    lines = [f"  {c['probability']:6.1%}  {c['name']}" for c in classes]
+    return Prediction({"classes": classes}, text="\n".join(lines))
 
 
 def scores(logits: Float[Array, "b classes"], batch: Batch) -> Sums:
@@ -123,7 +144,7 @@ def _sums(mask: Array, **values: Array) -> Sums:
     return {name: (jnp.where(mask > 0, v, 0.0).sum(), count) for name, v in values.items()}
 
 
-def _teacher(config: Any, trained: Any, model: MobileNetV2) -> Teacher:
+def _teacher(config: Any, trained: TrainedModel, model: MobileNetV2) -> Teacher:
     """Takes a trained classifier as the teacher of a student of the same classes and inputs."""
     given, theirs, ours = config.teacher.model, trained.model.dialect, model.dialect
     if trained.model.num_classes != model.num_classes:
@@ -148,7 +169,7 @@ def _task(
     model: MobileNetV2,
     image_shape: tuple[int, int, int],
     augmentations: tuple[augment.Augmentation, ...],
-    teacher: Any,
+    teacher: TrainedModel | None,
 ) -> Task:
     return classify(
         model,
@@ -172,13 +193,16 @@ CLASSIFY = TaskSpec(
     title="MobileNetV2",
     pipeline="image-classification",
     unlabeled=lambda height, width: {"label": 0},
-    classes=lambda source: source.classes,
     build=build,
     train_transform=_train_transform,
     eval_transform=lambda size, channels, options: eval_transform(
         size, channels=channels, **options
     ),
     task=_task,
+    scores=_scores,
+    decode=lambda model, logits, _: jax.nn.softmax(without_background(model, logits)),
+    show=_show,
     metrics={"accuracy": "top-1 accuracy"},
     full_recipe=True,
+    settings={"top": 5},
 )

@@ -13,7 +13,7 @@ count.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,25 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mnv2_jax.lab.data import Transform, detection_eval, detection_train
 from mnv2_jax.lab.data.annotations import FIRST_CROWD
+from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, draw_boxes, enlarge
 from mnv2_jax.lab.tasks.task import (
     Batch,
+    Prediction,
     Sums,
     Task,
     TaskSpec,
+    TrainedModel,
     Variables,
     eval_outputs,
     init_with,
     inputs,
     means,
+    metrics_with,
     train_outputs,
 )
 from mnv2_jax.models.anchors import encode
 from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, iou, match
 from mnv2_jax.models.build import build_ssdlite
-from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.ssdlite import SSDLite
 
 NEGATIVES_PER_POSITIVE = 3
@@ -67,45 +70,76 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
       model: predicts boxes and classes.
       image_shape: (h, w, c) of the images, which sets the anchors.
     """
-    anchors = model.anchors(image_shape[:2])
-
-    def sums(codes: Array, logits: Array, batch: Batch) -> Sums:
-        boxes, classes = _usable(batch, model.num_classes)
-        boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
-        box, label, matches = jax.vmap(image_losses, in_axes=(0, 0, 0, 0, None))(
-            codes, logits, boxes, classes, anchors
-        )
-        box, label, matches = (
-            jnp.where(batch["mask"] > 0, v, 0).sum() for v in (box, label, matches)
-        )
-        count = matches.astype(jnp.float32)
-        return {
-            "loss": (box + label, count),
-            "box_loss": (box, count),
-            "class_loss": (label, count),
-        }
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
         images = inputs(model, batch)
-        (codes, logits), stats = train_outputs(model, variables, images, batch["mask"], key)
-        return sums(codes, logits, batch), stats
+        outputs, stats = train_outputs(model, variables, images, batch["mask"], key)
+        return _losses(model, outputs, batch), stats
 
-    def metrics(variables: Variables, batch: Batch) -> Sums:
-        codes, logits = eval_outputs(model, variables, batch)
-        best = detections(codes, logits, anchors)
-        boxes, classes = _usable(batch, model.num_classes)
-        return sums(codes, logits, batch) | score_histograms(
-            best, boxes, classes, batch["mask"], model.num_classes
-        )
+    init, metrics = init_with(model, image_shape), metrics_with(model, scores)
+    return Task(init, loss, metrics, summarize, DETECT.monitor)
 
-    return Task(init_with(model, image_shape), loss, metrics, summarize, DETECT.monitor)
+
+def _losses(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
+    boxes, classes = _usable(batch, model.num_classes)
+    boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
+    box, label, matches = jax.vmap(image_losses, in_axes=(0, 0, 0, 0, None))(
+        *outputs, boxes, classes, model.anchors(_size(batch))
+    )
+    box, label, matches = (jnp.where(batch["mask"] > 0, v, 0).sum() for v in (box, label, matches))
+    count = matches.astype(jnp.float32)
+    return {"loss": (box + label, count), "box_loss": (box, count), "class_loss": (label, count)}
+
+
+def scores(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
+    """Returns the losses of a batch and what its average precision is computed from, as sums."""
+    best = decode(model, outputs, _size(batch))
+    boxes, classes = _usable(batch, model.num_classes)
+    counts = score_histograms(best, boxes, classes, batch["mask"], model.num_classes)
+    return _losses(model, outputs, batch) | counts
 
 
 def predict(model: SSDLite, variables: Variables, images: UInt8[Array, "b h w c"]) -> Detections:
     """Detects objects in images of pixels 0..255; every field has the batch as its first axis."""
-    pixels = normalize(images, model.backbone.dialect)
-    codes, logits = cast(tuple[Array, Array], model.apply(variables, pixels))
-    return detections(codes, logits, model.anchors((images.shape[1], images.shape[2])))
+    outputs = eval_outputs(model, variables, {"image": images})
+    return decode(model, outputs, _size({"image": images}))
+
+
+def decode(model: SSDLite, outputs: tuple[Array, Array], image_size: tuple[int, int]) -> Detections:
+    """Turns the outputs for images of (height, width) into detections."""
+    return detections(*outputs, model.anchors(image_size))
+
+
+def _show(
+    trained: TrainedModel, answer: Detections, pixels: np.ndarray, threshold: float
+) -> Prediction:
+    """Draws and lists the boxes whose score is at least the threshold, best first."""
+    kept = answer.valid & (answer.scores >= threshold)
+    boxes, classes, scores = (
+        np.asarray(v)[kept] for v in (answer.boxes, answer.classes, answer.scores)
+    )
+    names = [trained.class_name(c) for c in classes.tolist()]
+    labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    picture = draw_boxes(enlarge(pixels, SHOWN_SIDE), boxes, classes.tolist(), labels)
+    height, width = pixels.shape[:2]
+    corners = boxes[:, [1, 0, 3, 2]] * [width, height, width, height]
+    # Pixels from the left and the top: left, top, right, bottom.
+    objects = [
+        {"class": name, "score": round(float(score), 4), "box": box.round(1).tolist()}
+        for name, score, box in zip(names, scores, corners, strict=True)
+    ]
+    return Prediction({"objects": objects}, picture)
+
+
+def _truth(trained: TrainedModel, record: Any) -> np.ndarray:
+    real = record["classes"] >= 0
+    classes = record["classes"][real].tolist()
+    names = [trained.class_name(c) for c in classes]
+    return draw_boxes(enlarge(record["image"], SHOWN_SIDE), record["boxes"][real], classes, names)
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    return batch["image"].shape[1], batch["image"].shape[2]
 
 
 def _usable(batch: Batch, num_classes: int) -> tuple[Array, Array]:
@@ -273,7 +307,6 @@ DETECT = TaskSpec(
         "boxes": np.zeros((0, 4), np.float32),
         "classes": np.zeros(0, np.int32),
     },
-    classes=lambda source: source.classes,
     build=build_ssdlite,
     options=lambda config: {"heads": config.detect.heads},
     train_transform=_train_transform,
@@ -283,5 +316,11 @@ DETECT = TaskSpec(
         "max_objects": config.detect.max_objects,
     },
     task=lambda config, model, image_shape, *_: detect(model, image_shape),
+    scores=scores,
+    decode=decode,
+    show=_show,
+    summarize=summarize,
+    settings={"threshold": 0.3},
+    truth=_truth,
     metrics={"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
 )

@@ -17,6 +17,7 @@ COLORS = np.array(
 )  # fmt: skip
 COVER = 0.55  # of a class's color over the image
 GAP = 4  # pixels between panels
+SHOWN_SIDE = 192  # pixels that small pictures are enlarged to, so that names can be read
 
 
 def draw_boxes(

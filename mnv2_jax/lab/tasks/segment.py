@@ -8,50 +8,41 @@ Batches hold `image` (b, h, w, c) uint8, `label` (b, h, w) integers, `mask` (b,)
 (b,). A label that is no class of the model (255 marks what nobody could tell) counts nowhere.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Int, UInt8
 
 from mnv2_jax.lab.data import Transform, segmentation_eval, segmentation_train
+from mnv2_jax.lab.data.image import fitted, resize
+from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, draw_labels, enlarge
 from mnv2_jax.lab.tasks.task import (
     Batch,
+    Forward,
+    Prediction,
     Sums,
     Task,
     TaskSpec,
+    TestTimeAugmentation,
+    TrainedModel,
     Variables,
     eval_outputs,
     init_with,
     inputs,
     means,
+    metrics_with,
     train_outputs,
 )
 from mnv2_jax.models.build import build_deeplab
 from mnv2_jax.models.deeplab import DeepLabV3, resize_aligned
-from mnv2_jax.models.dialect import normalize
 
 IGNORED = 255
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """What Table 7 calls multi-scale."""
-
-
-class Views(NamedTuple):
-    """How often a segmenter looks at an image; the class probabilities are averaged.
-
-    Attributes:
-      scales: of the inputs, above 0; `SCALES` are the paper's.
-      flip: adds every input's mirror image.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-
-
-ONCE = Views()
 
 
 def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
@@ -72,29 +63,15 @@ def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
         logits, stats = train_outputs(model, variables, images, batch["mask"], key)
         return _sums(logits, batch), stats
 
-    init, metrics = init_with(model, image_shape), evaluation(model)
+    init, metrics = init_with(model, image_shape), metrics_with(model, scores)
     return Task(init, loss, metrics, summarize, SEGMENT.monitor)
 
 
-def evaluation(model: DeepLabV3, views: Views = ONCE) -> Callable[[Variables, Batch], Sums]:
-    """Builds the metrics of an evaluation, made readable by `summarize`.
-
-    Args:
-      model: the segmenter.
-      views: looks at each image; of several, the loss is that of the averaged probabilities.
-    """
-
-    def metrics(variables: Variables, batch: Batch) -> Sums:
-        if views == ONCE:
-            logits = jnp.asarray(eval_outputs(model, variables, batch))
-        else:
-            found = probabilities(model, variables, batch["image"], *views)
-            logits = jnp.log(jnp.maximum(found, jnp.finfo(jnp.float32).tiny))
-        labels, counted = _labels(batch, model.num_classes)
-        pair = intersection_and_union(logits.argmax(axis=-1), labels, counted, model.num_classes)
-        return _sums(logits, batch) | {"iou": pair}
-
-    return metrics
+def scores(model: DeepLabV3, logits: Array, batch: Batch) -> Sums:
+    """Returns loss, accuracy and what the mean IoU is computed from, as sums."""
+    labels, counted = _labels(batch, model.num_classes)
+    pair = intersection_and_union(logits.argmax(axis=-1), labels, counted, model.num_classes)
+    return _sums(logits, batch) | {"iou": pair}
 
 
 def _sums(logits: Array, batch: Batch) -> Sums:
@@ -154,38 +131,58 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     return found | {"miou": float(each.mean()) if len(each) else float("nan")}
 
 
-def probabilities(
-    model: DeepLabV3,
-    variables: Variables,
-    images: UInt8[Array, "b h w c"],
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> Float[Array, "b h w classes"]:
+def average(forward: Forward, augmentation: TestTimeAugmentation) -> Forward:
     """Averages the class probabilities over resized and mirrored inputs (Table 7's MF).
 
     Args:
-      model, variables: a trained segmenter.
-      images: pixels 0..255.
-      scales, flip: see `Views`. A resized side is n·scale rounded, with the corners kept in place.
+      forward: a segmenter.
+      augmentation: a resized side is n·scale rounded, with the corners kept in place.
+
+    Returns:
+      (weights, images) -> the logarithms of the averaged probabilities.
     """
-    pixels, size = normalize(images, model.backbone.dialect), images.shape[1:3]
-    found = []
-    for scale in scales:
-        scaled = resize_aligned(pixels, tuple(max(1, round(n * scale)) for n in size))
-        for turn in (1, -1) if flip else (1,):
-            logits = jnp.asarray(model.apply(variables, scaled[:, :, ::turn]))[:, :, ::turn]
-            found.append(jax.nn.softmax(resize_aligned(logits, size)))
-    return sum(found[1:], found[0]) / len(found)
+
+    def averaged(weights: Any, images: Array) -> Array:
+        size, found = images.shape[1:3], []
+        for scale in augmentation.scales:
+            scaled = resize_aligned(images, tuple(max(1, round(n * scale)) for n in size))
+            for turn in (1, -1) if augmentation.flip else (1,):
+                logits = jnp.asarray(forward(weights, scaled[:, :, ::turn]))[:, :, ::turn]
+                found.append(jax.nn.softmax(resize_aligned(logits, size)))
+        mean = sum(found[1:], found[0]) / len(found)
+        return jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
+
+    return averaged
 
 
 def predict(
-    model: DeepLabV3,
-    variables: Variables,
-    images: UInt8[Array, "b h w c"],
-    views: Views = ONCE,
+    model: DeepLabV3, variables: Variables, images: UInt8[Array, "b h w c"]
 ) -> Int[Array, "b h w"]:
     """Returns the class of every pixel of images of pixels 0..255."""
-    return probabilities(model, variables, images, *views).argmax(axis=-1)
+    return eval_outputs(model, variables, {"image": images}).argmax(axis=-1)
+
+
+def _show(trained: TrainedModel, answer: np.ndarray, pixels: np.ndarray) -> Prediction:
+    """Tints every pixel by its class, and lists the share of the image that each class has."""
+    size, (rows, columns) = trained.resolution, pixels.shape[:2]
+    whole = trained.description.get("eval", {}).get("crop") == "pad"
+    height, width = fitted(pixels.shape, size) if whole else (size, size)
+    labels = answer[:height, :width].astype(np.uint8)[..., None]
+    labels = resize(labels, rows, columns, "nearest")[..., 0]
+    shares = np.bincount(labels.ravel()) / labels.size
+    named = {trained.class_name(i): round(float(s), 4) for i, s in enumerate(shares)}
+    picture = enlarge(draw_labels(pixels, labels, _background(trained)), SHOWN_SIDE)
+    return Prediction({"shares": {name: share for name, share in named.items() if share}}, picture)
+
+
+def _truth(trained: TrainedModel, record: Any) -> np.ndarray:
+    labels = draw_labels(record["image"], record["label"], _background(trained))
+    return enlarge(labels, SHOWN_SIDE)
+
+
+def _background(trained: TrainedModel) -> int | None:
+    """The class that stands for no object, where there is one."""
+    return None if trained.classes and trained.classes[0] != "background" else 0
 
 
 def _train_transform(config: Any, channels: int) -> Transform:
@@ -218,5 +215,11 @@ SEGMENT = TaskSpec(
         size, options.get("crop", "none"), channels
     ),
     task=lambda config, model, image_shape, *_: segment(model, image_shape),
+    scores=scores,
+    decode=lambda model, logits, _: logits.argmax(axis=-1),
+    show=_show,
+    summarize=summarize,
+    truth=_truth,
+    average=average,
     metrics={"miou": "mean IoU", "accuracy": "accuracy of pixels"},
 )

@@ -1,6 +1,7 @@
 """What a task is: all that the lab needs to train, evaluate and use a network for it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,39 @@ class Task(NamedTuple):
     monitor: str = "accuracy"
 
 
+class TestTimeAugmentation(NamedTuple):
+    """Several looks at each image, whose answers are averaged (Table 7 has them for segmenters).
+
+    Attributes:
+      scales: of the inputs, above 0.
+      flip: adds every input's mirror image.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+ONCE = TestTimeAugmentation()
+
+# (weights, images in the network's range) -> outputs
+Forward = Callable[[Any, Any], Any]
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image.
+
+    Attributes:
+      values: plain values, as they are written to JSON.
+      picture: (h, w, 3) uint8, the image with the answer drawn over it; None where the answer is
+        not of places.
+      text: the answer in lines for a terminal, where there is no picture.
+    """
+
+    values: dict[str, Any]
+    picture: np.ndarray | None = None
+    text: str = ""
+
+
 class TaskSpec(NamedTuple):
     """Everything that a task adds to the lab; `mnv2_jax.lab.tasks.TASKS` has one for each task.
 
@@ -59,16 +93,23 @@ class TaskSpec(NamedTuple):
       pipeline: the word of model hubs for the task.
       unlabeled: (height, width) -> what the record of such an image holds besides the image, where
         nothing is annotated. Records of a data set need fields of the same names and axes.
-      classes: (source) -> the names of the network's classes.
       build: plain options -> network; `num_classes` and `in_channels` are among them.
-      options: (config) -> the options of `build` that the task has in a group of its own.
       train_transform: (config, channels) -> the transform of a training record.
       eval_transform: (size, channels, options) -> the transform of a record for evaluation.
-      eval_options: (config) -> those options.
       task: (config, network, (h, w, c), augmentations on the device, teacher or None) -> the task.
+      scores: (network, outputs, batch) -> sums, as `Task.metrics` has them.
+      decode: (network, outputs, (h, w) of the inputs) -> answers, on the device; rows are images.
+      show: (trained model, answer for one image, its pixels, **settings) -> the prediction.
       metrics: {metric: title}; the first one is compared, plotted and monitored.
+      summarize: as in `Task`.
+      classes: (source) -> the names of the network's classes.
+      options: (config) -> the options of `build` that the task has in a group of its own.
+      eval_options: (config) -> the options of `eval_transform`.
       full_recipe: whether `data.train.policy` and `.erasing`, `loss`, `teacher` and
         `low_precision` of a configuration have an effect; elsewhere they are rejected.
+      settings: of `show`, with their defaults.
+      truth: (trained model, record) -> a picture of what is annotated, where it can be drawn.
+      average: (forward, test-time augmentation) -> forward, where answers can be averaged.
     """
 
     name: str
@@ -76,15 +117,22 @@ class TaskSpec(NamedTuple):
     title: str
     pipeline: str
     unlabeled: Callable[[int, int], dict[str, Any]]
-    classes: Callable[[Source], tuple[str, ...]]
     build: Callable[..., Any]
     train_transform: Callable[[Any, int], Transform]
     eval_transform: Callable[[int, int, Mapping[str, Any]], Transform]
     task: Callable[[Any, Any, tuple[int, int, int], tuple[Any, ...], Any], Task]
+    scores: Callable[[Any, Any, Batch], Sums]
+    decode: Callable[[Any, Any, tuple[int, int]], Any]
+    show: Callable[..., Prediction]
     metrics: dict[str, str]
+    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]] = means
+    classes: Callable[[Source], tuple[str, ...]] = lambda source: source.classes
     options: Callable[[Any], dict[str, Any]] = lambda config: {}
     eval_options: Callable[[Any], dict[str, Any]] = lambda config: config.data.eval.to_dict()
     full_recipe: bool = False
+    settings: Mapping[str, Any] = MappingProxyType({})
+    truth: "Callable[[TrainedModel, Any], np.ndarray] | None" = None
+    average: Callable[[Forward, TestTimeAugmentation], Forward] | None = None
 
     @property
     def fields(self) -> dict[str, int]:
@@ -109,6 +157,48 @@ class TaskSpec(NamedTuple):
                     f"task {self.name} needs {field!r} with {axes} axes, and records of {data} "
                     f"hold {held}: choose another data set, or another task."
                 )
+
+
+class TrainedModel(NamedTuple):
+    """A network with its variables and what is needed to use it on images.
+
+    Attributes:
+      task: what it does.
+      model: a `MobileNetV2`, or a network with one as its `backbone`.
+      variables: `params` and `batch_stats`.
+      classes: their names, or none; a classifier's background is not among them.
+      resolution: height and width of the images.
+      description: the content of the model folder's `config.json`.
+    """
+
+    task: TaskSpec
+    model: Any
+    variables: dict[str, Any]
+    classes: tuple[str, ...]
+    resolution: int
+    description: dict[str, Any]
+
+    @property
+    def backbone(self) -> Any:
+        """The `MobileNetV2` in the network, whose dialect and channels hold for the images."""
+        return backbone_of(self.model)
+
+    def count_classes(self) -> int:
+        """Returns how many classes it tells apart; a classifier's background is not among them.
+
+        Raises:
+          UsageError: none, for it has no classifier.
+        """
+        if self.model.num_classes is None:
+            raise UsageError(
+                "this model gives features only, no classes: import it without --drop-head, or "
+                "fine-tune it with experiments/finetune.py."
+            )
+        return self.model.num_classes - getattr(self.model, "class_offset", 0)
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number where the classes have no names."""
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
 
 
 def evaluate(
@@ -180,3 +270,10 @@ def train_outputs(
 def eval_outputs(model: Any, variables: Variables, batch: Batch) -> Any:
     """Applies a network in evaluation mode to a batch's pixels 0..255."""
     return model.apply(variables, normalize(batch["image"], backbone_of(model).dialect))
+
+
+def metrics_with(
+    model: Any, scores: Callable[[Any, Any, Batch], Sums]
+) -> Callable[[Variables, Batch], Sums]:
+    """Returns (variables, batch) -> the scores of a network's outputs in evaluation mode."""
+    return lambda variables, batch: scores(model, eval_outputs(model, variables, batch), batch)

@@ -86,6 +86,24 @@ def check_keys(config: Any, keys: Iterable[str]) -> None:
 
 
 def _get_config_of(file: Path) -> Any:
+    module = execute(file)
+    if not callable(getattr(module, "get_config", None)):
+        raise UsageError(
+            f"configuration {str(file)!r} defines no function get_config: add one that returns a "
+            "ConfigDict, as experiments/imagenet.py does."
+        )
+    return module.get_config
+
+
+def execute(file: Path) -> Any:
+    """Executes a user's Python file, and adds the `PARTS` of networks that it brings.
+
+    Returns:
+      The module.
+
+    Raises:
+      UsageError: there is no such file, it fails, or its parts cannot be used.
+    """
     if not file.is_file():
         beside = file.parent != Path() and file.parent.is_dir()
         folder = file.parent if beside else Path("experiments")
@@ -111,12 +129,7 @@ def _get_config_of(file: Path) -> Any:
     except Exception as error:  # whatever the user's own code raises
         raise _broken(str(file), error) from error
     _add_parts(file, getattr(module, "PARTS", {}))
-    if not callable(getattr(module, "get_config", None)):
-        raise UsageError(
-            f"configuration {str(file)!r} defines no function get_config: add one that returns a "
-            "ConfigDict, as experiments/imagenet.py does."
-        )
-    return module.get_config
+    return module
 
 
 def _add_parts(file: Path, parts: Any) -> None:

@@ -78,8 +78,8 @@ def test_background_is_no_answer(slim, tmp_path):
     logits = jax.jit(kept.model.apply)(kept.variables, normalize(images, kept.model.dialect))
     expected = np.asarray(logits)[:, 1:].argmax(1)
     Image.fromarray(pixels[0]).save(tmp_path / "one.png")
-    ((_, guesses),) = predict(kept, [str(tmp_path / "one.png")], top=1)
-    assert guesses[0].name == f"class {expected[0]}"
+    (prediction,) = predict(kept, tmp_path / "one.png", top=1)
+    assert prediction.values["classes"][0]["name"] == f"class {expected[0]}"
     source = ArraySource(pixels, expected, tuple(str(i) for i in range(1000)))
     assert evaluate(kept, source)["accuracy"] == 1.0
     # the folder without it holds the same classifier from class 1 on

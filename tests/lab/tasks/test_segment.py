@@ -11,6 +11,7 @@ from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.pipeline import train_batches
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.tasks import segment as seg
+from mnv2_jax.lab.tasks import task as contract
 from mnv2_jax.lab.train.step import make_step, new_state
 from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.dialect import SLIM
@@ -193,9 +194,8 @@ def test_multi_scale_averages_probabilities(variables):
         one(pixels) + one(pixels[:, :, ::-1])[:, :, ::-1]
         + one(smaller) + one(smaller[:, :, ::-1])[:, :, ::-1]
     ) / 4  # fmt: skip
-    found = jax.jit(
-        lambda v, x: seg.probabilities(model, v, x, scales=(1.0, 0.5), flip=True)
-    )(variables, images)  # fmt: skip
+    twice = contract.TestTimeAugmentation((1.0, 0.5), flip=True)
+    found = np.exp(jax.jit(seg.average(model.apply, twice))(variables, pixels))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
     plain = jax.jit(lambda v, x: seg.predict(model, v, x))(variables, images)
