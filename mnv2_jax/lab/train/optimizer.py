@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError
 
 
 def tf_rmsprop(
@@ -49,29 +49,16 @@ def decay_mask(params: Any, depthwise: bool) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _exponential(c: Any, steps: int, epoch: float) -> optax.Schedule:
-    return optax.exponential_decay(
-        c.learning_rate, max(1, round(c.decay_epochs * epoch)), c.decay_rate, staircase=c.staircase
-    )
-
-
-def _cosine(c: Any, steps: int, epoch: float) -> optax.Schedule:
-    return optax.cosine_decay_schedule(c.learning_rate, max(1, steps))
-
-
-def _poly(c: Any, steps: int, epoch: float) -> optax.Schedule:
-    return optax.polynomial_schedule(c.learning_rate, 0.0, c.power, max(1, steps))
-
-
-def _constant(c: Any, steps: int, epoch: float) -> optax.Schedule:
-    return optax.constant_schedule(c.learning_rate)
-
-
+# Names of a configuration -> (its `optimizer` part, steps, steps in an epoch) -> schedule.
 SCHEDULES: Mapping[str, Callable[[Any, int, float], optax.Schedule]] = {
-    "exponential": _exponential,
-    "cosine": _cosine,
-    "poly": _poly,
-    "constant": _constant,
+    "exponential": lambda c, steps, epoch: optax.exponential_decay(
+        c.learning_rate, max(1, round(c.decay_epochs * epoch)), c.decay_rate, staircase=c.staircase
+    ),
+    "cosine": lambda c, steps, epoch: optax.cosine_decay_schedule(c.learning_rate, max(1, steps)),
+    "poly": lambda c, steps, epoch: optax.polynomial_schedule(
+        c.learning_rate, 0.0, c.power, max(1, steps)
+    ),
+    "constant": lambda c, steps, epoch: optax.constant_schedule(c.learning_rate),
 }
 
 
@@ -83,8 +70,6 @@ def make_schedule(config: Any, steps: int, epoch_steps: float) -> optax.Schedule
       steps: of the whole run.
       epoch_steps: steps in an epoch, not always whole.
     """
-    if config.schedule not in SCHEDULES:
-        raise unknown("optimizer.schedule", config.schedule, SCHEDULES)
     warmup = round(config.warmup_epochs * epoch_steps)
     if not 0 <= warmup < max(1, steps):
         raise UsageError(
@@ -101,23 +86,21 @@ def make_schedule(config: Any, steps: int, epoch_steps: float) -> optax.Schedule
 Update = optax.GradientTransformation
 
 
-def _rmsprop(c: Any, rate: optax.Schedule, weight_decay: Update) -> Update:
-    return optax.chain(weight_decay, tf_rmsprop(rate, c.decay, c.momentum, c.epsilon))
+Transform = optax.GradientTransformation
 
-
-def _sgd(c: Any, rate: optax.Schedule, weight_decay: Update) -> Update:
-    return optax.chain(weight_decay, optax.sgd(rate, c.momentum or None, nesterov=c.nesterov))
-
-
-def _adamw(c: Any, rate: optax.Schedule, weight_decay: Update) -> Update:
-    moments = optax.scale_by_adam(c.beta1, c.beta2, c.epsilon)
-    return optax.chain(moments, weight_decay, optax.scale_by_learning_rate(rate))
-
-
-OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Update], Update]] = {
-    "rmsprop": _rmsprop,
-    "sgd": _sgd,
-    "adamw": _adamw,
+# Names of a configuration -> (its `optimizer` part, schedule, weight decay) -> optimizer.
+OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Transform], Transform]] = {
+    "rmsprop": lambda c, rate, weight_decay: optax.chain(
+        weight_decay, tf_rmsprop(rate, c.decay, c.momentum, c.epsilon)
+    ),
+    "sgd": lambda c, rate, weight_decay: optax.chain(
+        weight_decay, optax.sgd(rate, c.momentum or None, nesterov=c.nesterov)
+    ),
+    "adamw": lambda c, rate, weight_decay: optax.chain(
+        optax.scale_by_adam(c.beta1, c.beta2, c.epsilon),
+        weight_decay,
+        optax.scale_by_learning_rate(rate),
+    ),
 }
 
 
@@ -132,8 +115,6 @@ def make_optimizer(config: Any, schedule: optax.Schedule, frozen: tuple[str, ...
       schedule: step -> learning rate.
       frozen: names, or beginnings of names, of top-level modules that are not trained.
     """
-    if config.name not in OPTIMIZERS:
-        raise unknown("optimizer.name", config.name, OPTIMIZERS)
     weight_decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.decay_depthwise)
     )

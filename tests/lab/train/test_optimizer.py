@@ -221,8 +221,6 @@ def test_the_shortest_trainings_have_finite_rates(name, steps):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(settings, name="rmsprob"), "unknown optimizer.name 'rmsprob': did you mean"),
-        (partial(settings, schedule="cosin"), "unknown optimizer.schedule 'cosin': did you mean"),
         (partial(settings, warmup_epochs=-1.0), "warmup_epochs is -1.0"),
         (partial(settings, warmup_epochs=10.0), "100 of 100 steps: shorten it"),
     ],
