@@ -27,7 +27,7 @@ from mnv2_jax.lab.train.run import make_run
 config = load_config("experiments/ablate_linear.py:fashion_mnist_small")
 run = make_run(config, 1)
 keys, rows = run.keys((0,)), run.rows((0,), 0)
-state, resident = run.fresh(keys), jax.device_put(run.train.resident, run.plan.everywhere)
+state, resident = run.fresh(keys), jax.device_put(run.train.resident(), run.plan.everywhere)
 seconds = []
 for _ in range(int(sys.argv[2]) + 2):
     start = time.perf_counter()

@@ -30,7 +30,7 @@ config = load_config(sys.argv[1], sys.argv[2:])
 run = make_run(config, 1)
 keys = run.keys((0,))
 state = run.fresh(keys)
-resident = jax.device_put(run.train.resident, run.plan.everywhere)
+resident = jax.device_put(run.train.resident(), run.plan.everywhere)
 state, metrics = run.step(state, resident, next(run.rows((0,), 0)), keys)
 jax.block_until_ready(state)
 """

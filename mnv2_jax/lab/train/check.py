@@ -1,6 +1,6 @@
 """One cheap check of a whole configuration: everything that shows without its data and devices.
 
-What only the data set, a saved model or the devices can tell is found by `run.check_run`.
+What only the data set, a saved model or the devices can tell is found by `run.make_run`.
 """
 
 import math

@@ -1,6 +1,7 @@
 """From a data source to what a step consumes: sets on the device, or batches streamed to it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,14 +31,14 @@ class Feed(NamedTuple):
     """One split of a data set, ready for a step.
 
     Attributes:
-      resident: arrays that every device holds; {} for a streamed set.
+      resident: () -> arrays that every device holds; {} for a streamed set.
       batches: (seeds, first step) -> this host's rows of every batch from there on. Several seeds
         are stacked, each in its own order.
       fetch: (resident, rows) -> batch, on the device.
       augmentations: what is left for the device to do to a training image.
     """
 
-    resident: dict[str, np.ndarray]
+    resident: Callable[[], dict[str, np.ndarray]]
     batches: Callable[[tuple[int, ...], int], Iterator[Rows]]
     fetch: Callable[[dict[str, Array], Batch], Batch]
     augmentations: tuple[Augmentation, ...] = ()
@@ -72,7 +73,7 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
     transform = spec.train_transform(config, channels)  # checks its options in any case
     if not lives_on_device(spec, config, source):
         stream = _stream_train(spec, config, source, transform, shard)
-        return Feed({}, stream, lambda _, rows: rows)
+        return Feed(dict, stream, lambda _, rows: rows)
     resize = train_transform(size, crop="none", flip=0.0, channels=channels)
     n, size = len(source), config.batch_size
 
@@ -92,7 +93,7 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
         *((random_shift(train.pad),) if train.crop == "pad" else ()),
         *((random_flip(train.flip),) if train.flip else ()),
     )
-    return Feed(_resident(source, resize), batches, _gather, augmentations)
+    return Feed(partial(_resident, source, resize), batches, _gather, augmentations)
 
 
 def eval_feed(
@@ -121,7 +122,7 @@ def eval_feed(
             for rows in eval_batches(source, batch_size=size, transform=transform, **options):
                 yield {key: rows[key] for key in fields}
 
-        return Feed({}, stream, lambda _, rows: rows)
+        return Feed(dict, stream, lambda _, rows: rows)
     n, local = len(source), size // hosts
 
     def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
@@ -130,7 +131,7 @@ def eval_feed(
             ids = start + index * local + np.arange(local)
             yield {"id": np.where(ids < n, ids, -1).astype(np.int32)}
 
-    return Feed(_resident(source, transform), batches, _gather_padded)
+    return Feed(partial(_resident, source, transform), batches, _gather_padded)
 
 
 def _stream_train(

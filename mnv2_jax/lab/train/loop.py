@@ -163,7 +163,7 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
     """Trains from step `start` to the end; `due` says that it has not been evaluated there yet."""
     run, config, requests = session.run, session.config, session.requests
     eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
-    resident = jax.device_put(run.train.resident, run.plan.everywhere)
+    resident = jax.device_put(run.train.resident(), run.plan.everywhere)
     if due and _evaluate(session, state, start) is None:
         _save(session, state, evaluated=False)
         _leave(session, state)

@@ -1,7 +1,7 @@
 """What a configuration describes, built: data, model, task, optimizer and the compiled step."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,8 @@ from jaxtyping import Array
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.data import Source, open_source
 from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
-from mnv2_jax.lab.model_folder import TrainedModel, load_model
-from mnv2_jax.lab.tasks import TASKS, Task, TaskSpec, evaluate
-from mnv2_jax.lab.tasks.augment import Augmentation
+from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.tasks import TASKS, Task, evaluate
 from mnv2_jax.lab.train.check import MAX_STEPS, check
 from mnv2_jax.lab.train.loader import Feed, eval_feed, image_channels, lives_on_device, train_feed
 from mnv2_jax.lab.train.network import (
@@ -75,137 +74,99 @@ class Run(NamedTuple):
             yield global_batch(rows, self.plan)
 
 
-class Prepared(NamedTuple):
-    """What a configuration, its data and the devices determine, before anything is traced."""
-
-    spec: TaskSpec
-    source: Source
-    held_out: Source
-    on_device: bool
-    plan: Plan
-    steps: int
-    epoch_steps: float
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    classes: tuple[str, ...]
-    channels: int
-    model: Any
-    start: TrainedModel | None
-
-
-def make_run(config: Any, seeds_at_once: int) -> Run:
+def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None = None) -> Run:
     """Builds a run; everything that can be wrong with a configuration is found here.
+
+    Nothing is compiled yet, and data that lives on the device is read when it is trained on.
+
+    Args:
+      config: of one variant.
+      seeds_at_once: seeds to train at once.
+      sources: data sets that are open, by name, split and root; those opened here are added.
 
     Raises:
       UsageError: whatever part of the configuration cannot be used, before anything is trained.
     """
-    ready = prepare(config, seeds_at_once)
-    plan, accumulate = ready.plan, config.parallel.accumulate
-    feed = train_feed(ready.spec, config, ready.source, ready.channels)
-    task = _task(config, ready, feed.augmentations)
-    train_step = make_step(
-        task, ready.optimizer, config.ema_decay, accumulate, plan.step_axis, plan.groups
-    )
-
-    def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
-        return train_step(state, feed.fetch(resident, rows), key)
-
-    spread = plan.mesh.size if seeds_at_once == 1 else 1
-    held_out = eval_feed(
-        ready.spec, config, ready.held_out, ready.on_device, ready.channels, spread
-    )
-    return Run(
-        seeds_at_once=seeds_at_once,
-        steps=ready.steps,
-        epoch_steps=ready.epoch_steps,
-        fresh=_fresh(config, ready, task),
-        step=launch(step, plan),
-        evaluate=make_evaluate(task, held_out, plan),
-        train=feed,
-        schedule=ready.schedule,
-        model=ready.model,
-        description=model_options(config, len(ready.classes), ready.channels),
-        images={"train_images": len(ready.source), "eval_images": len(ready.held_out)},
-        classes=ready.classes,
-        plan=plan,
-        monitor=task.monitor,
-    )
-
-
-def check_run(config: Any, seeds_at_once: int) -> None:
-    """Finds what only the data, saved models and the devices can tell; compiles nothing.
-
-    Raises:
-      UsageError: as `make_run` does.
-    """
-    ready = prepare(config, seeds_at_once)
-    _fresh(config, ready, _task(config, ready))
-
-
-def prepare(config: Any, seeds_at_once: int) -> Prepared:
-    """Opens the data of a configuration, and lays out devices, schedule and network for them."""
     check(config)
-    spec, data, parallel = TASKS[config.task], config.data, config.parallel
-    source = open_source(data.name, data.train_split, data.root)
-    held_out = open_source(data.name, data.eval_split, data.root)
+    spec, data = TASKS[config.task], config.data
+    source, held_out = _open(data, sources if sources is not None else {})
     on_device = lives_on_device(spec, config, source)
     if seeds_at_once > 1 and not on_device:
         raise UsageError(
             f"{seeds_at_once} seeds at once need a data set that lives on the device, and "
             f"{data.name} with this augmentation does not: set sweep.at_once to 1."
         )
-    plan = make_plan(
-        parallel.launcher,
-        parallel.batch_norm,
-        parallel.devices,
-        seeds_at_once,
-        config.batch_size,
-        parallel.accumulate,
-    )
+    plan = make_plan(**config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size)
     channels = image_channels(spec, source, data.name)
     image_channels(spec, held_out, f"the {data.eval_split} split of {data.name}")
-    epoch_steps = len(source) / config.batch_size
+    steps, epoch_steps = _length(config, len(source))
+    schedule = make_schedule(config.optimizer, steps, epoch_steps)
+    optimizer = make_optimizer(config.optimizer, schedule, config.init.frozen)
+    classes = spec.classes(source)
+    model = make_model(config, len(classes), channels, plan.norm_axis)
+    feed = train_feed(spec, config, source, channels)
+    teacher = load_model(config.teacher.model) if config.teacher.model else None
+    size = (data.resolution, data.resolution, channels)
+    task = spec.task(config, model, size, feed.augmentations, teacher)
+    train_step = make_step(
+        task, optimizer, config.ema_decay, config.parallel.accumulate, plan.step_axis, plan.groups
+    )
+
+    def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
+        return train_step(state, feed.fetch(resident, rows), key)
+
+    spread = plan.mesh.size if seeds_at_once == 1 else 1
+    return Run(
+        seeds_at_once=seeds_at_once,
+        steps=steps,
+        epoch_steps=epoch_steps,
+        fresh=_make_fresh(config, task, model, optimizer, plan),
+        step=launch(step, plan),
+        evaluate=make_evaluate(
+            task, eval_feed(spec, config, held_out, on_device, channels, spread), plan
+        ),
+        train=feed,
+        schedule=schedule,
+        model=model,
+        description=model_options(config, len(classes), channels),
+        images={"train_images": len(source), "eval_images": len(held_out)},
+        classes=classes,
+        plan=plan,
+        monitor=task.monitor,
+    )
+
+
+def _length(config: Any, images: int) -> tuple[int, float]:
+    """Steps of the whole training, and of an epoch."""
+    epoch_steps = images / config.batch_size
     steps = config.steps or max(1, round(config.epochs * epoch_steps))
     if steps > MAX_STEPS:
         raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
-    schedule = make_schedule(config.optimizer, steps, epoch_steps)
-    classes = spec.classes(source)
-    model = make_model(config, len(classes), channels, plan.norm_axis)
+    return steps, epoch_steps
+
+
+def _open(data: Any, sources: dict[Any, Source]) -> list[Source]:
+    """Opens the training and the evaluation set, unless they are open."""
+    keys = [(data.name, split, data.root) for split in (data.train_split, data.eval_split)]
+    for key in keys:
+        if key not in sources:
+            sources[key] = open_source(*key)
+    return [sources[key] for key in keys]
+
+
+def _make_fresh(
+    config: Any, task: Task, model: Any, optimizer: optax.GradientTransformation, plan: Plan
+) -> Callable[[Array], TrainState]:
+    """Returns (keys) -> the state before the first step; a start that does not fit is refused."""
     start = load_model(config.init.model) if config.init.model else None
     if start is not None:
         check_dialect(start.model, model)
-    return Prepared(
-        spec=spec,
-        source=source,
-        held_out=held_out,
-        on_device=on_device,
-        plan=plan,
-        steps=steps,
-        epoch_steps=epoch_steps,
-        schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule, config.init.frozen),
-        classes=classes,
-        channels=channels,
-        model=model,
-        start=start,
-    )
-
-
-def _task(config: Any, ready: Prepared, augmentations: tuple[Augmentation, ...] = ()) -> Task:
-    size = (config.data.resolution, config.data.resolution, ready.channels)
-    teacher = load_model(config.teacher.model) if config.teacher.model else None
-    return ready.spec.task(config, ready.model, size, augmentations, teacher)
-
-
-def _fresh(config: Any, ready: Prepared, task: Task) -> Callable[[Array], TrainState]:
-    """Returns (keys) -> the state before the first step; a start that does not fit is refused."""
-    plan, start = ready.plan, ready.start
 
     def first(key: Array) -> TrainState:
         variables = task.init(key)
         if start is not None:
             variables = start_from(variables_to_start_from(start, variables), variables)
-        return new_state(variables, ready.optimizer, config.ema_decay > 0)
+        return new_state(variables, optimizer, config.ema_decay > 0)
 
     many = plan.seeds_at_once
     fresh = jax.jit(jax.vmap(first) if many > 1 else first, out_shardings=plan.state)
@@ -226,11 +187,11 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
 
     many = plan.seeds_at_once > 1
     compiled = jax.jit(jax.vmap(metrics, in_axes=(0, None, None)) if many else metrics)
-    resident = jax.device_put(feed.resident, plan.everywhere)
+    resident = cache(lambda: jax.device_put(feed.resident(), plan.everywhere))
 
     def sums(variables: Any, rows: Any) -> Any:
         placed = rows if many else global_batch(rows, plan._replace(launcher="jit"))
-        return compiled(variables, resident, placed)
+        return compiled(variables, resident(), placed)
 
     def summarize(total: Any) -> dict[str, np.ndarray]:
         seeds = [total]

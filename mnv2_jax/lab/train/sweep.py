@@ -1,7 +1,6 @@
 """Sweeps: an experiment is {variants} × {seeds}, and a plain training is a sweep of one run."""
 
 import hashlib
-import itertools
 import json
 import sys
 import time
@@ -20,7 +19,7 @@ from mnv2_jax.lab.train.config import difference, flatten, plain, unknown_key
 from mnv2_jax.lab.train.log import RESULT
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import write_report
-from mnv2_jax.lab.train.run import Run, check_run, make_run
+from mnv2_jax.lab.train.run import Run, make_run
 from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
@@ -54,18 +53,19 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
     agree(
         plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
     )
-    with together():  # before the first is trained, or the folder made
-        for name, left in waiting.items():
-            for at_once in {len(seeds) for seeds in left}:
-                check_run(variants[name], at_once)
+    sources: dict[Any, Any] = {}  # which variants share
+    with together():  # all mistakes are found before the first is trained, or the folder made
+        runs = {
+            name: {n: make_run(variants[name], n, sources) for n in {len(seeds) for seeds in left}}
+            for name, left in waiting.items()
+        }
     try:
         claim(workdir, config)
         for number, (name, variant) in enumerate(variants.items(), 1):
             title = f"{name} ({number}/{len(variants)})"
-            for at_once, some in itertools.groupby(waiting[name], len):
-                run = make_run(variant, at_once)
-                for seeds in some:
-                    _train(run, seeds, variant, workdir / name, title, quiet)
+            by_size = runs.pop(name)
+            for seeds in waiting[name]:
+                _train(by_size[len(seeds)], seeds, variant, workdir / name, title, quiet)
         return write_report(workdir, config, command) if jax.process_index() == 0 else None
     except OSError as error:
         raise UsageError(

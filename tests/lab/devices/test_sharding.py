@@ -104,7 +104,7 @@ for launcher, scope in (("jit", "global"), ("jit", "device"), ("shard_map", "glo
                   model={"dropout": 0.0})
     run = make_run(config, 1)
     state = run.fresh(run.keys((0,)))
-    resident = jax.device_put(run.train.resident, run.plan.everywhere)
+    resident = jax.device_put(run.train.resident(), run.plan.everywhere)
     for rows in itertools.islice(run.rows((0,), 0), 3):
         state, metrics = run.step(state, resident, rows, run.keys((0,)))
     found = run.evaluate(state.variables)

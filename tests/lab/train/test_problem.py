@@ -99,7 +99,7 @@ def test_the_launchers_agree(task):
         run = make_run(setting(task, 2, launcher), 1)
         keys, rows = run.keys((0,)), run.rows((0,), 0)
         state = run.fresh(keys)
-        resident = jax.device_put(run.train.resident, run.plan.everywhere)
+        resident = jax.device_put(run.train.resident(), run.plan.everywhere)
         for _ in range(3):
             state, metrics = run.step(state, resident, next(rows), keys)
         found[launcher] = jax.device_get((state.params, state.batch_stats, metrics["sums"]))

@@ -17,6 +17,7 @@ from mnv2_jax import UsageError, normalize
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.devices.sharding import make_plan
 from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train import loader as feed_module
 from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train.log import read_rows
@@ -126,7 +127,7 @@ def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
         held_out._arrays, held_out._resident = images_of(count), resident
         if resident or count == 1:  # what is streamed has the same shapes for every size
             config = one(eval_batch_size=size)
-            feed = feed_module.eval_feed(config, held_out, resident, 1, devices)
+            feed = feed_module.eval_feed(TASKS[config.task], config, held_out, resident, 1, devices)
             evaluate = make_evaluate(digest, feed, plan)
         expected = digest.metrics({}, held_out._arrays | {"mask": np.ones(count)})
         assert evaluate({}) == {name: [total] for name, total in expected.items()}, count
@@ -153,9 +154,9 @@ def test_sets_on_the_device_are_evaluated_as_configured(crop):
             eval_batch_size=360,
         )
         source = open_source("digits", "test")
-        feed = feed_module.eval_feed(config, source, on_device, 1, 1)
+        feed = feed_module.eval_feed(TASKS[config.task], config, source, on_device, 1, 1)
         (rows,) = feed.batches((), 0)
-        batches.append(jax.device_get(feed.fetch(feed.resident, rows)))
+        batches.append(jax.device_get(feed.fetch(feed.resident(), rows)))
     for name in ("image", "label", "mask"):
         np.testing.assert_array_equal(batches[0][name], batches[1][name])
     same = (batches[0]["image"] == open_source("digits", "test").arrays()["image"]).all()
@@ -165,11 +166,11 @@ def test_sets_on_the_device_are_evaluated_as_configured(crop):
 def test_training_sets_are_resized_alike_on_the_device_and_streamed():
     config = one(data={"resolution": 11, "train": {"crop": "none"}})
     source = open_source("digits", "train")
-    resident = feed_module.train_feed(config, source, 1)
+    resident = feed_module.train_feed(TASKS[config.task], config, source, 1)
     first = next(resident.batches((0,), 0))
-    ours = jax.device_get(resident.fetch(resident.resident, first))
+    ours = jax.device_get(resident.fetch(resident.resident(), first))
     config.data.on_device = False
-    streamed = next(feed_module.train_feed(config, source, 1).batches((0,), 0))
+    streamed = next(feed_module.train_feed(TASKS[config.task], config, source, 1).batches((0,), 0))
     for name in ("image", "label", "mask", "row"):
         np.testing.assert_array_equal(ours[name], streamed[name])
 
@@ -352,7 +353,7 @@ def test_a_teacher_teaches(trained, tmp_path):
     config = one(teacher={"model": trained, "weight": 1.0}, parallel={"devices": 1})
     run = make_run(config, 1)
     state = run.fresh(run.keys((0,)))
-    resident = jax.device_put(run.train.resident, run.plan.everywhere)
+    resident = jax.device_put(run.train.resident(), run.plan.everywhere)
     losses = []
     for rows in itertools.islice(run.rows((0,), 0), 4):
         state, metrics = run.step(state, resident, rows, run.keys((0,)))
@@ -490,7 +491,7 @@ def test_a_training_step_holds_no_grouped_convolution():
     """XLA's is ten times too slow on CPUs, forward and in both gradients."""
     run = make_run(one(), 1)
     state = jax.eval_shape(run.fresh, run.keys((0,)))
-    resident = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), run.train.resident)
+    resident = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), run.train.resident())
     rows = next(run.rows((0,), 0))
     text = run.step.lower(state, resident, rows, run.keys((0,))).as_text()
     groups = [int(n) for n in re.findall(r"_group_count = (\d+)", text)]

@@ -35,12 +35,12 @@ def quickly(monkeypatch):
     """Takes one device for steps of a few rows, and builds equal runs once."""
     make_plan, make = run.make_plan, sweep.make_run
 
-    def plan(launcher, batch_norm, devices, *others):
-        return make_plan(launcher, batch_norm, devices or 1, *others)
+    def plan(devices, **others):
+        return make_plan(devices=devices or 1, **others)
 
-    def built(config, seeds_at_once):
+    def built(config, seeds_at_once, sources):
         key = str(flatten(config)), seeds_at_once
-        BUILT[key] = BUILT.get(key) or make(config, seeds_at_once)
+        BUILT[key] = BUILT.get(key) or make(config, seeds_at_once, sources)
         return BUILT[key]
 
     monkeypatch.setattr(run, "make_plan", plan)
