@@ -94,8 +94,8 @@ def look_up_part(kind: str, given: Any, key: str = "") -> Any:
         return look_up(key or kind, given, PARTS[kind])
     except UsageError as error:
         raise UsageError(
-            f"{str(error).rstrip('.')}; if it is a part of your own, give the file that defines it "
-            "with --code FILE (add_parts in Python)."
+            f"{str(error).rstrip('.')}; one of your own stands in PARTS of the experiment's file, "
+            "which other verbs take as --code FILE (add_parts in Python)."
         ) from None
 
 
