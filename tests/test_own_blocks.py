@@ -1,0 +1,108 @@
+"""The experiments of docs/how-to/ablation.md as a reader runs them, from training to export.
+
+What every layer of such a block computes is tested in tests/models/test_block.py, and what each
+format holds of it in tests/export; here the same file goes through every door.
+"""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax.lab.cli import main
+from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.loop import Interrupted
+from mnv2_jax.lab.train.sweep import run_sweep
+from mnv2_jax.models import build
+from tests.lab.train.setting import tiny
+from tests.lab.train.test_sweep import interrupt_at
+from tests.test_docs import ROOT, blocks
+
+pytestmark = pytest.mark.slow
+FILES = {
+    re.search(r'c\.name, c\.title = "(\w+)"', text)[1]: text
+    for text in blocks(ROOT / "docs/how-to/ablation.md", "python")
+    if "def get_config" in text
+}
+VARIANTS = {
+    "own_five": "five", "own_hard_swish": "hard_swish", "own_excited": "excited",
+    "own_linear_expand": "linear", "own_four": "four",
+}  # fmt: skip
+PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
+SMALL = (
+    "steps=4", "batch_size=16", "eval_batch_size=360", "eval_every_epochs=100.0", "log_every=1",
+    "sweep.seeds=(0,)", "model.spec=one_block", "parallel.devices=1",
+    "optimizer.warmup_epochs=0.0",
+)  # fmt: skip
+
+
+def test_the_page_has_the_experiments_and_each_is_short():
+    assert FILES.keys() == VARIANTS.keys()
+    assert all(text.count("\n") <= 50 for text in FILES.values())
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def trained(request, tmp_path_factory):
+    """(the file, the folder of its model): one variant, trained for four steps in one go."""
+    tiny()  # names the small network
+    own = {kind: dict(table) for kind, table in build.PARTS.items()}
+    place = tmp_path_factory.mktemp(request.param)
+    file = place / f"{request.param}.py"
+    file.write_text(FILES[request.param])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "PARTS", own)  # names that the file adds do not outlive the test
+        train(file, place / "run")
+        yield file, place / "run" / VARIANTS[request.param] / "seed_0"
+
+
+def train(file, workdir):
+    config, variant = load_config(str(file), SMALL), VARIANTS[file.stem]
+    with config.unlocked():
+        for name in set(config.sweep.variants) - {variant}:
+            del config.sweep.variants[name]
+        config.sweep.reference = variant
+    run_sweep(config, workdir, ("python", "main.py"), quiet=True)
+
+
+def test_every_layer_trains_and_a_stopped_run_goes_on(trained, tmp_path, monkeypatch):
+    file, folder = trained
+    saved = load_model(folder)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(saved.variables["batch_stats"]):
+        start = 0 if path[-1].key == "mean" else 1
+        assert (np.asarray(leaf) != start).any(), path
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(file, tmp_path)
+    train(file, tmp_path)
+    again = load_model(tmp_path / folder.relative_to(file.parent / "run"))
+    jax.tree.map(np.testing.assert_array_equal, again.variables, saved.variables)
+
+
+def test_it_predicts_and_evaluates(trained, tmp_path, capsys):
+    _, folder = trained
+    picture = tmp_path / "digit.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(picture)
+    assert main(["predict", "--model", str(folder), str(picture), "--json"]) == 0
+    assert "digit.png" in capsys.readouterr().out
+    assert main(["evaluate", "--model", str(folder), "--data", "digits", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    result = json.loads((folder / "result.json").read_text())
+    accuracy = scores.get("scores", scores)["accuracy"]
+    assert accuracy == pytest.approx(result["metrics"]["eval/accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize("to", PACKAGES)
+def test_it_is_exported(trained, tmp_path, capsys, to):
+    pytest.importorskip(PACKAGES[to])
+    _, folder = trained
+    file = tmp_path / f"model.{to}"
+    assert main(["export", "--model", str(folder), "--to", to, str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert max(report["difference"].values()) <= 1e-4 and Path(report["file"]).stat().st_size
