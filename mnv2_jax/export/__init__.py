@@ -30,18 +30,18 @@ __all__ = ["FORMATS", "Report", "export"]
 
 
 class Format(NamedTuple):
-    """A file format: how it is opened, and whether it can hold int8."""
+    """A file format: how it is written and opened, and whether it can hold int8."""
 
+    write: Callable[..., None]
     open: Callable[[Path, int], Opened]
     int8: bool
 
 
 FORMATS = {
-    "stablehlo": Format(open_stablehlo, int8=False),
-    "onnx": Format(open_onnx, int8=True),
-    "litert": Format(open_litert, int8=True),
+    "stablehlo": Format(write_stablehlo, open_stablehlo, int8=False),
+    "onnx": Format(write_onnx, open_onnx, int8=True),
+    "litert": Format(write_litert, open_litert, int8=True),
 }
-OUTPUTS = {1: ("logits",), 2: ("codes", "logits")}
 CHECKED = 2  # images that a file is compared on
 
 
@@ -82,7 +82,8 @@ def export(
     """Writes a network in a format, runs the file and compares.
 
     Args:
-      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`; the file has its raw outputs.
+      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`, or another module of images, which are then
+        in the range of its `dialect` (-1..1 where it has none). The file has its raw outputs.
       variables: its `params` and `batch_stats`.
       size: height and width of the images.
       to: one of `FORMATS`.
@@ -93,11 +94,12 @@ def export(
       equalized: with `calibration`, applies cross-layer equalisation first.
 
     Raises:
-      UsageError: the format is unknown, cannot hold int8, or its packages are not installed.
+      UsageError: the format is unknown, cannot hold int8 or an operation of the network, or its
+        packages are not installed.
     """
     format_ = look_up("export format", to, FORMATS)
     if len(calibration) and not format_.int8:
-        able = ", ".join(name for name, found in FORMATS.items() if found.int8)
+        able = ", ".join(name for name, other in FORMATS.items() if other.int8)
         raise UsageError(f"{to} is written in float: for int8 export to {able}.")
     dialect = getattr(getattr(model, "backbone", model), "dialect", SLIM)
     graph = trace(model, variables, size, dialect if preprocessing else None)
@@ -107,21 +109,22 @@ def export(
 
     quantized = None
     if len(calibration):
-        quantized = quantize(
-            equalize(graph) if equalized else graph, [entering(batch) for batch in calibration]
-        )
+        quantized = quantize(equalize(graph) if equalized else graph, map(entering, calibration))
         graph = quantized.graph
-    path = Path(path)
-    _write(to, path, graph, classes, quantized)
+    path, outputs = Path(path), output_names(graph)
+    try:
+        with replacing(path) as partial:
+            format_.write(partial, graph, outputs, classes, quantized)
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be written: {first_line(error)}.") from error
     if len(calibration):
         pixels = calibration[0][:CHECKED]  # int8 holds for images like those it was calibrated on
     else:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (CHECKED, *graph.input_shape[1:])).astype(np.uint8)
     expected = jax.jit(model.apply)(variables, normalize(jnp.asarray(pixels), dialect))
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    opened, given, outputs = format_.open(path, 1), entering(pixels), OUTPUTS[len(expected)]
-    found = opened.call(given)
+    opened, given = format_.open(path, 1), entering(pixels)
+    results = opened.call(given)
     return Report(
         file=str(path),
         bytes=path.stat().st_size,
@@ -129,49 +132,43 @@ def export(
         operations=dict(opened.operations.most_common()),
         difference={
             output: largest_difference(np.asarray(ours), theirs)
-            for output, ours, theirs in zip(outputs, expected, found, strict=True)
+            for output, ours, theirs in zip(
+                outputs, jax.tree.leaves(expected), results, strict=True
+            )
         },
-        simulated={} if quantized is None else _steps_apart(quantized, outputs, given, found),
+        simulated={} if quantized is None else _steps_apart(quantized, outputs, given, results),
         latency_ms=latency(functools.partial(opened.call, given[:1])),
     )
 
 
-def _write(
-    to: str, path: Path, graph: Graph, classes: Sequence[str], quantized: Quantized | None
-) -> None:
-    """Writes the file, whole or not at all."""
-    try:
-        with replacing(path) as partial:
-            if to == "stablehlo":
-                write_stablehlo(partial, graph, classes)
-            else:
-                write = {"onnx": write_onnx, "litert": write_litert}[to]
-                write(partial, graph, OUTPUTS[len(graph.outputs)], classes, quantized)
-    except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {first_line(error)}.") from error
+def output_names(graph: Graph) -> tuple[str, ...]:
+    """Returns what the results of a graph are called in files."""
+    known = {1: ("logits",), 2: ("codes", "logits")}
+    count = len(graph.outputs)
+    return known.get(count) or tuple(f"output_{i}" for i in range(count))
 
 
 def _steps_apart(
-    quantized: Quantized, outputs: Sequence[str], images: np.ndarray, found: list[np.ndarray]
+    quantized: Quantized, outputs: Sequence[str], images: np.ndarray, results: list[np.ndarray]
 ) -> dict[str, tuple[float, float]]:
     """Returns how far outputs are from the simulation, as (largest, mean) steps of int8."""
     wanted = jax.jit(lambda x: simulate(quantized, x))(images)
     apart = {}
     for output, name, ours, theirs in zip(
-        outputs, quantized.graph.outputs, wanted, found, strict=True
+        outputs, quantized.graph.outputs, wanted, results, strict=True
     ):
         steps = np.abs(np.asarray(ours) - theirs) / quantized.activations[name].scale
         apart[output] = (float(steps.max()), float(steps.mean()))
     return apart
 
 
-def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
+def largest_difference(expected: np.ndarray, given: np.ndarray) -> float:
     """Returns the largest difference, relative to the largest expected value.
 
     >>> largest_difference(np.array([0.0, 2.0]), np.array([0.5, 2.0]))
     0.25
     """
-    return float(np.abs(expected - found).max() / np.abs(expected).max())
+    return float(np.abs(expected - given).max() / np.abs(expected).max())
 
 
 def latency(call: Callable[[], Any], runs: int = 15) -> float:

@@ -21,23 +21,9 @@ from mnv2_jax.models.layers import pad_same
 SCHEMA_VERSION = 3
 NO_PADDING = ((0, 0), (0, 0))
 ACTIVATIONS = {None: "NONE", (0.0, 6.0): "RELU6", (0.0, np.inf): "RELU"}
-# By the names of a graph's operations: (operation, its table of options).
-ELEMENTWISE = {
-    "add": ("ADD", "AddOptions"),
-    "sub": ("SUB", "SubOptions"),
-    "mul": ("MUL", "MulOptions"),
-    "div": ("DIV", "DivOptions"),
-    "max": ("MAXIMUM", ""),
-    "min": ("MINIMUM", ""),
-    "pow": ("POW", ""),
-    "logistic": ("LOGISTIC", ""),
-    "tanh": ("TANH", ""),
-    "exp": ("EXP", ""),
-    "log": ("LOG", ""),
-    "sqrt": ("SQRT", ""),
-    "abs": ("ABS", ""),
-    "hard_swish": ("HARD_SWISH", ""),
-}
+FUSED = ("add", "sub", "mul", "div")  # an activation may follow inside of them
+UNFUSED = ("pow", "tanh", "exp", "log", "sqrt", "abs", "logistic", "hard_swish")
+ELEMENTWISE = {op: op.upper() for op in (*FUSED, *UNFUSED)} | {"max": "MAXIMUM", "min": "MINIMUM"}
 
 
 def write_litert(
@@ -287,12 +273,14 @@ class _Writer:
         )
 
     def _elementwise(self, node: Node, inputs: list[int]) -> None:
-        op, kind = ELEMENTWISE[node.op]
         if node.kernel is not None:
             array = np.asarray(node.kernel, np.float32)
             inputs.append(self.tensor(f"{node.name}/kernel", array.shape, np.float32, data=array))
-        options = {"fusedActivationFunction": self.activation(node)} if kind else {}
-        self.operator(op, inputs, self.result(node), kind, **options)
+        kind, options = "", {}
+        if node.op in FUSED:
+            kind = f"{node.op.capitalize()}Options"
+            options = {"fusedActivationFunction": self.activation(node)}
+        self.operator(ELEMENTWISE[node.op], inputs, self.result(node), kind, **options)
 
     def _clip(self, node: Node, inputs: list[int]) -> None:
         if node.clip is None:

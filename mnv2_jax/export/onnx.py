@@ -6,7 +6,6 @@ The file stores what each class is called in its metadata.
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,23 @@ from mnv2_jax.inference.quantize import Quantized
 OPSET = 17  # the oldest with all that is used here
 IR_VERSION = 8  # what runtimes of that opset's time read
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
-ELEMENTWISE = {
-    "add": "Add",
-    "sub": "Sub",
-    "mul": "Mul",
-    "div": "Div",
-    "max": "Max",
-    "min": "Min",
-    "pow": "Pow",
+PLAIN = (
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "max",
+    "min",
+    "pow",
+    "tanh",
+    "exp",
+    "log",
+    "sqrt",
+    "abs",
+    "erf",
+)
+ELEMENTWISE = {op: op.capitalize() for op in PLAIN} | {
     "logistic": "Sigmoid",
-    "tanh": "Tanh",
-    "exp": "Exp",
-    "log": "Log",
-    "sqrt": "Sqrt",
-    "abs": "Abs",
-    "erf": "Erf",
     "hard_swish": "HardSwish",
 }
 
@@ -74,20 +75,19 @@ def joined_rows(graph: Graph) -> dict[str, list[tuple[Node, Node]]]:
       By the name of the concatenation its (convolution, reshape) pairs, which nothing else uses.
     """
     nodes = {node.name: node for node in graph.nodes}
-    uses = Counter([*graph.outputs, *(name for node in graph.nodes for name in node.inputs)])
-    found = {}
+    uses, joined = graph.uses(), {}
+
+    def only(name: str, op: str) -> Node | None:
+        node = nodes.get(name)
+        return node if node is not None and node.op == op and uses[name] == 1 else None
+
     for node in graph.nodes:
-        if node.op != "concat" or len(node.shape) != 3 or node.axis != 1:
-            continue
-        reshapes = [nodes[name] for name in node.inputs]
-        pairs = [(nodes[reshape.inputs[0]], reshape) for reshape in reshapes]
-        if all(
-            (conv.op, reshape.op) == ("conv", "reshape")
-            and uses[conv.name] == uses[reshape.name] == 1
-            for conv, reshape in pairs
-        ):
-            found[node.name] = pairs
-    return found
+        if node.op == "concat" and len(node.shape) == 3 and node.axis == 1:
+            reshapes = [only(name, "reshape") for name in node.inputs]
+            pairs = [(r and only(r.inputs[0], "conv"), r) for r in reshapes]
+            if all(conv is not None for conv, _ in pairs):
+                joined[node.name] = pairs
+    return joined
 
 
 class _Writer:
@@ -125,11 +125,9 @@ class _Writer:
             value = self.clipped(node, write(node, [self.values[name] for name in node.inputs]))
             self.values[node.name] = self.rounded(node.name, value)
         for name, value in zip(outputs, self.graph.outputs, strict=True):
-            kept = self.values[value]
-            if len(self.shapes[value]) == 4:
-                self.emit("Transpose", [kept], name, perm=TO_NHWC)
-            else:
-                self.emit("Identity", [kept], name)
+            image = len(self.shapes[value]) == 4
+            op, options = ("Transpose", {"perm": TO_NHWC}) if image else ("Identity", {})
+            self.emit(op, [self.values[value]], name, **options)
 
         def info(name: str, kind: int, shape: Sequence[int]) -> Any:
             return helper.make_tensor_value_info(name, kind, ["batch", *shape[1:]])
@@ -180,7 +178,7 @@ class _Writer:
                 self.constant(f"{node.name}/kernel", kernel),
                 self.constant(f"{node.name}/bias", node.bias[channels]),
             ]
-        weights, found = self.quantized.weights[node.name], []
+        weights, values = self.quantized.weights[node.name], []
         for part, array, scale in (
             ("kernel", np.transpose(weights.kernel, order), weights.scale),
             ("bias", weights.bias, weights.bias_scale),
@@ -191,8 +189,8 @@ class _Writer:
                 self.constant(f"{name}/scale", scale[channels]),
                 self.constant(f"{name}/zero", np.zeros(len(scale), array.dtype)),
             ]
-            found.append(self.emit("DequantizeLinear", inputs, name, axis=0))
-        return found
+            values.append(self.emit("DequantizeLinear", inputs, name, axis=0))
+        return values
 
     def clipped(self, node: Node, value: str) -> str:
         if node.clip is None:
@@ -269,14 +267,14 @@ class _Writer:
 
     def ordered(self, node: Node, joined: str) -> str:
         """Brings (b, values, rows) into (b, rows, values), all rows of a pixel after each other."""
-        found, start = [], 0
+        order, start = [], 0
         for conv, reshape in self.joined[node.name]:
             count, rows = reshape.shape[1], self.rows[conv.name]
-            found.append(start + np.arange(count).reshape(rows, -1).T.ravel())
+            order.append(start + np.arange(count).reshape(rows, -1).T.ravel())
             start += count
-        order = self.constant(f"{node.name}/order", np.concatenate(found))
+        places = self.constant(f"{node.name}/order", np.concatenate(order))
         transposed = self.emit("Transpose", [joined], perm=(0, 2, 1))
-        return self.emit("Gather", [transposed, order], axis=1)
+        return self.emit("Gather", [transposed, places], axis=1)
 
     def _resize(self, node: Node, inputs: list[str]) -> str:
         # Sizes of the last axes alone would do by the standard; ONNX Runtime fails on them in int8.

@@ -22,14 +22,22 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 CLASSES = "classes.json"
 
 
-def write_stablehlo(path: Path, graph: Graph, classes: Sequence[str] = ()) -> None:
+def write_stablehlo(
+    path: Path,
+    graph: Graph,
+    outputs: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    quantized: None = None,
+) -> None:
     """Writes a graph for all of `PLATFORMS`; on CPUs in the form that is fastest there.
 
     Args:
       path: of the file.
       graph: of the network.
+      outputs, quantized: as other formats take them; this one has a place for neither.
       classes: kept as JSON in the member `CLASSES` of a ZIP at the end.
     """
+    del outputs, quantized
     need("flatbuffers", "export")  # by jax.export
     pixels = graph.nodes[0].op == "normalize"
     (batch,) = export.symbolic_shape("batch")

@@ -28,16 +28,16 @@ from mnv2_jax.inference.operations import (
     with_weights,
 )
 from mnv2_jax.inference.simplify import simplified
+from mnv2_jax.models.dialect import normalize
 from mnv2_jax.ops.convolution import NHWC, plain_convolutions
 
 __all__ = ["IMAGES", "Folded", "Graph", "Node", "run", "structure", "trace", "with_weights"]
 
-# Primitives that call a jaxpr of their own once, by its parameter's name.
+# Primitives that only call the jaxpr in their parameter "jaxpr" or "call_jaxpr".
 CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat", "checkpoint", "remat2"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call"), "call_jaxpr"),
-    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), "call_jaxpr"),
-}
+    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint",
+    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+}  # fmt: skip
 
 
 def trace(model: Any, variables: Any, size: tuple[int, int], dialect: Any = None) -> Graph:
@@ -57,15 +57,11 @@ def trace(model: Any, variables: Any, size: tuple[int, int], dialect: Any = None
     graph = with_weights(graph, jax.device_get(weights))
     if dialect is None:
         return graph
-    channels = graph.input_shape[-1]
-    std, mean = (
-        np.resize(v, channels) if len(v) in (1, channels) else np.full(channels, np.mean(v))
-        for v in (dialect.std, dialect.mean)
-    )
+    ends = np.broadcast_to(np.array([[[0]], [[255]]], np.uint8), (2, 1, graph.input_shape[-1]))
+    (low,), (high,) = np.asarray(normalize(jnp.asarray(ends), dialect))
     pixels = Node(
-        "normalize", "normalize", (IMAGES,), graph.input_shape,
-        kernel=np.float32(1 / (255 * std)), bias=np.float32(-mean / std),
-    )  # fmt: skip
+        "normalize", "normalize", (IMAGES,), graph.input_shape, kernel=(high - low) / 255, bias=low
+    )
     nodes = [
         node._replace(inputs=tuple(pixels.name if n == IMAGES else n for n in node.inputs))
         for node in graph.nodes
@@ -82,9 +78,8 @@ def structure(
     """Returns a graph, and by the names of its nodes the weights that it still has to be given.
 
     Args:
-      model, size: as `trace` takes them.
-      variables: as `trace` takes them; for `jax.eval_shape` their shapes are enough.
-      evaluate: (function, variables) -> what the function makes of them, compiled.
+      model, variables, size: as `trace` takes them; of variables, shapes may be enough.
+      evaluate: (function, variables) -> what the function makes of them, which has to trace it.
     """
     graphs = []
     plain, shape = _plain(model), (1, *size, in_channels(model))
@@ -152,13 +147,15 @@ class _Reader:
     def equation(self, equation: Any, inputs: list[Any], scope: str) -> list[Any]:
         op, params = equation.primitive.name, equation.params
         if op in CALLS and params.get("name") != "resize_aligned":
-            return self.visit(params[CALLS[op]], inputs, scope)
+            return self.visit(params.get("jaxpr", params.get("call_jaxpr")), inputs, scope)
         names = tuple(value for value in inputs if isinstance(value, str))
         if not names:
             return _constant(equation, inputs)
-        shape = equation.outvars[0].aval.shape
+        shape, dtype = equation.outvars[0].aval.shape, equation.outvars[0].aval.dtype
         if op in CALLS:
             return [self.add(Node("resize", scope, names[:1], shape))]
+        if op == "copy" or (op, equation.invars[0].aval.dtype) == ("convert_element_type", dtype):
+            return inputs
         given = _Given(op, scope, names, shape, inputs, params, self.shapes[names[0]])
         made = READERS[op](given) if op in READERS else None
         if isinstance(made, str):  # nothing is computed
@@ -198,10 +195,13 @@ class _Given(NamedTuple):
     first: tuple[int, ...]  # the shape of the first named input
 
     @property
-    def constant(self) -> Any:
-        """The only constant among the inputs, or None."""
-        constants = [value for value in self.inputs if not isinstance(value, str)]
-        return constants[0] if len(constants) == 1 else None
+    def constants(self) -> tuple[Any, ...]:
+        return tuple(value for value in self.inputs if not isinstance(value, str))
+
+    @property
+    def second(self) -> Any:
+        """The constant by which the only named input is multiplied or convolved, or None."""
+        return self.inputs[1] if isinstance(self.inputs[0], str) and self.constants else None
 
     def node(self, op: str = "", **attributes: Any) -> Node:
         return Node(op or self.op, self.scope, self.names, self.shape, **attributes)
@@ -231,7 +231,6 @@ def _primitive(equation: Any, output: int, given: _Given) -> Node:
         )
     primitive, params, operands = equation.primitive, equation.params, given.inputs
     shapes = [atom.aval.shape for atom in equation.invars]
-    constants = tuple(value for value in operands if not isinstance(value, str))
 
     def compute(node: Node, *images: Array) -> Array:
         def one(*images: Array) -> Array:
@@ -248,12 +247,12 @@ def _primitive(equation: Any, output: int, given: _Given) -> Node:
         return jax.vmap(one)(*images)
 
     name = f"{given.op} of this form" if given.op in BINARY else given.op
-    return given.node(name, kernel=constants, compute=compute)._replace(shape=shape)
+    return given.node(name, kernel=given.constants, compute=compute)._replace(shape=shape)
 
 
 def _read_conv(given: _Given) -> Node | None:
-    p, kernel = given.params, given.constant
-    if kernel is None or not isinstance(given.inputs[0], str):
+    p, kernel = given.params, given.second
+    if kernel is None:
         return None
     stride, dilation = (set(p[name]) for name in ("window_strides", "rhs_dilation"))
     usual = (
@@ -277,10 +276,9 @@ def _read_conv(given: _Given) -> Node | None:
 def _read_dot(given: _Given) -> Node | None:
     """A product over the last axis: of vectors, or of every pixel, which is a 1×1 convolution."""
     (left, right), batch = given.params["dimension_numbers"]
-    rank, kernel = len(given.first), given.constant
+    rank, kernel = len(given.first), given.second
     if (
         kernel is None
-        or not isinstance(given.inputs[0], str)
         or kernel.ndim != 2
         or rank not in (2, 4)
         or tuple(left) != (rank - 1,)
@@ -297,7 +295,7 @@ def _read_dot(given: _Given) -> Node | None:
 def _read_binary(given: _Given) -> Node | tuple[Node, Node] | None:
     if len(given.names) == 2:
         return given.node()
-    op, value, first = given.op, given.constant, isinstance(given.inputs[0], str)
+    op, (value,), first = given.op, given.constants, isinstance(given.inputs[0], str)
     if op in ("max", "min") and np.ndim(value) == 0 and not _is_traced(value):
         bounds = (float(value), np.inf) if op == "max" else (-np.inf, float(value))
         return given.node("clip", clip=bounds)
@@ -319,11 +317,6 @@ def _read_power(given: _Given) -> Node:
     return given.node("pow", kernel=np.float32(power))
 
 
-def _read_cast(given: _Given) -> str | None:
-    # Everything is float32.
-    return given.names[0] if given.params["new_dtype"] == jnp.float32 else None
-
-
 def _read_reshape(given: _Given) -> Node | str | None:
     if given.shape == given.first:
         return given.names[0]
@@ -343,8 +336,7 @@ def _read_sum(given: _Given) -> Node | None:
 
 def _read_concat(given: _Given) -> Node | None:
     axis = given.params["dimension"]
-    images = len(given.names) == len(given.inputs)
-    return given.node("concat", axis=axis) if axis and images else None
+    return given.node("concat", axis=axis) if axis and not given.constants else None
 
 
 READERS: dict[str, Callable[[_Given], Node | tuple[Node, Node] | str | None]] = {
@@ -354,8 +346,6 @@ READERS: dict[str, Callable[[_Given], Node | tuple[Node, Node] | str | None]] = 
     **dict.fromkeys(UNARY, _Given.node),
     **dict.fromkeys(("square", "integer_pow"), _read_power),
     "neg": lambda given: given.node("mul", kernel=np.float32(-1)),
-    "convert_element_type": _read_cast,
-    "copy": lambda given: given.names[0],
     **dict.fromkeys(("reshape", "squeeze", "broadcast_in_dim"), _read_reshape),
     "reduce_sum": _read_sum,
     "concatenate": _read_concat,

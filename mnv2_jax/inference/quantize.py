@@ -10,7 +10,6 @@ All of it works on the `Graph` of a network, so that a simulation and an exporte
 same tensors by the same scales.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -128,14 +127,14 @@ def calibrate(
         run(graph, images, after)
         return seen
 
-    found = [jax.device_get(observe(jnp.asarray(images))) for images in batches]
-    if not found:
+    observed = [jax.device_get(observe(jnp.asarray(images))) for images in batches]
+    if not observed:
         raise UsageError("there is no image to calibrate with: give at least one batch.")
     ranges = {}
-    if graph.nodes[0].op == "normalize":
-        found = [{name: ends for name, ends in seen.items() if name != IMAGES} for seen in found]
-    for name in found[0]:
-        low, high = np.stack([seen[name] for seen in found]).T
+    for name in observed[0]:
+        if name == IMAGES and graph.nodes[0].op == "normalize":
+            continue
+        low, high = np.stack([seen[name] for seen in observed]).T
         ends = (low.min(), high.max()) if percentile == 100 else (low.mean(), high.mean())
         ranges[name] = (float(ends[0]), float(ends[1]))
     for names in _tied(graph):
@@ -191,16 +190,21 @@ def equalize(graph: Graph, rounds: int = 20) -> Graph:
     the identity allow this: a bound of 6 would become another one for every channel, so here ReLU6
     becomes ReLU, as in the cited paper, which costs accuracy where activations reach 6.
     """
-    nodes = {node.name: node for node in graph.nodes}
-    uses = Counter(name for node in graph.nodes for name in node.inputs)
+    nodes, uses = {node.name: node for node in graph.nodes}, graph.uses()
+
+    def applies(before: Node | None, after: Node) -> bool:
+        return (
+            before is not None
+            and before.op == after.op == "conv"
+            and uses[before.name] == 1
+            and (before.clip is None or before.clip[0] == 0)
+            and after.groups in (1, after.shape[3])
+        )
+
     pairs = [
         (node.inputs[0], node.name)
         for node in graph.nodes
-        if node.op == "conv"
-        and nodes.get(node.inputs[0], node).op == "conv"
-        and node.inputs[0] in nodes
-        and uses[node.inputs[0]] == 1
-        and node.inputs[0] not in graph.outputs
+        if applies(nodes.get(node.inputs[0]), node)
     ]
     for _ in range(rounds):
         for first, second in pairs:

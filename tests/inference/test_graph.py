@@ -56,6 +56,7 @@ def graph_of(randomize, module):
         (lambda x: jnp.swapaxes(x, 1, 2).max(axis=2), "conv transpose reduce_max"),
         (lambda x: nn.avg_pool(x, (2, 2)), "conv reduce_window_sum mul"),
         (nn.leaky_relu, "conv ge mul select_n"),
+        (lambda x: x * (x > 0).astype(x.dtype), "conv gt convert_element_type mul"),
         (lambda x: x.reshape(x.shape[0], -1)[:, 1:-1], "conv reshape slice"),
     ],
 )  # fmt: skip
