@@ -42,7 +42,13 @@ def keras_weights(variables):
 
 @pytest.mark.parametrize(
     ("width", "size"),
-    [(0.35, (96, 96)), (0.35, (97, 75)), (1.0, (96, 128)), (1.0, (65, 65)), (1.4, (96, 97))],
+    [
+        (0.35, (97, 75)),
+        (1.0, (64, 96)),
+        pytest.param(0.35, (96, 96), marks=pytest.mark.nightly),
+        pytest.param(1.0, (65, 65), marks=pytest.mark.nightly),
+        pytest.param(1.4, (96, 97), marks=pytest.mark.nightly),
+    ],
 )
 def test_logits_equal_keras(randomize, width, size):
     model = MobileNetV2(width=width, num_classes=11, dialect=DIALECTS["keras"])
