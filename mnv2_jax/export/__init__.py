@@ -1,7 +1,7 @@
-"""Models out to where they run: StableHLO, ONNX and LiteRT, in float or in int8.
+"""Writes models for other runtimes: StableHLO, ONNX and LiteRT, in float or in int8.
 
 Every format is written from the same `Graph` (batch norm folded, plain convolutions), and every
-written file is run in its own runtime and compared with the network before the report says so.
+written file is run in its own runtime and compared with the network.
 """
 
 import functools
@@ -91,7 +91,7 @@ def export(
       classes: their names, kept in the file as JSON.
       preprocessing: take uint8 pixels, and bring them to the dialect's input range inside.
       calibration: batches of uint8 pixels, to write the network in int8.
-      equalized: with `calibration`, applies cross-layer equalisation first.
+      equalized: with `calibration`, applies cross-layer equalization first.
 
     Raises:
       UsageError: the format is unknown, cannot hold int8 or an operation of the network, or its

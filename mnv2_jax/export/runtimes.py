@@ -110,6 +110,6 @@ def open_litert(path: Path, threads: int) -> Opened:
 
 def count_operations(exported: jax.export.Exported) -> Counter[str]:
     """Counts the operations of an exported program by name, all platforms together."""
-    found = Counter(re.findall(r'[\s"]stablehlo\.(\w+)', exported.mlir_module()))
-    del found["return"]  # the end of a region
-    return found
+    counts = Counter(re.findall(r'[\s"]stablehlo\.(\w+)', exported.mlir_module()))
+    del counts["return"]  # the end of a region
+    return counts

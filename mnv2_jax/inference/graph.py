@@ -252,15 +252,14 @@ def _primitive(equation: Any, output: int, given: _Given) -> Node:
 
 def _read_conv(given: _Given) -> Node | None:
     p, kernel = given.params, given.second
-    if kernel is None:
-        return None
     stride, dilation = (set(p[name]) for name in ("window_strides", "rhs_dilation"))
-    usual = (
-        p["dimension_numbers"] == NHWC
-        and p["batch_group_count"] == len(stride) == len(dilation) == 1
-        and set(p["lhs_dilation"]) == {1}
-    )
-    if not usual:
+    square = p["batch_group_count"] == len(stride) == len(dilation) == 1
+    if (
+        kernel is None
+        or not square
+        or p["dimension_numbers"] != NHWC
+        or {*p["lhs_dilation"]} != {1}
+    ):
         return None
     return given.node(
         "conv",
@@ -277,37 +276,29 @@ def _read_dot(given: _Given) -> Node | None:
     """A product over the last axis: of vectors, or of every pixel, which is a 1×1 convolution."""
     (left, right), batch = given.params["dimension_numbers"]
     rank, kernel = len(given.first), given.second
-    if (
-        kernel is None
-        or kernel.ndim != 2
-        or rank not in (2, 4)
-        or tuple(left) != (rank - 1,)
-        or batch != ((), ())
-    ):
+    if kernel is None or (kernel.ndim, tuple(left), batch) != (2, (rank - 1,), ((), ())):
+        return None
+    if rank not in (2, 4):
         return None
     kernel = kernel.T if tuple(right) == (1,) else kernel
-    bias = np.zeros(given.shape[-1], np.float32)
-    if rank == 4:
-        return given.node("conv", kernel=kernel[None, None], bias=bias)
-    return given.node("dense", kernel=kernel, bias=bias)
+    op, kernel = ("dense", kernel) if rank == 2 else ("conv", kernel[None, None])
+    return given.node(op, kernel=kernel, bias=np.zeros(given.shape[-1], np.float32))
 
 
 def _read_binary(given: _Given) -> Node | tuple[Node, Node] | None:
-    if len(given.names) == 2:
+    if not given.constants:
         return given.node()
-    op, (value,), first = given.op, given.constants, isinstance(given.inputs[0], str)
+    op, (value,), reversed_ = given.op, given.constants, given.second is None
     if op in ("max", "min") and np.ndim(value) == 0 and not _is_traced(value):
-        bounds = (float(value), np.inf) if op == "max" else (-np.inf, float(value))
-        return given.node("clip", clip=bounds)
-    if op in ("div", "pow") and not first:
-        return None
-    if op == "sub" and not first:
+        end = float(value)
+        return given.node("clip", clip=(end, np.inf) if op == "max" else (-np.inf, end))
+    if op == "sub" and reversed_:
         return given.node("mul", kernel=np.float32(-1)), given.node("add", kernel=value)
     if op == "sub":
-        op, value = "add", -value
-    if op == "div":
-        op, value = "mul", 1 / value
-    return given.node(op, kernel=value)
+        return given.node("add", kernel=-value)
+    if op in ("div", "pow") and reversed_:
+        return None
+    return given.node("mul", kernel=1 / value) if op == "div" else given.node(kernel=value)
 
 
 def _read_power(given: _Given) -> Node:
@@ -320,13 +311,11 @@ def _read_power(given: _Given) -> Node:
 def _read_reshape(given: _Given) -> Node | str | None:
     if given.shape == given.first:
         return given.names[0]
-    same = given.shape[:1] == (1,) and np.prod(given.shape) == np.prod(given.first)
-    if same:
+    if given.shape[:1] == (1,) and np.prod(given.shape) == np.prod(given.first):
         return given.node("reshape")
-    if given.op != "broadcast_in_dim" or len(given.first) != 4 or given.shape[:1] != (1,):
-        return None
-    in_place = given.params["broadcast_dimensions"] == (0, 1, 2, 3)
-    return given.node("expand") if in_place and given.first[1:3] == (1, 1) else None
+    in_place = given.params.get("broadcast_dimensions") == (0, 1, 2, 3) and len(given.shape) == 4
+    one_pixel = given.first[:3] == (1, 1, 1) and given.shape[0] == 1
+    return given.node("expand") if in_place and one_pixel else None
 
 
 def _read_sum(given: _Given) -> Node | None:

@@ -183,7 +183,7 @@ def quantize_weights(node: Node, input_scale: float) -> Weights:
 
 
 def equalize(graph: Graph, rounds: int = 20) -> Graph:
-    """Evens out the channels between convolutions (cross-layer equalisation, arXiv 1906.04721).
+    """Evens out the channels between convolutions (cross-layer equalization, arXiv 1906.04721).
 
     Where one convolution feeds only the next, a channel can be made smaller before and larger after
     without changing the result, so that channels of one tensor use its range alike. Only ReLU and
@@ -226,16 +226,14 @@ def equalize(graph: Graph, rounds: int = 20) -> Graph:
 
 def dequantized(quantized: Quantized) -> Graph:
     """Returns the graph with the values that its integer weights stand for."""
-    nodes = []
-    for node in quantized.graph.nodes:
-        if node.name in quantized.weights:
-            weights = quantized.weights[node.name]
-            node = node._replace(
-                kernel=weights.kernel.astype(np.float32) * weights.scale,
-                bias=weights.bias.astype(np.float32) * weights.bias_scale,
-            )
-        nodes.append(node)
-    return quantized.graph._replace(nodes=tuple(nodes))
+    values = {
+        name: (
+            weights.kernel.astype(np.float32) * weights.scale,
+            weights.bias.astype(np.float32) * weights.bias_scale,
+        )
+        for name, weights in quantized.weights.items()
+    }
+    return with_weights(quantized.graph, values)
 
 
 def simulate(quantized: Quantized, images: Float[Array, "b h w c"]) -> list[Array]:
@@ -275,7 +273,7 @@ def simulate_training(
     weights: Mapping[str, tuple[Any, Any]],
     images: Float[Array, "b h w c"],
 ) -> list[Array]:
-    """Computes the integer network of float weights, so that a loss can be minimised (QAT).
+    """Computes the integer network of float weights, so that a loss can be minimized (QAT).
 
     Kernels and activations are rounded forward and the gradient passes straight through, cut off
     outside of an activation's range. Batch norm stays folded and the ranges stay as calibrated.

@@ -47,6 +47,7 @@ def graph_of(randomize, module):
         (lambda x: x * nn.relu6(x + 2) / 6, "conv add mul mul"),
         (nn.silu, "conv logistic mul"),
         (lambda x: x * nn.sigmoid(x.mean((1, 2), keepdims=True)), "conv mean reshape logistic mul"),
+        (lambda x: jnp.broadcast_to(x[:, :1, :1], x.shape) - x, "conv slice expand sub"),
         (lambda x: x.sum((1, 2)) / 9, "conv mean"),
         (lambda x: x.sum((1, 2)) / 8, "conv sum mul"),
         (lambda x: 1 - x / (2 + x * x), "conv mul add div mul add"),

@@ -16,20 +16,26 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing",
         action="store_true",
-        help="take pixels 0..255 of the right size, and bring them to the input range inside",
+        help="let the file take pixels 0..255, and bring them to the network's range itself",
     )
-    parser.add_argument("--size", metavar="N|HxW", help="of the images (the model's resolution)")
+    parser.add_argument("--size", metavar="N|HxW", help="size of the images (default: the model's)")
     parser.add_argument(
         "--int8",
         metavar="DATA",
         help="write 8-bit integers, calibrated on images of this data set, e.g. "
         "fashion_mnist_small or folder",
     )
-    parser.add_argument("--root", help="folder of that data; embedded sets take none")
-    parser.add_argument("--split", default="train", help="of that data (train)")
-    parser.add_argument("--images", type=int, default=256, help="to calibrate on (256)")
+    parser.add_argument("--root", help="folder of the data of --int8; embedded sets take none")
     parser.add_argument(
-        "--equalize", action="store_true", help="even out channels first; ReLU6 becomes ReLU"
+        "--split", default="train", help="split of the data of --int8 (default: train)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=256, help="number of images to calibrate on (default: 256)"
+    )
+    parser.add_argument(
+        "--equalize",
+        action="store_true",
+        help="even out the channels first, which makes ReLU6 a ReLU",
     )
     json_argument(parser)
 
