@@ -8,7 +8,7 @@ not counted.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -62,6 +62,10 @@ class Account(NamedTuple):
 
     def grouped(self) -> "Account":
         """The same account with one row for each top-level part: stem, blocks, head."""
+
+        def kinds(layers: list[Layer]) -> Counter[str]:
+            return Counter(layer.kind for layer in layers if layer.madds)
+
         parts: dict[str, list[Layer]] = {}
         for layer in self.layers:
             parts.setdefault(layer.path.split("/")[0], []).append(layer)
@@ -69,7 +73,7 @@ class Account(NamedTuple):
             tuple(
                 Layer(
                     name,
-                    _tally(la.kind for la in layers if la.madds),
+                    ", ".join(f"{n} {kind}" for kind, n in kinds(layers).items()),
                     layers[0].input,
                     layers[-1].output,
                     sum(la.params for la in layers),
@@ -135,7 +139,8 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
         own = _own(variables.get("params", {}), path)
         count = madds.pop(path, 0)
         if isinstance(call.module, nn.Conv):
-            count = sum(_convolution(own["kernel"].shape, out) for out in call.outputs)
+            depth = math.prod(own["kernel"].shape[:-1])  # (*window, inputs of a group, features)
+            count = depth * sum(math.prod(out) for out in call.outputs)
         if own or count:
             layers.append(_layer(path, type(call.module).__name__, call, own, count))
     unclaimed = _Call(module, (), (), [])
@@ -178,9 +183,9 @@ def bottleneck_memory(
     """
     rows = []
     h, w = size
-    area, out = h * w, _strided(h, layout.stem_stride) * _strided(w, layout.stem_stride)
-    rows.append(("stem", area * channels + out * layout.stem))
+    area = h * w
     h, w = _strided(h, layout.stem_stride), _strided(w, layout.stem_stride)
+    rows.append(("stem", area * channels + h * w * layout.stem))
     for i, block in enumerate(layout.blocks):
         area = h * w
         h, w = _strided(h, block.stride), _strided(w, block.stride)
@@ -234,11 +239,6 @@ def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
                 yield jaxpr
 
 
-def _convolution(kernel: tuple[int, ...], output: tuple[int, ...]) -> int:
-    # kernel: (*window, input channels of a group, features); output: (*batch, *space, features)
-    return math.prod(kernel[:-1]) * math.prod(output)
-
-
 def _strided(size: int, stride: int) -> int:
     return -(-size // stride)
 
@@ -248,10 +248,6 @@ def _own(params: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     for name in path.split("/") if path else ():
         params = params.get(name, {})
     return {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
-
-
-def _tally(kinds: Iterable[str]) -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).items())
 
 
 def _is_shape(x: Any) -> bool:

@@ -1,7 +1,9 @@
 """The package as others meet it: what an import costs, and what the wheel holds."""
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -64,6 +66,16 @@ def lines(name: str) -> set[str]:
 def test_requirements_are_those_of_the_library_and_of_training():
     extras = project()["optional-dependencies"]
     assert lines("requirements.txt") == {*project()["dependencies"], *extras["train"]}
+
+
+def test_no_name_of_a_package_hides_a_module():
+    hidden = []
+    for module in pkgutil.walk_packages(mnv2_jax.__path__, "mnv2_jax."):
+        package, _, name = module.name.rpartition(".")
+        loaded = importlib.import_module(module.name)
+        if getattr(importlib.import_module(package), name) is not loaded:
+            hidden.append(module.name)
+    assert hidden == []
 
 
 def test_lock_pins_every_requirement():

@@ -8,8 +8,7 @@ are directly comparable.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,16 +18,15 @@ from jaxtyping import Array, Float
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.layers import (
     Activation,
-    Folded,
+    ConvNorm,
     LayerSettings,
     bind_conv,
-    convolve_plain,
-    fold_norm,
     given_train,
     linear,
     relu6,
     settings_of,
 )
+from mnv2_jax.ops.batch_norm import BatchNorm
 
 # (expand, filter, project, thin, wide, stride) -> (thin, wide). `thin` is the bottleneck; `wide`
 # the expanded tensor that the next block may add to its own, or None where it must not.
@@ -228,7 +226,7 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
 
     Expansion and depthwise convolution act on every expanded channel alone, and the projection is
     linear in them, so F(x) = sum over g of project_g(filter_g(expand_g(x))). Of the expanded tensor
-    only one group exists at a time. Batch norm is folded in, hence inference only.
+    only one group exists at a time. For inference: batch statistics need all of it.
 
     Args:
       block: an `InvertedResidual` inside `apply`, with its variables; `block.split` groups.
@@ -237,36 +235,41 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
     Returns:
       The output of the projection and its batch norm, before any activation or shortcut.
     """
-    variables, dtype = block.variables, block.dtype
-    expand, filter_, project = (
-        Folded(*(leaf.astype(dtype) for leaf in fold_norm(*of_layer, block.dialect.bn_epsilon)))
-        for of_layer in (
-            (variables["params"][name], variables["batch_stats"][name])
-            for name in ("expand", "filter", "project")
-        )
-    )
-    convolve, t = partial(convolve_plain, block), min(block.split, filter_.kernel.shape[3])
-    x, window = x.astype(dtype), (block.stride, block.dilation)
+    expanded = x.shape[-1] * block.expansion
+    t, settings, variables = min(block.split, expanded), settings_of(block), block.variables
 
-    def groups(array: Array, axis: int) -> Array:
-        """Cuts an axis of expanded channels into t groups, now the leading axis; zeros fill up."""
-        fill = [(0, -array.shape[i] % t if i == axis else 0) for i in range(array.ndim)]
-        return jnp.stack(jnp.split(jnp.pad(array, fill), t, axis))
+    def groups(leaf: Array, axis: int) -> Array:
+        """Cuts the axis of expanded channels into t groups, now the leading axis; zeros fill up."""
+        fill = [(0, -leaf.shape[axis] % t if i == axis else 0) for i in range(leaf.ndim)]
+        return jnp.stack(jnp.split(jnp.pad(leaf, fill), t, axis))
 
-    def add_group(total: Array, group: tuple[Folded, Folded, Array]) -> tuple[Array, None]:
-        expand, filter_, project_kernel = group
-        wide = block.activation(convolve(x, expand.kernel) + expand.bias)
-        wide = block.activation(convolve(wide, filter_.kernel, *window) + filter_.bias)
-        return total + convolve(wide, project_kernel), None
+    def of(name: str) -> dict[str, Any]:
+        return {kind: variables[kind][name] for kind in ("params", "batch_stats")}
 
-    stacked = (
-        Folded(groups(expand.kernel, 3), groups(expand.bias, 3)),
-        Folded(groups(filter_.kernel, 3), groups(filter_.bias, 3)),
-        groups(project.kernel, 2),
-    )
-    size = [-(-n // block.stride) for n in x.shape[1:3]]
-    total = jnp.broadcast_to(project.bias, (x.shape[0], *size, block.channels))
-    return jax.lax.scan(add_group, total, stacked)[0]
+    wide = {
+        name: jax.tree.map(lambda leaf: groups(leaf, leaf.ndim - 1), of(name))
+        for name in ("expand", "filter")
+    }
+    thin = groups(of("project")["params"]["conv"]["kernel"], 2)
+
+    def add_group(total: Array, group: tuple[dict[str, Any], Array]) -> tuple[Array, None]:
+        def conv(x: Array, features: int, *, name: str, **window: Any) -> Array:
+            layer = ConvNorm(
+                features, activation=block.activation, parent=None, **window, **settings
+            )
+            return jnp.asarray(layer.apply(group[0][name], x))
+
+        y = conv(x, group[1].shape[2], name="expand")
+        y = standard_filter(conv, y, block)
+        kernel = group[1].astype(block.dtype)
+        y = block.convolve(y, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return total + y, None
+
+    size = (-(-n // block.stride) for n in x.shape[1:3])
+    zeros = jnp.zeros((x.shape[0], *size, block.channels), block.dtype)
+    total, _ = jax.lax.scan(add_group, zeros, (wide, thin))
+    norm = BatchNorm(True, epsilon=block.dialect.bn_epsilon, dtype=block.dtype, parent=None)
+    return jnp.asarray(norm.apply({k: tree["norm"] for k, tree in of("project").items()}, total))
 
 
 def check_split(block: BlockSettings) -> None:

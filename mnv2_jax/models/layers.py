@@ -1,7 +1,7 @@
 """Convolution, batch normalization and activation: the layer that the whole network is made of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -253,40 +253,3 @@ class Scope(nn.Module):
     def __call__(self, *args: Any) -> Array:
         """Calls the function."""
         return self.make(*args)
-
-
-def convolve_plain(
-    settings: Any, x: Array, kernel: Array, stride: int = 1, dilation: int = 1
-) -> Float[Array, "b ho wo f"]:
-    """Convolves with a kernel that is an array, under the padding of a module's settings."""
-    pad = PADDINGS[settings.dialect.padding]
-    return settings.convolve(
-        x,
-        kernel,
-        (stride, stride),
-        [pad(n, kernel.shape[0], stride, dilation) for n in x.shape[1:3]],
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[3] // kernel.shape[2],
-    )
-
-
-class Folded(NamedTuple):
-    """A convolution with the batch norm that follows it folded in, for inference."""
-
-    kernel: Float[Array, "kh kw i o"]
-    bias: Float[Array, "1 1 1 o"]
-
-
-def fold_norm(params: Any, batch_stats: Any, epsilon: float) -> Folded:
-    """Folds a `ConvNorm`'s running statistics and affine parameters into kernel and bias.
-
-    Args:
-      params: `{"conv": {"kernel"}, "norm": {"scale", "bias"}}`, as `ConvNorm` makes them.
-      batch_stats: `{"norm": {"mean", "var"}}`.
-      epsilon: of the dialect that the statistics belong to.
-    """
-    norm, stats = params["norm"], batch_stats["norm"]
-    scale = (norm["scale"] * jax.lax.rsqrt(stats["var"] + epsilon)).reshape(1, 1, 1, -1)
-    mean, bias = (v.reshape(1, 1, 1, -1) for v in (stats["mean"], norm["bias"]))
-    return Folded(params["conv"]["kernel"] * scale, bias - mean * scale)

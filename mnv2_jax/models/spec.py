@@ -233,10 +233,8 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
 
 
 def _check_output_stride(output_stride: int | None, spec: Spec) -> None:
-    reached = [spec.stem_stride]
-    for row in spec.rows:
-        reached.append(reached[-1] * row.s)
-    choices = sorted(set(reached))
+    strides = (spec.stem_stride, *(row.s for row in spec.rows))
+    choices = sorted(set(itertools.accumulate(strides, operator.mul)))
     if output_stride is not None and output_stride not in choices:
         listed = ", ".join(str(c) for c in choices)
         raise UsageError(
