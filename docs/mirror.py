@@ -23,6 +23,7 @@ MIRRORED = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "benchmarks/results/*.md",
+    "examples/*.py",
     "notebooks/*.ipynb",
     "results/**/*.md",
     "results/**/*.png",
