@@ -1,5 +1,6 @@
 """Every experiment: loads with every preset, has only keys of the base, builds its networks."""
 
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -46,6 +47,13 @@ def title(path):
     return Path(path).name
 
 
+@functools.cache
+def traced(model, shape):
+    """Outputs and variables of a network; many experiments share one."""
+    images = jax.ShapeDtypeStruct(shape, np.float32)
+    return jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+
+
 def shapes(config):
     """The parameters of the network of a configuration, by jax.eval_shape."""
     if config.data.name in CLASSES:
@@ -56,8 +64,7 @@ def shapes(config):
         channels = source[0]["image"].shape[-1]
     model = make_model(config, classes, channels)
     size = config.data.resolution
-    images = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
-    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    outputs, variables = traced(model, (1, size, size, channels))
     if config.task == "classify":
         assert outputs.shape == (1, classes)
     elif config.task == "segment":

@@ -8,10 +8,6 @@ from mnv2_jax.lab.tasks.detect import DETECT
 from mnv2_jax.lab.tasks.segment import SEGMENT
 from mnv2_jax.lab.tasks.task import Task, TaskSpec, evaluate
 
-TASKS: dict[str, TaskSpec] = {
-    "classify": CLASSIFY,
-    "detect": DETECT,
-    "segment": SEGMENT,
-}
+TASKS: dict[str, TaskSpec] = {task.name: task for task in (CLASSIFY, DETECT, SEGMENT)}
 
 __all__ = ["TASKS", "Task", "TaskSpec", "evaluate"]

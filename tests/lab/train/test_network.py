@@ -20,7 +20,7 @@ from mnv2_jax.lab.train.sweep import run_sweep
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
 SPEC = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
-TASKS = [pytest.param("detect", marks=pytest.mark.slow), "segment"]
+BOTH = [pytest.param("detect", marks=pytest.mark.nightly), "segment"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def setting(task, devices=1, launcher="jit", **changes):
     return c
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", BOTH)
 def test_a_killed_run_goes_on_bit_for_bit(task, tmp_path, monkeypatch):
     def outcome(workdir):
         place = workdir / "default/seed_0"
@@ -100,7 +100,8 @@ def test_the_launchers_agree(task):
         keys, rows = run.keys((0,)), run.rows((0,), 0)
         state = run.fresh(keys)
         resident = jax.device_put(run.train.resident(), run.plan.everywhere)
-        for _ in range(3):
+        # Later, rounding may change which of two anchors of nearly one loss is the hardest.
+        for _ in range(2):
             state, metrics = run.step(state, resident, next(rows), keys)
         found[launcher] = jax.device_get((state.params, state.batch_stats, metrics["sums"]))
     for launcher in ("shard_map", "pmap"):
