@@ -14,6 +14,7 @@ import pytest
 from jaxlib.version import __version__ as jaxlib_version
 
 from mnv2_jax import build, relu6
+from mnv2_jax.lab import cli
 from mnv2_jax.ops import compiler
 
 PROGRAMS = """
@@ -118,6 +119,11 @@ assert dict(os.environ) == before and not xla_bridge.backends_are_initialized()
 """
     _, said = python(program)
     assert said.count("XLA_FLAGS=") == (jaxlib_version in compiler.KNOWN_WRONG)
+
+
+def test_the_command_line_sets_the_flag(wrong, capsys):
+    assert cli.main(["account", "--spec", "tiny_8", "--resolution", "8"]) == 0
+    assert os.environ["XLA_FLAGS"] == "--a=b"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.lab.cli.train import PREPARE, TRAIN, VERIFY
 from mnv2_jax.lab.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
 from mnv2_jax.lab.train.config import OVERRIDE
+from mnv2_jax.ops import compiler
 from mnv2_jax.version import __version__
 
 EXIT_USAGE = 2
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 0, 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    compiler.apply()
     try:
         rest, overrides = split_overrides(argv)
         first = rest[0] if rest else ""
