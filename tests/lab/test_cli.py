@@ -98,6 +98,7 @@ def test_a_configuration_is_trained_with_or_without_the_verb(monkeypatch, tmp_pa
 def test_overrides_that_cannot_be_used(refused, tmp_path, override, message):
     workdir = tmp_path / "new"
     assert message in refused("--config", ABLATION, f"--config.{override}", "--workdir", workdir)
+    assert message in refused("--workdir", workdir, "--config", ABLATION, f"--config.{override}")
     assert not workdir.exists()
 
 

@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rest, overrides = split_overrides(argv)
         first = rest[0] if rest else ""
-        if first.startswith("--config") or (overrides and first[:1] in ("", "-")):
+        trains = overrides or any(word.startswith("--config") for word in rest)
+        if first[:1] in ("", "-") and trains:
             rest.insert(0, "train")
         elif first in RENAMED:
             raise UsageError(f"the verb {first!r} is called {RENAMED[first]!r} here.")
