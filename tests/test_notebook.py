@@ -90,7 +90,7 @@ def test_it_runs_to_the_end(notebook, execute, tmp_path, monkeypatch):
     assert "pip install" not in said
     assert (out / "ablate_linear" / "curves.png").stat().st_size > 10_000
     assert "train/sneaker" in said and "val/bag" in said
-    assert "run by JAX" in said and (out / "model.stablehlo").stat().st_size > 100_000
+    assert "run by JAX" in said and (out / "model.stablehlo").stat().st_size > 10_000
     # Three classes are told apart far better than by chance after a minute.
     report = (out / "finetuned" / "report.md").read_text()
     accuracy = float(report.split("| default |")[1].split("|")[1])

@@ -94,11 +94,6 @@ def test_the_flag_is_added_once_and_only_for_releases_that_need_it(wrong, monkey
     assert "XLA_FLAGS" not in os.environ
 
 
-def test_the_command_line_sets_the_flag_itself(wrong, capsys):
-    assert cli.main(["no-such-verb"]) == 2
-    assert os.environ["XLA_FLAGS"] == "--a=b"
-
-
 def test_a_program_of_someone_else_is_warned_in_one_line(wrong, monkeypatch):
     with pytest.warns(UserWarning, match="is wrong on CPUs: set XLA_FLAGS=--a=b") as caught:
         compiler.warn()

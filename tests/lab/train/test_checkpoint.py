@@ -142,10 +142,11 @@ def two_steps(tmp_path_factory):
     "damage",
     [
         "a flipped bit",
-        pytest.param("cut short", marks=[pytest.mark.slow, pytest.mark.nightly]),
-        pytest.param("deleted", marks=[pytest.mark.slow, pytest.mark.nightly]),
+        pytest.param("cut short", marks=pytest.mark.nightly),
+        pytest.param("deleted", marks=pytest.mark.nightly),
     ],
 )
+@pytest.mark.slow
 def test_damage_is_never_silent(two_steps, tmp_path, caplog, damage):
     """Whichever file of the newest step it hits: that step comes back whole, or the one before."""
     files = [p.relative_to(two_steps) for p in (two_steps / "2").rglob("*") if p.is_file()]

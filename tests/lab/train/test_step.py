@@ -98,7 +98,7 @@ def test_the_launchers_agree(scope):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["global", "device"])
+@pytest.mark.parametrize("scope", ["global", pytest.param("device", marks=pytest.mark.nightly)])
 def test_the_launchers_agree_on_accumulated_gradients(scope):
     states = [launched(name, scope, batch(32), accumulate=2) for name in LAUNCHERS]
     for other in states[1:]:
