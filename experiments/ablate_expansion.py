@@ -5,7 +5,7 @@
 The paper: factors between 5 and 10 give nearly the same curves; smaller networks fare better with
 slightly smaller ones. Unlike the ablations of Fig. 6, the variants differ in parameters and cost.
 
-Measured on digits with 8 seeds, for t = 1, 2, 3, 6, 10: 89.7, 92.0, 93.4, 95.1 and 96.5 %; t = 10 is
+Measured on digits with 8 seeds, for t = 1, 2, 3, 6, 10: 89.7, 92.0, 93.4, 95.1, 96.5 %; t = 10 is
 1.4 points above t = 6, with an interval that touches 0, the others are below (results/
 ablate_expansion). Presets are the scales of `scales.py`.
 """
