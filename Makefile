@@ -35,10 +35,10 @@ account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
 paper: $(FOR_RUN)  ## reproduce the paper's tables and figures, with the results of runs, in runs/paper
 	$(BIN)/python main.py paper $(ARGS)
 
-check: lint  ## lint, and the tests and doctests that are fast (a minute and a half on two cores)
+check: lint  ## lint, and the tests and doctests that are fast
 	$(PYTEST) -m "not slow and not multiprocess and not nightly" $(ARGS)
 
-test: $(FOR_DEV)  ## the tests and doctests that the gate runs (ten minutes on two cores)
+test: $(FOR_DEV)  ## the tests and doctests that the gate runs (a quarter of an hour on two cores)
 	$(PYTEST) -m "not nightly" $(ARGS)
 
 test-all: $(FOR_DEV)  ## those that run at night as well (about an hour on two cores)
