@@ -12,9 +12,8 @@ import pytest
 from experiments import imagenet, scales
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import open_source
-from mnv2_jax.lab.tasks import TASKS
+from mnv2_jax.lab.tasks import TASKS, make_model
 from mnv2_jax.lab.train.config import flatten, load_config
-from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
 from mnv2_jax.lab.train.sweep import check_variants, seed_groups, variant_config
 

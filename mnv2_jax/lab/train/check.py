@@ -10,9 +10,8 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
-from mnv2_jax.lab.tasks import TASKS
+from mnv2_jax.lab.tasks import TASKS, make_model
 from mnv2_jax.lab.train.config import OVERRIDE, check_keys, flatten
-from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
 from mnv2_jax.models.build import DTYPES, PARTS, look_up_part

@@ -1,7 +1,8 @@
-"""What a configuration describes, built: data, model, task, optimizer and the compiled step."""
+"""What a configuration describes, built: data on its way to the devices, model, task and step."""
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -10,22 +11,47 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.lab.data import Source, open_source
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data import (
+    Source,
+    Transform,
+    batch_ids,
+    eval_batches,
+    first_record,
+    open_source,
+    train_batches,
+    train_transform,
+)
 from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
 from mnv2_jax.lab.model_folder import load_model
-from mnv2_jax.lab.tasks import TASKS, Task, evaluate
+from mnv2_jax.lab.tasks import TASKS, Task, TaskSpec, evaluate, make_model, model_options
+from mnv2_jax.lab.tasks.augment import Augmentation, random_flip, random_shift
+from mnv2_jax.lab.tasks.task import Batch
 from mnv2_jax.lab.train.check import MAX_STEPS, check
-from mnv2_jax.lab.train.loader import Feed, eval_feed, image_channels, lives_on_device, train_feed
-from mnv2_jax.lab.train.network import (
-    check_dialect,
-    make_model,
-    model_options,
-    start_from,
-    variables_to_start_from,
-)
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
-from mnv2_jax.lab.train.step import TrainState, make_step, new_state
+from mnv2_jax.lab.train.step import TrainState, make_fresh, make_step
+
+Rows = dict[str, np.ndarray]
+# What the training transform may do for its work to be done on the device.
+DEVICE_CROPS = ("pad", "none")
+HOST_ONLY = {"color": 0.0, "policy": "none", "erasing": 0.0}
+
+
+class Feed(NamedTuple):
+    """One split of a data set, ready for a step.
+
+    Attributes:
+      resident: () -> arrays that every device holds; {} for a streamed set.
+      batches: (seeds, first step) -> this host's rows of every batch from there on. Several seeds
+        are stacked, each in its own order.
+      fetch: (resident, rows) -> batch, on the device.
+      augmentations: what is left for the device to do to a training image.
+    """
+
+    resident: Callable[[], Rows]
+    batches: Callable[[tuple[int, ...], int], Iterator[Rows]]
+    fetch: Callable[[dict[str, Array], Batch], Batch]
+    augmentations: tuple[Augmentation, ...] = ()
 
 
 class Run(NamedTuple):
@@ -70,8 +96,7 @@ class Run(NamedTuple):
 
     def rows(self, seeds: tuple[int, ...], start: int) -> Iterator[Any]:
         """Batches from step `start` on, placed on the devices."""
-        for rows in self.train.batches(seeds, start):
-            yield global_batch(rows, self.plan)
+        return (global_batch(rows, self.plan) for rows in self.train.batches(seeds, start))
 
 
 def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None = None) -> Run:
@@ -116,15 +141,14 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
         return train_step(state, feed.fetch(resident, rows), key)
 
     spread = plan.mesh.size if seeds_at_once == 1 else 1
+    eval_set = eval_feed(spec, config, held_out, on_device, channels, spread)
     return Run(
         seeds_at_once=seeds_at_once,
         steps=steps,
         epoch_steps=epoch_steps,
-        fresh=_make_fresh(config, task, model, optimizer, plan),
+        fresh=make_fresh(config, task, model, optimizer, plan),
         step=launch(step, plan),
-        evaluate=make_evaluate(
-            task, eval_feed(spec, config, held_out, on_device, channels, spread), plan
-        ),
+        evaluate=make_evaluate(task, eval_set, plan),
         train=feed,
         schedule=schedule,
         model=model,
@@ -154,31 +178,6 @@ def _open(data: Any, sources: dict[Any, Source]) -> list[Source]:
     return [sources[key] for key in keys]
 
 
-def _make_fresh(
-    config: Any, task: Task, model: Any, optimizer: optax.GradientTransformation, plan: Plan
-) -> Callable[[Array], TrainState]:
-    """Returns (keys) -> the state before the first step; a start that does not fit is refused."""
-    start = load_model(config.init.model) if config.init.model else None
-    if start is not None:
-        check_dialect(start.model, model)
-
-    def first(key: Array) -> TrainState:
-        variables = task.init(key)
-        if start is not None:
-            variables = start_from(variables_to_start_from(start, variables), variables)
-        return new_state(variables, optimizer, config.ema_decay > 0)
-
-    many = plan.seeds_at_once
-    fresh = jax.jit(jax.vmap(first) if many > 1 else first, out_shardings=plan.state)
-    keys = jax.random.split(jax.random.key(0), many) if many > 1 else jax.random.key(0)
-    # Under jit, so that training need not trace it again.
-    modules = jax.eval_shape(fresh, keys).params
-    for name in config.init.frozen:
-        if not any(module.startswith(name) for module in modules):
-            raise unknown("module in init.frozen", name, modules)
-    return fresh
-
-
 def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
     """Compiles the evaluation over a whole set, as exact sums."""
 
@@ -203,3 +202,124 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
     return lambda variables, stopped=lambda: False: evaluate(
         partial(sums, variables), feed.batches((), 0), summarize, stopped
     )
+
+
+def lives_on_device(spec: TaskSpec, config: Any, source: Source) -> bool:
+    """Whether a set fits the device and its augmentation can be done there."""
+    transform = config.data.train
+    possible = transform.crop in DEVICE_CROPS and all(
+        transform[key] == off for key, off in HOST_ONLY.items()
+    )
+    # Boxes and label maps move with their images, which is done on the host.
+    possible = possible and not any(spec.fields.values())
+    return config.data.on_device and possible and source.arrays() is not None
+
+
+def image_channels(spec: TaskSpec, source: Source, name: str) -> int:
+    """The channels of a set's images, from the first record that can be read.
+
+    Raises:
+      UsageError: there is none, or it lacks what the task learns from.
+    """
+    record = first_record(source)
+    spec.check_record(record, name)
+    return np.shape(record["image"])[-1]
+
+
+def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Feed:
+    """Opens a training set."""
+    transform = spec.train_transform(config, channels)  # checks its options in any case
+    train, size, local = config.data.train, config.batch_size, _share(config.batch_size)
+    row = np.arange(local.start, local.stop, dtype=np.int32)
+    if not lives_on_device(spec, config, source):
+
+        def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
+            (seed,) = seeds
+            options = _pipeline(config, transform) | {
+                "seed": seed,
+                "start_step": start,
+                "bad_record_budget": config.data.bad_record_budget,
+            }
+            for rows in train_batches(source, batch_size=size, **options):
+                yield {key: rows[key] for key in _fields(spec)} | {"row": row}
+
+        return Feed(dict, stream, _streamed)
+    resize = train_transform(config.data.resolution, crop="none", flip=0.0, channels=channels)
+    augmentations = (
+        *((random_shift(train.pad),) if train.crop == "pad" else ()),
+        *((random_flip(train.flip),) if train.flip else ()),
+    )
+
+    def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
+        for step in count(start):
+            ids = [batch_ids(len(source), size, seed, step)[local] for seed in seeds]
+            ids = np.stack(ids).astype(np.int32)
+            both = {"id": ids, "row": np.broadcast_to(row, ids.shape)}
+            yield both if len(seeds) > 1 else {name: v[0] for name, v in both.items()}
+
+    return Feed(partial(_resident, source, resize), batches, _gather, augmentations)
+
+
+def eval_feed(
+    spec: TaskSpec, config: Any, source: Source, on_device: bool, channels: int, devices: int
+) -> Feed:
+    """Opens an evaluation set: every example once, the last batch padded with masked rows.
+
+    The batch, `eval_batch_size`, is rounded up to a multiple of the devices that it is spread over.
+    """
+    size = -(-config.eval_batch_size // devices) * devices
+    options = spec.eval_options(config)
+    transform = spec.eval_transform(config.data.resolution, channels, options)
+
+    def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
+        for rows in eval_batches(source, batch_size=size, **_pipeline(config, transform)):
+            yield {key: rows[key] for key in _fields(spec)}
+
+    def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
+        for first in range(0, len(source), size):
+            ids = np.arange(first, first + size)[_share(size)]
+            yield {"id": np.where(ids < len(source), ids, -1).astype(np.int32)}
+
+    if not on_device or source.arrays() is None:
+        return Feed(dict, stream, _streamed)
+    return Feed(partial(_resident, source, transform), batches, _gather_padded)
+
+
+def _share(size: int) -> slice:
+    """This host's rows of a batch."""
+    local = size // jax.process_count()
+    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+
+def _pipeline(config: Any, transform: Transform) -> dict[str, Any]:
+    shard = (jax.process_index(), jax.process_count())
+    return {"transform": transform, "shard": shard, "threads": config.data.threads}
+
+
+def _fields(spec: TaskSpec) -> tuple[str, ...]:
+    return ("image", *spec.fields, "mask")
+
+
+def _resident(source: Source, transform: Transform) -> Rows:
+    """All images of a set, through a transform that draws nothing."""
+    arrays = source.arrays()
+    assert arrays is not None
+    rng = np.random.default_rng(0)
+    images = [transform({"image": image}, rng)["image"] for image in arrays["image"]]
+    return {"image": np.stack(images), "label": arrays["label"]}
+
+
+def _streamed(resident: dict[str, Array], rows: Batch) -> Batch:
+    return rows
+
+
+def _gather(resident: dict[str, Array], rows: Batch) -> Batch:
+    """Looks examples up by id. The mask is a constant, which XLA folds away wherever it acts."""
+    ids = rows["id"]
+    found = {name: jnp.take(array, ids, axis=0, mode="clip") for name, array in resident.items()}
+    return rows | found | {"mask": jnp.ones(ids.shape, jnp.float32)}
+
+
+def _gather_padded(resident: dict[str, Array], rows: Batch) -> Batch:
+    """Looks examples up by id, where -1 stands for a padding row."""
+    return _gather(resident, rows) | {"mask": (rows["id"] >= 0).astype(jnp.float32)}

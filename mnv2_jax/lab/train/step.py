@@ -1,4 +1,7 @@
-"""The training state, and a step as a pure function of it, for jit, shard_map, pmap and vmap."""
+"""The training state, fresh or from a trained model, and a step as a pure function of it.
+
+The step runs under jit, shard_map, pmap and vmap alike.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +10,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Int
 
-from mnv2_jax.lab.tasks.task import Batch, Sums, Task
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.lab.devices.sharding import Plan
+from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.tasks.task import Batch, Sums, Task, TrainedModel, backbone_of
 
 
 @flax.struct.dataclass
@@ -55,6 +62,85 @@ def new_state(variables: dict[str, Any], optimizer: Any, ema: bool) -> TrainStat
     )
 
 
+def make_fresh(
+    config: Any, task: Task, model: Any, optimizer: Any, plan: Plan
+) -> Callable[[Array], TrainState]:
+    """Returns (keys) -> the state before the first step; a start that does not fit is refused."""
+    start = load_model(config.init.model) if config.init.model else None
+    if start is not None:
+        _check_dialect(start.model, model)
+
+    def first(key: Array) -> TrainState:
+        variables = task.init(key)
+        if start is not None:
+            variables = start_from(_variables_to_start_from(start, variables), variables)
+        return new_state(variables, optimizer, config.ema_decay > 0)
+
+    many = plan.seeds_at_once
+    fresh = jax.jit(jax.vmap(first) if many > 1 else first, out_shardings=plan.state)
+    keys = jax.random.split(jax.random.key(0), many) if many > 1 else jax.random.key(0)
+    # Under jit, so that training need not trace it again.
+    modules = jax.eval_shape(fresh, keys).params
+    for name in config.init.frozen:
+        if not any(module.startswith(name) for module in modules):
+            raise unknown("module in init.frozen", name, modules)
+    return fresh
+
+
+# What a network computes with other values of these is not what its weights were trained for.
+TRAVELS = ("padding", "bn_epsilon", "mean", "std")
+# Layers whose shape depends on the number of classes.
+OF_CLASSES = ("classifier/", "/classes_")
+
+
+def _check_dialect(saved: Any, configured: Any) -> None:
+    """Refuses a saved model whose padding, epsilon or input range is not the configured one's."""
+    theirs, ours = (backbone_of(model).dialect for model in (saved, configured))
+    for field in TRAVELS:
+        was, now = getattr(theirs, field), getattr(ours, field)
+        if was != now:
+            raise UsageError(
+                f"the saved model has {field} {was} and this configuration {now}: set "
+                f"model.dialect to {theirs.name!r}, which it was trained with."
+            )
+
+
+def _variables_to_start_from(saved: TrainedModel, fresh: Any) -> Any:
+    """A model's variables; a classifier's become the backbone of a network that has one."""
+    if "backbone" in saved.variables["params"] or "backbone" not in fresh["params"]:
+        return saved.variables
+
+    def backbone(kind: str, own: Any) -> Any:
+        return {k: v for k, v in saved.variables[kind].items() if k in own["backbone"]}
+
+    return {kind: {**own, "backbone": backbone(kind, own)} for kind, own in fresh.items()}
+
+
+def start_from(saved: Any, fresh: Any) -> Any:
+    """Replaces fresh variables by a saved model's, all but layers of other classes.
+
+    Raises:
+      UsageError: anything else differs in name or shape; the message lists what.
+    """
+    old: Any = flatten_dict(saved, sep="/")
+    new: Any = flatten_dict(fresh, sep="/")
+    fit = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
+    lines = [
+        f"{sign}{name}{side[name].shape}"
+        for name in sorted((old.keys() | new.keys()) - fit)
+        for sign, side in (("-", old), ("+", new))
+        if name in side
+    ]
+    if any(not any(part in line for part in OF_CLASSES) for line in lines):
+        shown = ", ".join(lines[:6]) + (", …" if len(lines) > 6 else "")
+        raise UsageError(
+            f"the saved model does not fit this configuration (- saved, + configured): {shown}. "
+            "Set model.width and model.spec to those of the saved model."
+        )
+    merged = {name: old[name] if name in fit else leaf for name, leaf in new.items()}
+    return unflatten_dict(merged, sep="/")
+
+
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Any]]]
 
 
@@ -70,8 +156,7 @@ def make_step(
 
     Gradients are those of the summed loss over all rows of all devices, divided by their count, so
     a masked row weighs nothing wherever it lies. A step whose loss, gradient, statistics or new
-    parameters are not finite changes nothing but the counters: not parameters, statistics, averages
-    nor optimizer.
+    parameters are not finite changes nothing but the counters.
 
     Args:
       task: what is learnt.
@@ -133,20 +218,13 @@ def make_step(
         old = (state.params, state.batch_stats, state.opt_state, state.ema)
         params, stats, opt_state, ema = choose(sane, new, old)
         skip = 1 - sane.astype(jnp.int32)
-        state = TrainState(
-            step=state.step + 1,
-            params=params,
-            batch_stats=stats,
-            opt_state=opt_state,
-            ema=ema,
-            skipped=state.skipped + skip,
-            skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
-        )
+        skipped, in_a_row = state.skipped + skip, (state.skipped_in_a_row + 1) * skip
+        state = TrainState(state.step + 1, params, stats, opt_state, ema, skipped, in_a_row)
         return state, {
             "sums": sums,
             "gradient_norm": norm,
-            "skipped": state.skipped,
-            "skipped_in_a_row": state.skipped_in_a_row,
+            "skipped": skipped,
+            "skipped_in_a_row": in_a_row,
         }
 
     return step

@@ -11,10 +11,10 @@ from mnv2_jax import UsageError, build
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.model_folder import load_model, save_model
+from mnv2_jax.lab.tasks import make_model
 from mnv2_jax.lab.train import loop
 from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train.check import check
-from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import run_sweep
 from mnv2_jax.models.spec import SPECS, Row, Spec

@@ -6,8 +6,8 @@ import pytest
 
 from mnv2_jax import normalize
 from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.tasks import make_model
 from mnv2_jax.lab.train.config import flatten
-from mnv2_jax.lab.train.network import make_model
 from mnv2_jax.lab.train.precision import PRECISIONS, low_precision_scores
 from mnv2_jax.lab.train.report import environment, make_setting, report_text
 from tests.lab.train.setting import tiny

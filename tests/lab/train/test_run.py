@@ -18,8 +18,8 @@ from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.devices.sharding import make_plan
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.lab.tasks import TASKS
-from mnv2_jax.lab.train import loader as feed_module
 from mnv2_jax.lab.train import run as run_module
+from mnv2_jax.lab.train import step as step_module
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.train.run import make_evaluate, make_run
 from mnv2_jax.lab.train.sweep import run_sweep
@@ -127,7 +127,7 @@ def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
         held_out._arrays, held_out._resident = images_of(count), resident
         if resident or count == 1:  # what is streamed has the same shapes for every size
             config = one(eval_batch_size=size)
-            feed = feed_module.eval_feed(TASKS[config.task], config, held_out, resident, 1, devices)
+            feed = run_module.eval_feed(TASKS[config.task], config, held_out, resident, 1, devices)
             evaluate = make_evaluate(digest, feed, plan)
         expected = digest.metrics({}, held_out._arrays | {"mask": np.ones(count)})
         assert evaluate({}) == {name: [total] for name, total in expected.items()}, count
@@ -154,7 +154,7 @@ def test_sets_on_the_device_are_evaluated_as_configured(crop):
             eval_batch_size=360,
         )
         source = open_source("digits", "test")
-        feed = feed_module.eval_feed(TASKS[config.task], config, source, on_device, 1, 1)
+        feed = run_module.eval_feed(TASKS[config.task], config, source, on_device, 1, 1)
         (rows,) = feed.batches((), 0)
         batches.append(jax.device_get(feed.fetch(feed.resident(), rows)))
     for name in ("image", "label", "mask"):
@@ -166,11 +166,11 @@ def test_sets_on_the_device_are_evaluated_as_configured(crop):
 def test_training_sets_are_resized_alike_on_the_device_and_streamed():
     config = one(data={"resolution": 11, "train": {"crop": "none"}})
     source = open_source("digits", "train")
-    resident = feed_module.train_feed(TASKS[config.task], config, source, 1)
+    resident = run_module.train_feed(TASKS[config.task], config, source, 1)
     first = next(resident.batches((0,), 0))
     ours = jax.device_get(resident.fetch(resident.resident(), first))
     config.data.on_device = False
-    streamed = next(feed_module.train_feed(TASKS[config.task], config, source, 1).batches((0,), 0))
+    streamed = next(run_module.train_feed(TASKS[config.task], config, source, 1).batches((0,), 0))
     for name in ("image", "label", "mask", "row"):
         np.testing.assert_array_equal(ours[name], streamed[name])
 
@@ -303,7 +303,7 @@ def test_fine_tuning_makes_the_classifier_of_other_classes_anew(trained, tmp_pat
         for file in place.glob("*/*.jpg"):
             file.write_bytes(encoded(photo(8, 8, 1), "PNG"))
     saved = load_model(trained)
-    state_of = run_module.start_from(
+    state_of = step_module.start_from(
         saved.variables,
         {
             "params": saved.variables["params"]
