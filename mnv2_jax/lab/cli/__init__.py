@@ -22,22 +22,17 @@ from mnv2_jax.ops import compiler
 from mnv2_jax.version import __version__
 
 EXIT_USAGE = 2
-AT_TRAINING = (
-    " Keys of the configuration are set with --config.KEY=VALUE, and a training goes on where it "
-    "stopped when its command is given again."
-)
+AT_TRAINING = " Keys of the configuration are set with --config.KEY=VALUE, and a training goes on"
+AT_TRAINING += " where it stopped when its command is given again."
 SIGNALLED = 128  # and the number of the signal, as shells count
 
 GROUPS = {
     "train": {"train": TRAIN, "prepare": PREPARE, "verify": VERIFY},
     "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
-    "weights of other projects": {
-        "doctor": DOCTOR,
-        "import": IMPORT,
-        "export-weights": EXPORT_WEIGHTS,
-    },
+    "weights of other projects":
+        {"doctor": DOCTOR, "import": IMPORT, "export-weights": EXPORT_WEIGHTS},
     "the paper": {"account": ACCOUNT, "paper": PAPER},
-}
+}  # fmt: skip
 # Verbs by what they were called before, and by what other programs call them.
 RENAMED = {"eval": "evaluate", "test": "evaluate", "infer": "predict", "fit": "train"}
 RENAMED |= {"inspect": "doctor", "convert": "import", "check": "verify"}
@@ -45,10 +40,7 @@ VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit status.
-
-    It is 0, 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM.
-    """
+    """Runs a command line; returns 0, 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     argv = list(sys.argv[1:] if argv is None else argv)
     compiler.apply()
     try:
@@ -63,10 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown("verb", first, VERBS)
         arguments, extra = make_parser().parse_known_args(rest)
         if extra:
-            hint = AT_TRAINING if arguments.run is TRAIN.run else ""
-            raise UsageError(
-                f"unrecognized arguments: {' '.join(extra)}.{hint} See `mnv2 {rest[0]} --help`."
-            )
+            hint = AT_TRAINING * (arguments.run is TRAIN.run) + f" See `mnv2 {rest[0]} --help`."
+            raise UsageError(f"unrecognized arguments: {' '.join(extra)}.{hint}")
         if overrides and arguments.run is not TRAIN.run:
             raise UsageError(f"override {overrides[0]!r} belongs to the verb train.")
         arguments.overrides, arguments.argv = overrides, argv
@@ -114,9 +104,8 @@ class _Completion(argparse.Action):
         try:
             import shtab
         except ImportError as error:
-            raise UsageError(
-                f"{option_string} needs shtab: install it with pip install 'mnv2_jax[completion]'."
-            ) from error
+            remedy = "install it with pip install 'mnv2_jax[completion]'"
+            raise UsageError(f"{option_string} needs shtab: {remedy}.") from error
         print(shtab.complete(parser, shell=str(values)))
         parser.exit()
 
@@ -125,11 +114,8 @@ class _Root(_Parser):
     def format_help(self) -> str:
         lines = ["usage: mnv2 VERB ...", "", self.description or "", ""]
         for title, group in GROUPS.items():
-            lines += [
-                f"{title}:",
-                *(f"  {name:<15} {verb.help}" for name, verb in group.items()),
-                "",
-            ]
+            rows = (f"  {name:<15} {verb.help}" for name, verb in group.items())
+            lines += [f"{title}:", *rows, ""]
         return "\n".join([*lines, self.epilog or "", ""])
 
 
@@ -143,17 +129,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mnv2_jax {__version__}")
     parser.add_argument("--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"))
-    verbs = parser.add_subparsers(
+    add = parser.add_subparsers(
         metavar="VERB", required=True, prog="mnv2", parser_class=_Parser, title="verbs"
-    )
+    ).add_parser
+    raw = argparse.RawDescriptionHelpFormatter
     for name, verb in VERBS.items():
-        sub = verbs.add_parser(
-            name,
-            help=verb.help,
-            description=verb.help,
-            epilog="\n  ".join(("examples:", *verb.examples)),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        examples = "\n  ".join(("examples:", *verb.examples))
+        sub = add(name, help=verb.help, description=verb.help, epilog=examples, formatter_class=raw)
         verb.arguments(sub)
         sub.set_defaults(run=verb.run)
     return parser

@@ -29,12 +29,9 @@ def _account(arguments: argparse.Namespace) -> None:
     if arguments.channels < 1:
         raise UsageError(f"--channels is {arguments.channels}: give at least 1.")
     model = build(
-        width=arguments.width,
-        num_classes=arguments.classes,
-        spec=arguments.spec,
-        output_stride=arguments.output_stride,
-        in_channels=arguments.channels,
-    )
+        width=arguments.width, num_classes=arguments.classes, spec=arguments.spec,
+        output_stride=arguments.output_stride, in_channels=arguments.channels,
+    )  # fmt: skip
     result = account(model, (1, *size, arguments.channels))
     layout = unroll(model.width, model.output_stride, model.spec)
 
@@ -44,16 +41,10 @@ def _account(arguments: argparse.Namespace) -> None:
     whole, parts = peak(None), {t: peak(t) for t in range(1, 6)}
     table = result if arguments.layers else result.grouped()
     if arguments.json:
-        content = {
-            "params": result.params,
-            "kernel_params": result.kernel_params,
-            "madds": result.madds,
-            "activation_sum": result.activation_sum,
-            "activation_peak": whole,
-            "activation_peak_split": parts,
-            "layers": [layer._asdict() for layer in table.layers],
-        }
-        print(json.dumps(content))
+        totals = ("params", "kernel_params", "madds", "activation_sum")
+        content = {name: getattr(result, name) for name in totals}
+        content |= {"activation_peak": whole, "activation_peak_split": parts}
+        print(json.dumps(content | {"layers": [layer._asdict() for layer in table.layers]}))
         return
     print(table.markdown())
     print(f"\nparameters               {result.params:>14,}")
@@ -72,20 +63,16 @@ def parse_size(text: str) -> tuple[int, int]:
     ((224, 224), (192, 256))
     """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match or int(match[1]) < 1 or int(match[2] or 1) < 1:
-        raise UsageError(
-            f"resolution is {text!r}: write a number of pixels, or HxW, such as 192x256."
-        )
-    height = int(match[1])
-    return height, int(match[2] or height)
+    height, width = (int(side) for side in match.groups(match[1])) if match else (0, 0)
+    if height < 1 or width < 1:
+        want = "write a number of pixels, or HxW, such as 192x256"
+        raise UsageError(f"resolution is {text!r}: {want}.")
+    return height, width
 
 
 ACCOUNT = Verb(
     "Count a network's parameters, multiply-adds and memory, block by block.",
     _account_arguments,
     _account,
-    (
-        "mnv2 account --width 0.75 --resolution 160",
-        "mnv2 account --layers --json",
-    ),
+    ("mnv2 account --width 0.75 --resolution 160", "mnv2 account --layers --json"),
 )

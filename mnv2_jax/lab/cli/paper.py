@@ -16,12 +16,8 @@ def _paper_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("items", nargs="*", metavar="ITEM", help="tables and figures, e.g. table-3 fig-7 (all)")
     add("--out", default="runs/paper", help="folder of the report (runs/paper)")
-    add(
-        "--runs",
-        nargs="+",
-        metavar="DIR",
-        help="folders that hold results, or a sweep's own; earlier ones win (runs results)",
-    )
+    what = "folders that hold results, or a sweep's own; earlier ones win (runs results)"
+    add("--runs", nargs="+", metavar="DIR", help=what)
     add("--model", metavar="DIR", help="trained model for Fig. 7 (the ablation's on digits)")
     add("--quiet", action="store_true", help="print no line for each item")
     json_argument(parser)
@@ -59,8 +55,5 @@ PAPER = Verb(
     "Reproduce the paper's tables and figures, with the results of runs.",
     _paper_arguments,
     _paper,
-    (
-        "mnv2 paper",
-        "mnv2 paper table-3 fig-7 --out tables",
-    ),
+    ("mnv2 paper", "mnv2 paper table-3 fig-7 --out tables"),
 )

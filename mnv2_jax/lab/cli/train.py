@@ -9,27 +9,20 @@ from mnv2_jax.lab.cli.verb import Verb, json_argument
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", nargs="?", metavar="FILE[:PRESET]", help="as --config")
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:PRESET]",
-        help="an experiment, e.g. experiments/ablate_linear.py:fashion_mnist; "
-        "--config.KEY=VALUE changes one of its keys",
-    )
-    parser.add_argument("--workdir", help="folder of the results (runs/NAME)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add, file = parser.add_argument, "FILE[:PRESET]"
+    add("experiment", nargs="?", metavar=file, help="as --config")
+    what = "an experiment, e.g. experiments/ablate_linear.py:fashion_mnist; "
+    add("--config", metavar=file, help=what + "--config.KEY=VALUE changes one of its keys")
+    add("--workdir", help="folder of the results (runs/NAME)")
+    add("--quiet", action="store_true", help="no progress bar")
     json_argument(parser)
-    hosts = parser.add_argument_group(
-        "several hosts",
-        "the same command on each; processes started by Slurm or Open MPI find each other",
-    )
-    hosts.add_argument("--distributed", action="store_true", help="find the others of a TPU pod")
-    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is")
-    hosts.add_argument("--hosts", type=int, metavar="N", help="number of processes")
-    hosts.add_argument("--host", type=int, metavar="I", help="index of this one, from 0")
-    hosts.add_argument(
-        "--wait", type=int, default=300, metavar="SECONDS", help="for all to come (300)"
-    )
+    what = "the same command on each; processes started by Slurm or Open MPI find each other"
+    add = parser.add_argument_group("several hosts", what).add_argument
+    add("--distributed", action="store_true", help="find the others of a TPU pod")
+    add("--coordinator", metavar="ADDRESS:PORT", help="where host 0 is")
+    add("--hosts", type=int, metavar="N", help="number of processes")
+    add("--host", type=int, metavar="I", help="index of this one, from 0")
+    add("--wait", type=int, default=300, metavar="SECONDS", help="for all to come (300)")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -99,18 +92,15 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.verify import verify
 
-    damaged = found = 0
+    problems = []
     for finding in verify(Path(arguments.workdir).expanduser().absolute()):
-        found += 1
-        damaged += bool(finding.problem)
-        if arguments.json:
-            print(json.dumps(finding._asdict()), flush=True)
-        else:
-            verdict = finding.problem or "sound"
-            print(f"{finding.what:<24} {finding.path:<48} {verdict}", flush=True)
-    if damaged:
+        problems.append(finding.problem)
+        line = f"{finding.what:<24} {finding.path:<48} {finding.problem or 'sound'}"
+        print(json.dumps(finding._asdict()) if arguments.json else line, flush=True)
+    if damaged := len(list(filter(None, problems))):
+        where = f"{damaged} of {len(problems)} parts of {arguments.workdir}"
         raise UsageError(
-            f"{damaged} of {found} parts of {arguments.workdir} are damaged, see above. A training "
+            f"{where} are damaged, see above. A training "
             "goes on from its newest sound checkpoint by itself; a finished one is trained anew "
             "where its seed_N folder and checkpoints are removed."
         )
@@ -129,13 +119,9 @@ TRAIN = Verb(
 )
 PREPARE = Verb(
     "Make a data set readable through TensorFlow Datasets.",
-    _prepare_arguments,
-    _prepare,
-    ("mnv2 prepare fashion_mnist",),
-)
+    _prepare_arguments, _prepare, ("mnv2 prepare fashion_mnist",),
+)  # fmt: skip
 VERIFY = Verb(
     "Read every checkpoint, log, model and result of a training, and say what is sound.",
-    _verify_arguments,
-    _verify,
-    ("mnv2 verify runs/ablate_linear",),
-)
+    _verify_arguments, _verify, ("mnv2 verify runs/ablate_linear",),
+)  # fmt: skip

@@ -22,19 +22,11 @@ class Verb(NamedTuple):
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds `--model`, a folder that training or importing wrote."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        type=_find_model,
-        help="folder of a trained model: runs/NAME/VARIANT/seed_N, or above the only one",
-    )
-    parser.add_argument(
-        "--code",
-        metavar="FILE",
-        help="Python file with PARTS of your own that the model needs, such as its experiment; it "
-        "is executed",
-    )
+    """Adds `--model`, a folder that training or importing wrote, and `--code`."""
+    what = "folder of a trained model: runs/NAME/VARIANT/seed_N, or above the only one"
+    parser.add_argument("--model", required=True, type=_find_model, help=what)
+    what = "Python file with PARTS of your own that the model needs, such as its experiment; it is"
+    parser.add_argument("--code", metavar="FILE", help=what + " executed")
 
 
 def trained_model(arguments: argparse.Namespace) -> "TrainedModel":

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ONLY, TRAIN = "python main.py paper ", "python main.py --config experiments/"
+
 
 class Text(NamedTuple):
     """A paragraph; `code`, **bold** and `[label](address)` are understood."""
@@ -18,27 +20,18 @@ class Note(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table.
-
-    Attributes:
-      header: names of the columns.
-      rows: tuples of cells, as wide as the header.
-      origins: a letter for each column: p for what the paper prints, h for what this project
-        counted or measured here, - for names. Empty stands for names only.
-      caption: text above the table.
-    """
+    """A table: rows as wide as its header, and a caption above it."""
 
     header: tuple[str, ...]
     rows: Sequence[tuple[object, ...]]
+    # A letter a column: p for what the paper prints, h for what was counted or measured here, - for
+    # names. Empty stands for names only.
     origins: str = ""
     caption: str = ""
 
 
 class Picture(NamedTuple):
-    """A picture: the name of its file, a matplotlib figure or the path of a PNG, and a description.
-
-    The description is for those who cannot see the picture.
-    """
+    """The name of a picture's file, a figure or the path of a PNG, and what one sees in it."""
 
     name: str
     drawn: Any

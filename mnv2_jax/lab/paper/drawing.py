@@ -12,23 +12,13 @@ INK = "#000000"
 # What the page declares for light and dark: a color of the palette -> a variable of CSS.
 VARIABLES = {color.lower(): f"--c{i}" for i, color in enumerate(COLORS)}
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "axes.linewidth": 0.7,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mnv2_jax",  # the same picture gets the same bytes
-}
+    **dict.fromkeys(("font.size", "axes.labelsize"), 9), "axes.titlesize": 9.5,
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8.5),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.7),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    "svg.fonttype": "none", "svg.hashsalt": "mnv2_jax",  # the same picture gets the same bytes
+}  # fmt: skip
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Any:
@@ -60,21 +50,18 @@ def write_png(fig: Any, path: Path) -> None:
 
 
 def svg(fig: Any, prefix: str) -> str:
-    """Returns a figure as SVG to stand inside HTML.
+    """Returns a figure as SVG to stand inside HTML, in the colors that the page declares.
 
-    Text and axes take the page's color (`currentColor`), the palette's colors become variables.
-    Ids get a prefix, for several pictures share a page; addresses of name spaces, which HTML does
-    not need, are left out.
+    Ids get a prefix, for several pictures share a page.
     """
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML needs no name spaces
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text).replace("xlink:href", "href")
     text = text.replace("url(#", f"url(#{prefix}-")

@@ -1,7 +1,4 @@
-"""Fig. 1: what ReLU leaves of a spiral that a random matrix T embeds in n dimensions.
-
-In numpy: points x (p, 2), T (n, 2), and the way back by the pseudo-inverse, T⁺ ReLU(T x).
-"""
+"""Fig. 1: what ReLU leaves of a spiral that a random matrix T embeds in n dimensions."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,8 +12,7 @@ from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
 DIMENSIONS = (2, 3, 5, 15, 30)  # as in the paper
 CURVE = (*range(2, 13), 15, 20, 25, 30)
 SEED = 0
-DRAWS = 400
-POINTS = 400
+DRAWS = POINTS = 400
 
 
 class Loss(NamedTuple):
@@ -83,16 +79,12 @@ def losses(
     rng = np.random.default_rng(seed)
     for n in dimensions:
         embeddings = rng.normal(size=(draws, n, 2))
-        yield Loss(
-            n,
-            np.array([relative_error(x, through_relu(x, t)) for t in embeddings]),
-            np.array([collapsed_share(x, t) for t in embeddings]),
-        )
+        errors = [relative_error(x, through_relu(x, t)) for t in embeddings]
+        yield Loss(n, np.array(errors), np.array([collapsed_share(x, t) for t in embeddings]))
 
 
-def figure_1(sources: Sources) -> Iterator[Part]:
+def figure_1(_: Sources) -> Iterator[Part]:
     """Fig. 1, and the loss behind it as a curve."""
-    del sources
     x = spiral()
     # The first matrices that the generator draws: none was chosen for its looks.
     rng = np.random.default_rng(SEED)
@@ -104,16 +96,13 @@ def figure_1(sources: Sources) -> Iterator[Part]:
         "corners from 2 and 3, a deformed but unfolded spiral from 15 and 30.",
     )
     yield Text(
-        f"A spiral is embedded in n dimensions by a random matrix T, passes ReLU, and comes back "
-        f"by the pseudo-inverse of T. The color runs along the spiral; T is the first that the "
+        "A spiral is embedded in n dimensions by a random matrix T, passes ReLU, and comes back "
+        "by the pseudo-inverse of T. The color runs along the spiral; T is the first that the "
         f"generator draws (seed {SEED})."
     )
     measured = list(losses())
-    yield Picture(
-        "fig-1-loss",
-        _curves(measured),
-        "Relative error of reconstruction and share of collapsed points, both falling with n.",
-    )
+    alt = "Relative error of reconstruction and share of collapsed points, both falling with n."
+    yield Picture("fig-1-loss", _curves(measured), alt)
     yield Text(
         f"How much is lost, over {DRAWS} random T for each n. Left: the relative error of the way "
         "back after the best scale; line: mean, band: the middle 80 %. Right: the share of points "
@@ -123,9 +112,9 @@ def figure_1(sources: Sources) -> Iterator[Part]:
     rows = []
     for loss in (loss for loss in measured if loss.n in DIMENSIONS):
         low, high = np.percentile(loss.error, (10, 90))
-        mean, collapsed = loss.error.mean(), f"{loss.collapsed.mean():.2%}"
-        band = f"{low:.3f} to {high:.3f}"
-        rows.append((loss.n, f"{mean:.3f}", band, collapsed, f"{expected_collapse(loss.n):.2%}"))
+        collapsed, expected = loss.collapsed.mean(), expected_collapse(loss.n)
+        error, band = f"{loss.error.mean():.3f}", f"{low:.3f} to {high:.3f}"
+        rows.append((loss.n, error, band, f"{collapsed:.2%}", f"{expected:.2%}"))
     header = ("n", "relative error", "middle 80 %", "points collapsed", "expected")
     yield Table(header, rows, "-hhhh")
     yield Note(
@@ -153,10 +142,8 @@ def _spirals(x: np.ndarray, shown: Sequence[np.ndarray]) -> object:
         for piece, color in zip(np.array_split(np.arange(len(x) - 1), 50), colors, strict=True):
             run = points[piece[0] : piece[-1] + 2]
             ax.plot(*run.T, color=color, linewidth=1.8, solid_capstyle="round")
-        ax.set_title(title)
+        ax.set(title=title, xticks=[], yticks=[])
         ax.set_aspect("equal", "datalim")
-        ax.set_xticks([])
-        ax.set_yticks([])
     return fig
 
 
@@ -167,19 +154,16 @@ def _curves(measured: Sequence[Loss]) -> object:
     low, high = np.percentile([loss.error for loss in measured], (10, 90), axis=1)
     left.fill_between(n, low, high, color=COLORS[0], alpha=0.2, linewidth=0)
     left.plot(n, [loss.error.mean() for loss in measured], "o-", color=COLORS[0], markersize=3.5)
-    left.set_ylabel("relative error")
-    left.set_ylim(0)
+    left.set(ylabel="relative error", ylim=(0, None))
     # Beyond, a collapse is rarer than one in all the matrices that are drawn.
     common = [loss for loss in measured if expected_collapse(loss.n) > 1 / (10 * DRAWS)]
     few = [loss.n for loss in common]
     right.plot(few, [expected_collapse(m) for m in few], color=COLORS[1], label="expected")
     share = [loss.collapsed.mean() for loss in common]
     right.plot(few, share, "o", color=COLORS[0], markersize=4.5, label="found")
-    right.set_yscale("log")
-    right.set_ylabel("share of points collapsed")
+    right.set(yscale="log", ylabel="share of points collapsed")
     right.legend(frameon=False)
     for ax, ticks in ((left, [2, 5, 10, 15, 20, 25, 30]), (right, [2, 3, 5, 8, 10, 12, 15])):
         plain_axes(ax)
-        ax.set_xlabel("dimensions n")
-        ax.set_xticks(ticks)
+        ax.set(xlabel="dimensions n", xticks=ticks)
     return fig

@@ -5,19 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.lab.paper import printed
-from mnv2_jax.lab.paper.content import Missing, Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.paper import printed, results
+from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, INK, figure, plain_axes
-from mnv2_jax.lab.paper.results import (
-    Evaluation,
-    Result,
-    cell,
-    find,
-    find_evaluations,
-    imagenet_results,
-    spread,
-)
 from mnv2_jax.lab.paper.tables import classifier_madds
+from mnv2_jax.lab.train.report import plot_band
 
 OTHERS = {  # networks of Table 4 -> marker, and where its name stands beside it, in points
     "MobileNetV1": ("s", (7, 0), "left", "center"),
@@ -25,22 +17,18 @@ OTHERS = {  # networks of Table 4 -> marker, and where its name stands beside it
     "ShuffleNet (x2)": ("D", (7, -4), "left", "center"),
     "NasNet-A": ("^", (7, 4), "left", "center"),
 }
-Own = dict[tuple[float, int], Result]
+Own = dict[tuple[float, int], results.Result]
 Points = list[tuple[int, float, int, list[float]]]
 
 
 def figure_5(sources: Sources) -> Iterator[Part]:
     """Fig. 5: the released networks, and beside them whatever was trained here."""
-    own = imagenet_results(sources)
-    evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
-    results = find(sources.runs, "tradeoff")
-    elsewhere = [result for result in results if result.data != "imagenet2012"]
+    own = results.imagenet_results(sources)
+    evaluated = results.find_evaluations(sources.runs, "imagenet2012", "accuracy")
+    elsewhere = [r for r in results.find(sources.runs, "tradeoff") if r.data != "imagenet2012"]
     counted = next((result for result in elsewhere if result.networks), None)
-    yield Picture(
-        "fig-5",
-        _draw(own, evaluated, counted),
-        "Top-1 accuracy against multiply-adds on a logarithmic axis, a curve for each resolution.",
-    )
+    alt = "Top-1 accuracy against multiply-adds on a logarithmic axis, a curve for each resolution."
+    yield Picture("fig-5", _draw(own, evaluated, counted), alt)
     yield Text(
         "Left: accuracies **published** by the authors with their released checkpoints (widths "
         "0.35 to 1.0 at 96 to 224 pixels, 1.4 at 224) and, as single marks, the other networks of "
@@ -53,7 +41,7 @@ def figure_5(sources: Sources) -> Iterator[Part]:
     for result in elsewhere:
         header = ("width", "resolution", "MAdds, counted", "seeds", "%, here")
         rows = [
-            (width, size, f"{madds:,}", len(scores), spread(scores))
+            (width, size, f"{madds:,}", len(scores), results.spread(scores))
             for size, width, madds, scores in points(result)
         ]
         table = Table(header, rows, "--hhh") if rows else result.table()
@@ -64,15 +52,10 @@ def figure_5(sources: Sources) -> Iterator[Part]:
                 f"the models are not at hand to count it: `{result.command}` makes both."
             )
     if not elsewhere:
-        yield Missing(
-            "the same trade-off on digits", "python main.py --config experiments/tradeoff.py"
-        )
+        yield Missing("the same trade-off on digits", TRAIN + "tradeoff.py")
     if not own:
-        yield Missing(
-            "the curve on ImageNet",
-            "python main.py --config experiments/tradeoff.py:imagenet2012 "
-            "--config.data.root=/path/to/imagenet",
-        )
+        command = TRAIN + "tradeoff.py:imagenet2012 --config.data.root=/path/to/imagenet"
+        yield Missing("the curve on ImageNet", command)
     smallest, largest = (classifier_madds(*at) / 1e6 for at in ((0.35, 96), (1.4, 224)))
     yield Note(
         "Sec. 4 says that the cost ranges from “7 multiply adds” to 585 M. The smallest network of "
@@ -80,14 +63,13 @@ def figure_5(sources: Sources) -> Iterator[Part]:
     )
 
 
-def _released(own: Own, evaluated: list[Evaluation]) -> Table:
-    """Returns the released networks, and beside them this project's scores, if there are any."""
+def _released(own: Own, evaluated: list[results.Evaluation]) -> Table:
     rows = []
     for width, scores in printed.RELEASED.items():
         for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
             at = (width, resolution)
             trained = own[at].first if at in own else []
-            here = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
+            here = results.cell(trained, [e for e in evaluated if e.network.width_and_size == at])
             rows.append((*at, f"{classifier_madds(*at):,}", top1, here))
     header = ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here")
     n = 5 if own or evaluated else 4
@@ -95,7 +77,7 @@ def _released(own: Own, evaluated: list[Evaluation]) -> Table:
     return Table(header[:n], rows, "--hph"[:n], "The published points (ImageNet)")
 
 
-def points(result: Result) -> Points:
+def points(result: results.Result) -> Points:
     """Returns resolution, width, multiply-adds and scores of the networks of a trade-off."""
     return sorted(
         (network.resolution, network.width_and_size[0], network.madds, result.scores[variant])
@@ -103,7 +85,7 @@ def points(result: Result) -> Points:
     )
 
 
-def _draw(own: Own, evaluated: list[Evaluation], counted: Result | None) -> Any:
+def _draw(own: Own, evaluated: list[results.Evaluation], counted: results.Result | None) -> Any:
     fig, axes = figure(10.2 if counted else 7.2, 4.3, columns=1 + bool(counted))
     ax = axes.flat[0]
     ax.set_xscale("log")
@@ -131,9 +113,8 @@ def _draw(own: Own, evaluated: list[Evaluation], counted: Result | None) -> Any:
                 ha=across, va=along, fontsize=7.5,
             )  # fmt: skip
     _millions(ax, (10, 20, 50, 100, 200, 500))
-    ax.set_xlim(right=1600)  # room for the names
-    ax.set_ylabel("top-1 accuracy, %")
-    ax.set_title("ImageNet: published" + (", and trained here (stars)" if own else ""))
+    ax.set(ylabel="top-1 accuracy, %", xlim=(None, 1600))  # room for the names
+    ax.set_title("ImageNet: published" + ", and trained here (stars)" * bool(own))
     if counted:
         _draw_own(axes.flat[1], counted)
     for each in axes.flat:
@@ -143,22 +124,16 @@ def _draw(own: Own, evaluated: list[Evaluation], counted: Result | None) -> Any:
     return fig
 
 
-def _draw_own(ax: Any, result: Result) -> None:
-    """Draws a trade-off that was trained here; others are in the tables."""
+def _draw_own(ax: Any, result: results.Result) -> None:
     ax.set_xscale("log")
     own = points(result)
     for color, size in zip(COLORS, sorted({p[0] for p in own}), strict=False):
         line = sorted((madds / 1e6, scores) for s, _, madds, scores in own if s == size)
-        x, scores = [x for x, _ in line], [100 * np.asarray(s) for _, s in line]
-        mean = np.array([s.mean() for s in scores])
-        std = np.array([s.std(ddof=len(s) > 1) for s in scores])
-        ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
-        ax.plot(x, mean, "o-", color=color, markersize=4, label=f"{size}²")
+        plot_band(ax, *zip(*line, strict=True), color, mark="o-", markersize=4, label=f"{size}²")
     every = sorted(madds / 1e6 for _, _, madds, _ in own)
     ticks = [m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5)]
     _millions(ax, [t for t in ticks if every[0] * 0.9 <= t <= every[-1] * 1.1])
-    ax.set_ylabel("accuracy, %")
-    ax.set_title(f"{result.folder.name}: trained here")
+    ax.set(ylabel="accuracy, %", title=f"{result.folder.name}: trained here")
 
 
 def _millions(ax: Any, ticks: Any) -> None:

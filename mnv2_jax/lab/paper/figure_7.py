@@ -1,8 +1,7 @@
 """Fig. 7: how many channels are positive after each expansion, before and after training.
 
-Lemma 2 of the appendix: ReLU(Bx), with B of m·n × n, determines x where at least n of its values
-are positive (and their rows independent). After an expansion by t that is a share of 1/t of the
-channels, 1/6 in the paper's network.
+By Lemma 2 of the appendix ReLU(Bx), with B of m·n × n, determines x where at least n of its values
+are positive: 1/t of the channels after an expansion by t, 1/6 in the paper's network.
 """
 
 from collections.abc import Iterator
@@ -17,17 +16,17 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import eval_transform, open_source
-from mnv2_jax.lab.model_folder import DESCRIPTION, TrainedModel, load_model
-from mnv2_jax.lab.paper.content import Missing, Note, Part, Picture, Sources, Table, Text
+from mnv2_jax.lab.model_folder import DESCRIPTION, EARLIEST, TrainedModel, load_model
+from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, INK, figure, plain_axes
 from mnv2_jax.lab.paper.results import sweep_config
+from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.models.build import build
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.spec import IMAGENET, unroll
 
 # Models of the ablations on digits that are used when none is given, in a folder of results.
 DEFAULTS = ("ablate_linear/linear/seed_0", "ablate_shortcut/between_bottlenecks/seed_0")
-TRAIN = "python main.py --config experiments/ablate_linear.py"
 EMBEDDED = "fashion_mnist_small"  # images for a model whose own are not known
 IMAGES = 256
 FEW, SMALL = 16, 96  # images and resolution for the paper's network, which is only initialized
@@ -53,14 +52,10 @@ class Layer(NamedTuple):
 def positive_channels(
     model: Any, variables: Any, images: Float[Array, "b h w c"], train: bool = False
 ) -> list[Layer]:
-    """Counts the positive channels of the input of each block's depthwise convolution.
+    """Counts the positive channels of the input of each depthwise convolution of a MobileNetV2.
 
-    Args:
-      model: a `MobileNetV2`.
-      variables: `params` and `batch_stats`.
-      images: in the dialect's range.
-      train: normalizes by the statistics of these images, as the first step of training does;
-        the running ones of an untrained network mean nothing.
+    The images are in the dialect's range. With `train` their own statistics normalize, as in the
+    first step of a training; the running ones of an untrained network mean nothing.
     """
     model = model.clone(split=1)
     blocks = unroll(model.width, model.output_stride, model.spec).blocks
@@ -95,12 +90,8 @@ def figure_7(sources: Sources) -> Iterator[Part]:
         texts.append(
             f"({first}, {last}) `{folder}` at step 0 and trained, on {len(images)} images of {data}"
         )
-    yield Picture(
-        "fig-7",
-        _draw(columns),
-        "Least, mean and most positive channels of each layer, absolute and as a share, with the "
-        "threshold of 1/6.",
-    )
+    alt = "Least, mean and most positive channels of each layer, and their share; 1/6 is marked."
+    yield Picture("fig-7", _draw(columns), alt)
     yield Text(
         f"{'; '.join(texts)}. Positive channels of what enters each block's depthwise convolution, "
         "over all positions of all images. At step 0 batch norm takes the statistics of these "
@@ -114,7 +105,7 @@ def figure_7(sources: Sources) -> Iterator[Part]:
         rows.append((i, channels, n.min(), f"{n.mean():.1f}", n.max(), f"{n.std():.1f}", above))
     yield Table(header, rows, "-hhhhhh", title)
     if saved is None:
-        yield Missing("the same network after training on digits", TRAIN)
+        yield Missing("the same network after training on digits", TRAIN + "ablate_linear.py")
     yield Missing("the counts of any other checkpoint", "python main.py paper fig-7 --model FOLDER")
     yield Note(
         "Lemma 2 asks for n positive values *and* independent rows; the figure, like the paper's, "
@@ -134,9 +125,8 @@ def _backbone(saved: TrainedModel, folder: Path) -> TrainedModel:
     """Takes the MobileNetV2 out of a detector or segmenter."""
     if saved.backbone is saved.model:
         return saved
-    variables = {
-        kind: tree["backbone"] for kind, tree in saved.variables.items() if "backbone" in tree
-    }
+    trees = saved.variables.items()
+    variables = {kind: tree["backbone"] for kind, tree in trees if "backbone" in tree}
     if "params" not in variables:
         raise UsageError(f"the model in {str(folder)!r} holds no MobileNetV2: give a classifier.")
     return saved._replace(model=saved.backbone, variables=variables)
@@ -151,12 +141,12 @@ def _paper_network() -> list[Layer]:
 
 def _images(saved: TrainedModel, folder: Path) -> tuple[Array, str]:
     """Returns images for a model, and what they are: its own test split where it is known."""
-    config = sweep_config(folder.parent.parent)
-    classify = saved.description.get("task", "classify") == "classify"
-    name, split, root = EMBEDDED, "test", None
-    if config and classify:
-        name, split, root = (config[f"data.{key}"] for key in ("name", "eval_split", "root"))
-    options = saved.description.get("eval", {}) if classify else {"crop": "none"}
+    config, place = sweep_config(folder.parent.parent), (EMBEDDED, "test", None)
+    classifies = TASKS[saved.description.get("task", EARLIEST)].full_recipe
+    if config and classifies:
+        place = tuple(config[f"data.{key}"] for key in ("name", "eval_split", "root"))
+    options = saved.description.get("eval", {}) if classifies else {"crop": "none"}
+    name, split, root = place
     images = _read_images(name, split, root, IMAGES, saved.resolution, saved.model, options)
     return images, f"{name}, split {split}"
 
@@ -175,7 +165,6 @@ def _read_images(
 
 
 def _draw(columns: dict[str, list[Layer]]) -> Any:
-    """Draws for each network the counts above, and below the same as shares of the channels."""
     fig, axes = figure(3.4 * len(columns) + 0.2, 5.0, rows=2, columns=len(columns))
     for (top, bottom), (title, layers) in zip(axes.T, columns.items(), strict=True):
         x = range(len(layers))
@@ -197,8 +186,7 @@ def _draw(columns: dict[str, list[Layer]]) -> Any:
                 ax.plot(x, total, color=INK, linewidth=0.9, alpha=0.6, label="all channels")
             threshold = share * total / scale
             ax.plot(x, threshold, "--", color=COLORS[3], linewidth=1.2, label="threshold")
-            ax.set_ylim(0, limit)
-            ax.set_xticks(x[:: 2 if len(x) > 9 else 1])
+            ax.set(ylim=(0, limit), xticks=x[:: 2 if len(x) > 9 else 1])
             plain_axes(ax)
         bottom.set_xlabel("block")
     axes[0, 0].set_ylabel("positive channels")

@@ -1,7 +1,4 @@
-"""MobileNetV1 and ShuffleNet as Table 3 compares them: the channels that they have at each size.
-
-Only the shapes of their tensors, from the tables of their own papers; neither network is built.
-"""
+"""MobileNetV1 and ShuffleNet as Table 3 compares them: their tensors' shapes, by their papers."""
 
 from typing import NamedTuple
 
@@ -51,11 +48,11 @@ def shufflenet_channels(network: ShuffleNet) -> dict[int, int]:
 
 
 def shufflenet_madds(network: ShuffleNet, classes: int = 1000) -> int:
-    """Counts ShuffleNet's multiply-adds at 224×224, which tell the groups from the channels.
+    """Counts ShuffleNet's multiply-adds at 224×224.
 
     A unit is a grouped 1×1 convolution to a quarter of its output, a depthwise 3×3 and a grouped
-    1×1. The strided unit's shortcut is pooled and concatenated; the network's first unit does not
-    group its first convolution.
+    1×1. A strided unit's shortcut is pooled and concatenated; the first unit's first convolution
+    has no groups.
 
     >>> shufflenet_madds(SHUFFLENET_G3)
     524045184

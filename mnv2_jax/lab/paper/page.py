@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from mnv2_jax.lab.paper.content import Item, Missing, Note, Part, Picture, Table
 from mnv2_jax.lab.paper.drawing import svg
-from mnv2_jax.lab.paper.style import STYLE
 from mnv2_jax.markdown import markdown_table
 
+STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 ORIGINS = {"p": "paper", "h": "here", "-": ""}  # classes of cells
 EMPTY = ("", "–", "not run", "reference", "no expansion")  # in columns of numbers
 TITLE = "MobileNetV2, table by table"
@@ -42,8 +42,8 @@ def introduction(command: str) -> list[str]:
 def html_page(sections: Sequence[Section], command: str, facts: str) -> str:
     """Composes the page; pictures stand in it as SVG, and nothing is loaded from elsewhere."""
     links = "".join(
-        f'<li><a href="#{s.item.key}"><b>{s.item.name}</b> {html.escape(s.item.title)}</a></li>'
-        for s in sections
+        f'<li><a href="#{item.key}"><b>{item.name}</b> {html.escape(item.title)}</a></li>'
+        for item, _ in sections
     )
     intro = "".join(f"<p>{inline(text)}</p>" for text in introduction(command))
     body = "\n".join(_section(section) for section in sections)
@@ -95,11 +95,8 @@ def inline(text: str) -> str:
 
 def _code(escaped: str) -> str:
     """Keeps an option in one piece, where a browser would break a line after its hyphens."""
-    words = (
-        f'<span class="word">{word}</span>' if word.startswith("--") else word
-        for word in escaped.split(" ")
-    )
-    return f"<code>{' '.join(words)}</code>"
+    marked = re.sub(r"(?<!\S)(--[^ ]*)", r'<span class="word">\1</span>', escaped)
+    return f"<code>{marked}</code>"
 
 
 def _section(section: Section) -> str:
@@ -122,8 +119,8 @@ def _html(part: Part) -> str:
         drawn = svg(part.drawn, part.name.replace(".", "-"))
         return f'<figure role="img" aria-label="{label}">{drawn}</figure>'
     if isinstance(part, Missing):
-        what = inline(_capital(part.what))
-        return f'<p class="missing">{what}:<br>{_code(html.escape(part.command))}</p>'
+        what, command = inline(_capital(part.what)), _code(html.escape(part.command))
+        return f'<p class="missing">{what}:<br>{command}</p>'
     kind = ' class="note"' if isinstance(part, Note) else ""
     return f"<p{kind}>{inline(part.text)}</p>"
 

@@ -1,23 +1,16 @@
-"""What the paper prints (arXiv 1801.04381v4), and the accuracies its authors published later.
-
-Nothing here was computed or measured by this project; wherever it is shown, it is shown as the
-paper's.
-"""
+"""What the paper prints (arXiv 1801.04381v4), and the accuracies its authors published later."""
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A line of Table 4 (top-1 in %, millions) or of Table 6 (mAP on COCO test-dev, billions).
-
-    Parameters are in millions, times in ms on one core of a Pixel 1.
-    """
+    """A line of Table 4 or 6."""
 
     network: str
-    score: float
-    params: float
-    madds: float
-    cpu: int | None = None
+    score: float  # top-1 in %, or mAP on COCO test-dev
+    params: float  # millions
+    madds: float  # millions in Table 4, billions in Table 6
+    cpu: int | None = None  # ms on one core of a Pixel 1
 
 
 class Segmenter(NamedTuple):
@@ -49,7 +42,6 @@ TABLE_3 = {
 }
 TABLE_3_MAX = (1600, 400, 600)  # kB
 
-
 TABLE_4 = (
     Row("MobileNetV1", 70.6, 4.2, 575, 113),
     Row("ShuffleNet (1.5)", 71.5, 3.4, 292),
@@ -62,7 +54,6 @@ TABLE_4 = (
 # Table 5: parameters in millions, MAdds in billions, for 80 classes.
 TABLE_5 = {"ssd": ("SSD", 14.8, 1.25), "ssdlite": ("SSDLite", 2.1, 0.35)}
 
-
 TABLE_6 = (
     Row("SSD300", 23.2, 36.1, 35.2),
     Row("SSD512", 26.8, 36.1, 99.5),
@@ -70,7 +61,6 @@ TABLE_6 = (
     Row("MNet V1 + SSDLite", 22.2, 5.1, 1.3, 270),
     Row("MNet V2 + SSDLite", 22.1, 4.3, 0.8, 200),
 )
-
 
 TABLE_7 = (
     Segmenter("MNet V1", 16, True, False, 75.29, 11.15, 14.25),

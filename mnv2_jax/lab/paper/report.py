@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.paper import tables
-from mnv2_jax.lab.paper.content import Item, Sources
+from mnv2_jax.lab.paper.content import ONLY, TRAIN, Item, Sources
 from mnv2_jax.lab.paper.drawing import write_png
 from mnv2_jax.lab.paper.figure_1 import figure_1
 from mnv2_jax.lab.paper.figure_5 import figure_5
@@ -19,12 +19,9 @@ from mnv2_jax.lab.paper.section_5_1 import section_5_1
 from mnv2_jax.lab.train.report import environment
 
 HTML, MARKDOWN = "report.html", "report.md"
-ONLY = "python main.py paper "
-TRAIN = "python main.py --config experiments/"
 
 ITEMS = tuple(
-    Item(*row)
-    for row in (
+    Item(*row) for row in (
         ("fig-1", "Fig. 1", "What ReLU leaves of a spiral", ONLY + "fig-1", figure_1),
         ("table-1", "Table 1", "The bottleneck residual block", ONLY + "table-1", tables.table_1),
         ("table-2", "Table 2", "The network", "python main.py account", tables.table_2),
@@ -39,13 +36,11 @@ ITEMS = tuple(
         ("table-7", "Table 7", "Segmentation on VOC 2012", ONLY + "table-7", tables.table_7),
         ("fig-7", "Fig. 7", "Positive channels in each layer", ONLY + "fig-7", figure_7),
     )
-)
+)  # fmt: skip
 
 
 def choose(keys: Sequence[str]) -> list[Item]:
-    """Returns the items of the given keys in the paper's order; all for none.
-
-    A key may be written as in the paper, and Fig. 6 stands for both of its halves.
+    """Returns the items of the given keys, written as in the paper too, in its order; none is all.
 
     >>> [item.key for item in choose(["Table 3", "fig6"])]
     ['table-3', 'fig-6a', 'fig-6b']
@@ -77,8 +72,8 @@ def write_paper(
     Args:
       out: folder, made if needed.
       sources: where results and the model of Fig. 7 are.
-      keys: keys of the items; none stands for all.
-      command: the command that was given, for the report.
+      keys: of the items; none stands for all.
+      command: that was given, for the report.
       progress: called with a line for each item.
 
     Returns:
@@ -116,6 +111,5 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"{out} cannot be written: {first_line(error)}. Choose another --out."
-        ) from error
+        why = f"{out} cannot be written: {first_line(error)}. Choose another --out."
+        raise UsageError(why) from error

@@ -66,10 +66,8 @@ class Result(NamedTuple):
 
     def table(self) -> Table:
         """Returns the table of the scores, whatever they measure."""
-        rows = [
-            (name.replace("_", " "), len(values), spread(values))
-            for name, values in self.scores.items()
-        ]
+        scores = self.scores.items()
+        rows = [(name.replace("_", " "), len(values), spread(values)) for name, values in scores]
         return Table(("variant", "seeds", "%, here"), rows, "-hh", self.caption)
 
 
@@ -86,11 +84,7 @@ class Evaluation(NamedTuple):
 
 
 def find(folders: Sequence[Path], experiment: str) -> list[Result]:
-    """Finds the results of an experiment at all scales, the first one of each name.
-
-    Args:
-      folders: each is a sweep's own folder or holds such folders; earlier ones win.
-      experiment: name in its configuration; `NAME-…`, a preset or overrides, counts as well.
+    """Finds the results of an experiment at all scales (`NAME`, `NAME-…`), the first of each name.
 
     Raises:
       UsageError: a `results.json` cannot be read.
@@ -116,10 +110,7 @@ def read(folder: Path) -> Result:
         if not runs:
             raise ValueError("it holds no runs")
         return Result(
-            folder=folder,
-            metric=content["metric"],
-            scores=scores_of(content),
-            seeds=seeds,
+            folder=folder, metric=content["metric"], scores=scores_of(content), seeds=seeds,
             command=str(content["command"]),
             data=setting.get("data") or sweep_config(folder).get("data.name", ""),
             what=measured(setting) if setting else UNKNOWN,
@@ -127,7 +118,7 @@ def read(folder: Path) -> Result:
                 name: Network(network["options"], network["resolution"], network["madds"])
                 for name, network in networks.items()
             },
-        )
+        )  # fmt: skip
 
 
 def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Evaluation]:
@@ -160,11 +151,10 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
 
 def evaluation_table(evaluations: Sequence[Evaluation], metric: str) -> Table:
     """Returns the table of evaluated models, each with its command."""
-    rows = [
-        (e.weights, *e.network.width_and_size, f"{e.images:,}", f"{100 * e.score:.2f}",
-         f"`{e.command}`")
-        for e in evaluations
-    ]  # fmt: skip
+    rows = []
+    for e in evaluations:
+        score = (f"{e.images:,}", f"{100 * e.score:.2f}", f"`{e.command}`")
+        rows.append((e.weights, *e.network.width_and_size, *score))
     header = ("weights", "width", "resolution", "images", f"{metric}, here", "command")
     return Table(header, rows, "---hh-", "Evaluated here")
 
@@ -231,6 +221,5 @@ def _readable(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
     except UsageError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UsageError(
-            f"{path} cannot be read ({first_line(error)}): {remedy}, or remove it."
-        ) from error
+        why = f"{path} cannot be read ({first_line(error)}): {remedy}, or remove it."
+        raise UsageError(why) from error

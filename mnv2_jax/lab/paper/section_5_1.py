@@ -25,10 +25,8 @@ WHOLE, BANDS = "whole tensors", "bands of rows"
 def temporary_bytes(model: MobileNetV2, size: int = SIZE, band: float | None = None) -> int:
     """Returns what XLA allocates beside weights, input and output to run a model on one image.
 
-    Args:
-      model: its `split` is the paper's t.
-      size: of the square image.
-      band: computes it with batch norm folded and blocks in bands of rows of so many bytes instead.
+    The model's `split` is the paper's t. With `band`, batch norm is folded, and blocks are computed
+    in bands of rows of so many bytes instead.
     """
     image = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -57,15 +55,11 @@ def peak_elements(split: int | None, size: int = SIZE) -> int:
     return max(n for _, n in bottleneck_memory(unroll(), (size, size), split))
 
 
-def section_5_1(sources: Sources) -> Iterator[Part]:
+def section_5_1(_: Sources) -> Iterator[Part]:
     """Memory against t."""
-    del sources
     measured = {size: measure(size) for size in (SIZE, LARGE)}
-    yield Picture(
-        "sec-5.1",
-        _draw(measured),
-        "Activations alive through the network, whole and in t groups; and what XLA allocates.",
-    )
+    alt = "Activations alive through the network, whole and in t groups; and what XLA allocates."
+    yield Picture("sec-5.1", _draw(measured), alt)
     yield Text(
         "Left: activations alive while each operation runs, at 16 bit, if every convolution is an "
         "operation (whole) or every block is one, its inner tensors in t groups. Right: the "
@@ -79,18 +73,13 @@ def section_5_1(sources: Sources) -> Iterator[Part]:
         "-hh",
         f"By the paper's count: MobileNetV2 1.0, one image of {SIZE}×{SIZE}",
     )
-    header, rows = ["blocks computed in"], [[name] for name in measured[SIZE]]
+    header, rows = ("blocks computed in",), {name: (name,) for name in measured[SIZE]}
     for size, counts in measured.items():
-        header += [f"MB at {size}×{size}", f"of whole at {size}"]
-        for row in rows:
-            count = counts[row[0]]
-            row += [f"{count / 1e6:.2f}", f"{count / counts[WHOLE]:.2f}"]
-    yield Table(
-        tuple(header),
-        [tuple(row) for row in rows],
-        "-hhhh",
-        "As XLA allocates it: temporaries of the same network in 32 bit",
-    )
+        header += (f"MB at {size}×{size}", f"of whole at {size}")
+        for name, count in counts.items():
+            rows[name] += (f"{count / 1e6:.2f}", f"{count / counts[WHOLE]:.2f}")
+    caption = "As XLA allocates it: temporaries of the same network in 32 bit"
+    yield Table(header, list(rows.values()), "-hhhh", caption)
     yield Note(
         "t = 1 is a block as one operation that still holds its inner tensors, which the paper's "
         "bound leaves out. The split as the paper has it folds batch norm and cuts the weights "
@@ -108,8 +97,7 @@ def _draw(measured: dict[int, dict[str, int]]) -> Any:
         label = "whole" if split is None else f"t = {split}"
         left.plot(*_profile(split), color=color, linewidth=1.6, drawstyle="steps-mid", label=label)
     left.set_xticks(range(19), ["stem", *map(str, range(17)), "last"])
-    left.set_xlabel("block")
-    left.set_ylabel("activations, kB at 16 bit")
+    left.set(xlabel="block", ylabel="activations, kB at 16 bit")
     left.legend(frameon=False)
     for i, (size, counts) in enumerate(measured.items()):
         shares = [count / counts[WHOLE] for count in counts.values()]

@@ -6,17 +6,9 @@ from typing import Any
 
 from mnv2_jax.accounting import Account, account
 from mnv2_jax.lab.paper import other_networks as others
-from mnv2_jax.lab.paper import printed
-from mnv2_jax.lab.paper.content import Missing, Note, Part, Sources, Table, Text
-from mnv2_jax.lab.paper.results import (
-    Evaluation,
-    cell,
-    evaluation_table,
-    find,
-    find_evaluations,
-    imagenet_results,
-    voc_scores,
-)
+from mnv2_jax.lab.paper import printed, results
+from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Sources, Table, Text
+from mnv2_jax.lab.paper.results import cell, evaluation_table, find, find_evaluations
 from mnv2_jax.models.block import InvertedResidual
 from mnv2_jax.models.build import build, build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import TABLE_2, unroll
@@ -27,8 +19,7 @@ CLASSES = 80  # COCO's, without background (Table 5)
 DETECTION_SIZE, SEGMENTATION_SIZE = 320, 513
 # Multi-scale inputs as in DeepLabv3 (arXiv 1706.05587), which the paper follows; each also flipped.
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-EXPERIMENT = "python main.py --config experiments/"
-IMAGENET = EXPERIMENT + "imagenet.py --config.data.root=/path/to/imagenet"
+IMAGENET = TRAIN + "imagenet.py --config.data.root=/path/to/imagenet"
 PRETRAINED = " --config.init.model=runs/imagenet/default/seed_0"
 # For what `mnv2 import` made of published weights, and for models that were trained here.
 EVALUATE = "python main.py evaluate --model MODEL --data {} --root /path/to/it --out runs/NAME"
@@ -41,13 +32,10 @@ def classifier(width: float = 1.0, resolution: int = 224) -> Account:
 
 
 def classifier_madds(width: float, resolution: int) -> int:
-    """Returns the multiply-adds of a MobileNetV2 with 1000 classes at another resolution.
-
-    Where 32 divides both sides, every layer but the classifier has exactly as many times the
-    positions as the image: the network is traced once a width.
-    """
+    """Returns the multiply-adds of a MobileNetV2 with 1000 classes at another resolution."""
     if resolution % 32:
         return classifier(width, resolution).madds
+    # Every layer but the classifier has as many times the positions as the image: traced once.
     traced = classifier(width)
     fixed = sum(layer.madds for layer in traced.layers if layer.path == "classifier")
     return fixed + (traced.madds - fixed) * resolution**2 // 224**2
@@ -79,9 +67,8 @@ def multiscale_madds(output_stride: int, aspp: bool) -> int:
     return 2 * sum(segmenter(output_stride, aspp, size).madds for size in sizes)
 
 
-def table_1(sources: Sources) -> Iterator[Part]:
+def table_1(_: Sources) -> Iterator[Part]:
     """Table 1: one block, and its cost by formula and by count."""
-    del sources
     yield Table(("input", "operator", "output"), printed.TABLE_1, "ppp")
     size, k, t, out = 14, 64, 6, 96  # the block of Table 2 that widens from 64 to 96 channels
     counted = account(InvertedResidual(out, t), (1, size, size, k))
@@ -93,21 +80,17 @@ def table_1(sources: Sources) -> Iterator[Part]:
         rows.append((name, f"{kernels:,}", f"{madds:,}", f"{size * size * product:,}"))
     total = size * size * k * t * (k + 9 + out)
     rows.append(("block", f"{counted.kernel_params:,}", f"{counted.madds:,}", f"{total:,}"))
-    yield Table(
-        ("map", "weights, counted", "MAdds, counted", "MAdds by Sec. 3.3's formula"),
-        rows,
-        "-hhp",
-        f"The block of Table 2 that takes {size}×{size}×{k} to {out} channels, t = {t}, s = 1",
-    )
+    header = ("map", "weights, counted", "MAdds, counted", "MAdds by Sec. 3.3's formula")
+    what = f"The block of Table 2 that takes {size}×{size}×{k} to {out} channels, t = {t}, s = 1"
+    yield Table(header, rows, "-hhp", what)
     yield Note(
         "The formula h·w·d′·t(d′ + k² + d″) holds for stride 1; at stride 2 the depthwise "
         "convolution and the projection run on a quarter of the positions."
     )
 
 
-def table_2(sources: Sources) -> Iterator[Part]:
+def table_2(_: Sources) -> Iterator[Part]:
     """Table 2: the network as it is built, with what each row costs."""
-    del sources
     total = classifier()
     parts = {layer.path: layer for layer in total.grouped().layers}
 
@@ -135,9 +118,8 @@ def table_2(sources: Sources) -> Iterator[Part]:
     )
 
 
-def table_3(sources: Sources) -> Iterator[Part]:
+def table_3(_: Sources) -> Iterator[Part]:
     """Table 3: the largest tensors of three networks, as printed and as their tables have them."""
-    del sources
     here = (
         others.MOBILENET_V1,
         others.mobilenet_v2_channels(unroll()),
@@ -152,12 +134,9 @@ def table_3(sources: Sources) -> Iterator[Part]:
     peaks = [max_kilobytes(channels, shuffle=i == 2) for i, channels in enumerate(here)]
     rows.append(("max, kB", *printed.TABLE_3_MAX, *(f"{peak:,.0f}" for peak in peaks)))
     names = ("MobileNetV1", "MobileNetV2", "ShuffleNet 2x g=3")
-    yield Table(
-        ("size", *(f"{n}, paper" for n in names), *(f"{n}, corrected" for n in names)),
-        rows,
-        "-ppphhh",
-        "Most channels / kB at 16 bit (1 kB = 1000 bytes) that must exist at each size",
-    )
+    header = ("size", *(f"{n}, paper" for n in names), *(f"{n}, corrected" for n in names))
+    what = "Most channels / kB at 16 bit (1 kB = 1000 bytes) that must exist at each size"
+    yield Table(header, rows, "-ppphhh", what)
     expanded = unroll().blocks[1].expanded
     yield Text(
         "\\* The first layer and its pooling can be computed in parts (Sec. 5.1), so it is left "
@@ -170,10 +149,8 @@ def table_3(sources: Sources) -> Iterator[Part]:
         "2 there are 24, 32 and 96 channels at these sizes, not 32, 64 and 160. The maximum, at "
         "112×112×16, holds."
     )
-    g3, g2 = (
-        others.shufflenet_madds(network) / 1e6
-        for network in (others.SHUFFLENET_G3, others.SHUFFLENET_G2)
-    )
+    networks = (others.SHUFFLENET_G3, others.SHUFFLENET_G2)
+    g3, g2 = (others.shufflenet_madds(network) / 1e6 for network in networks)
     yield Note(
         f"7×7×1024 at 16 bit is {others.kilobytes(1024, 7):.0f} kB, where MobileNetV1's row prints "
         "199. ShuffleNet's 400, 800 and 1600 channels are those of g = 2 in its own paper "
@@ -192,7 +169,7 @@ def max_kilobytes(channels: dict[int, int], shuffle: bool = False) -> float:
 
 def table_4(sources: Sources) -> Iterator[Part]:
     """Table 4: ImageNet, cost counted, accuracy from runs."""
-    runs = imagenet_results(sources)
+    runs = results.imagenet_results(sources)
     evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
     own = {}
     for network, width in (("MobileNetV2", 1.0), ("MobileNetV2 (1.4)", 1.4)):
@@ -223,12 +200,9 @@ def table_5(sources: Sources) -> Iterator[Part]:
     for heads, (name, params, madds) in printed.TABLE_5.items():
         own = (f"{count:,}" for count in heads_cost(heads))
         rows.append((name, f"{params} M", f"{madds} B", *own))
-    yield Table(
-        ("", "params, paper", "MAdds, paper", "params, counted", "MAdds, counted"),
-        rows,
-        "-pphh",
-        f"Extra maps and predictors for {CLASSES} classes at {DETECTION_SIZE}×{DETECTION_SIZE}",
-    )
+    header = ("", "params, paper", "MAdds, paper", "params, counted", "MAdds, counted")
+    what = f"Extra maps and predictors for {CLASSES} classes at {DETECTION_SIZE}×{DETECTION_SIZE}"
+    yield Table(header, rows, "-pphh", what)
     lite = heads_cost("ssdlite")[1]
     yield Note(
         f"The paper prints 0.35 B multiply-adds for SSDLite. Its architecture has {lite / 1e9:.3f} "
@@ -250,7 +224,7 @@ def table_6(sources: Sources) -> Iterator[Part]:
     if coco:
         yield coco[0].table()
     else:
-        command = EXPERIMENT + "detect_coco.py --config.data.root=/path/to/coco" + PRETRAINED
+        command = TRAIN + "detect_coco.py --config.data.root=/path/to/coco" + PRETRAINED
         yield Missing("mean AP on COCO", command)
     if evaluated:
         yield evaluation_table(evaluated, "mAP")
@@ -259,7 +233,7 @@ def table_6(sources: Sources) -> Iterator[Part]:
 
 def table_7(sources: Sources) -> Iterator[Part]:
     """Table 7: segmentation on VOC 2012."""
-    voc = voc_scores(sources)
+    voc = results.voc_scores(sources)
     evaluated = find_evaluations(sources.runs, "voc_segmentation", "miou")
 
     def own(stride: int, aspp: bool, several: bool) -> tuple[str, ...]:
@@ -281,18 +255,13 @@ def table_7(sources: Sources) -> Iterator[Part]:
     for aspp in (False, True):  # one scale at stride 8, which the paper leaves out
         given = ("V2*, one scale", 8, "✓" * aspp, "", DASH, DASH, DASH)
         rows.append((*given, *own(8, aspp, False)))
-    yield Table(
-        (
-            "network", "OS", "ASPP", "MF", "mIoU, paper", "params, paper", "MAdds, paper",
-            "mIoU, here", "params, counted", "MAdds, counted",
-        ),
-        rows,
-        "----ppphhh",
-        f"OS: output stride; MF: several scales, each also flipped; counted at "
-        f"{SEGMENTATION_SIZE}×{SEGMENTATION_SIZE}",
-    )  # fmt: skip
+    header = ("network", "OS", "ASPP", "MF", "mIoU, paper", "params, paper", "MAdds, paper")
+    header += ("mIoU, here", "params, counted", "MAdds, counted")
+    what = "OS: output stride; MF: several scales, each also flipped; counted at "
+    what += f"{SEGMENTATION_SIZE}×{SEGMENTATION_SIZE}"
+    yield Table(header, rows, "----ppphhh", what)
     if not voc:
-        command = EXPERIMENT + "segment_voc.py --config.data.root=/path/to/VOC2012" + PRETRAINED
+        command = TRAIN + "segment_voc.py --config.data.root=/path/to/VOC2012" + PRETRAINED
         yield Missing("mean IoU on VOC 2012", command)
     views = " ".join(f"{scale:g}" for scale in SCALES) + " --flip"
     yield _evaluations(evaluated, "mIoU %", f"voc_segmentation --split val --scales {views}")
@@ -312,21 +281,15 @@ def _beside(
 ) -> Table:
     """Returns printed networks, and beside them score, parameters and MAdds of our own."""
     printed_score, score, params = names
-    header = (
-        "network", printed_score, "params, paper", "MAdds, paper", "CPU, paper",
-        score, params, "MAdds, counted",
-    )  # fmt: skip
-    cells = [
-        (
-            row.network, row.score, f"{row.params} M", f"{row.madds} {unit}",
-            f"{row.cpu} ms" if row.cpu else DASH, *own.get(row.network, NOT_OURS),
-        )
-        for row in rows
-    ]  # fmt: skip
-    return Table(header, cells, "-pppphhh")
+    header = ("network", printed_score, "params, paper", "MAdds, paper", "CPU, paper")
+    cells = []
+    for row in rows:
+        cost = (f"{row.params} M", f"{row.madds} {unit}", f"{row.cpu} ms" if row.cpu else DASH)
+        cells.append((row.network, row.score, *cost, *own.get(row.network, NOT_OURS)))
+    return Table((*header, score, params, "MAdds, counted"), cells, "-pppphhh")
 
 
-def _evaluations(evaluated: Sequence[Evaluation], metric: str, data: str) -> Part:
+def _evaluations(evaluated: Sequence[results.Evaluation], metric: str, data: str) -> Part:
     """Returns the table of evaluated models, or how to evaluate published ones."""
     if evaluated:
         return evaluation_table(evaluated, metric)
@@ -336,6 +299,6 @@ def _evaluations(evaluated: Sequence[Evaluation], metric: str, data: str) -> Par
 
 def _trained(sources: Sources, what: str, *experiments: str) -> Iterator[Part]:
     """Shows the results of experiments on embedded data, or the command of the first of them."""
-    results = [r for name in experiments for r in find(sources.runs, name)]
-    tables = [r.table() for r in results if not r.folder.name.endswith(("-voc", "-coco"))]
-    yield from tables or [Missing(what, f"{EXPERIMENT}{experiments[0]}.py")]
+    found = [result for name in experiments for result in find(sources.runs, name)]
+    tables = [r.table() for r in found if not r.folder.name.endswith(("-voc", "-coco"))]
+    yield from tables or [Missing(what, f"{TRAIN}{experiments[0]}.py")]

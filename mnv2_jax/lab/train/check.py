@@ -1,7 +1,4 @@
-"""One cheap check of a whole configuration: everything that shows without its data and devices.
-
-What only the data set, a saved model or the devices can tell is found by `run.make_run`.
-"""
+"""One cheap check of a whole configuration: everything that shows without its data and devices."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -174,20 +171,16 @@ def check_sweep(config: Any) -> None:
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"sweep.seeds is {seeds!r}: give at least one integer, each once.")
     for key, names in (("reference", (config.sweep.reference,)), ("claim", config.sweep.claim)):
-        for name in names:
-            if name not in variants:
-                raise unknown(f"variant in sweep.{key}", name, variants)
+        for name in set(names) - set(variants):
+            raise unknown(f"variant in sweep.{key}", name, variants)
     for name in variants:
         if not name or Path(name).name != name:
-            raise UsageError(
-                f"variant {name!r} of the sweep cannot name a folder: leave out slashes and dots."
-            )
+            why = "cannot name a folder: leave out slashes and dots"
+            raise UsageError(f"variant {name!r} of the sweep {why}.")
     for key in config.needs:
         if given.get(key) is None:
-            raise UsageError(
-                f"this experiment needs {key}: give {OVERRIDE}{key}=VALUE; the first lines of "
-                "its file say what."
-            )
+            what = f"give {OVERRIDE}{key}=VALUE; the first lines of its file say what"
+            raise UsageError(f"this experiment needs {key}: {what}.")
 
 
 def _check_what_is_ignored(config: Any) -> None:
@@ -200,6 +193,5 @@ def _check_what_is_ignored(config: Any) -> None:
     ignored += ["teacher.model"] if config.teacher.model else []
     ignored += ["low_precision"] if config.low_precision else []
     if ignored:
-        raise UsageError(
-            f"{ignored[0]} is for classification, and the task is {config.task}: leave it out."
-        )
+        why = f"is for classification, and the task is {config.task}: leave it out"
+        raise UsageError(f"{ignored[0]} {why}.")

@@ -1,9 +1,8 @@
 """Configuration files: loading, command-line overrides, and the difference between two of them.
 
-A configuration file is Python with a function `get_config(preset)` that returns an ml_collections
-`ConfigDict`; running it executes its code. `path/to/file.py:preset` picks a preset. A file may
-bring parts of networks of its own, in a dictionary `PARTS` as `mnv2_jax.add_parts` takes it, such
-as `{"filter": {"five": five}}`, and name them in its configuration.
+A configuration file is Python with a function `get_config(preset)` that returns a `ConfigDict`;
+`path/to/file.py:preset` picks a preset. It may bring parts of networks of its own, in a dictionary
+`PARTS` as `mnv2_jax.add_parts` takes it, and name them in its configuration.
 """
 
 import ast
@@ -25,6 +24,7 @@ from mnv2_jax.errors import UsageError, first_line, unknown
 
 MAX_VALUE = 300  # characters of a given value in a message
 OVERRIDE = "--config."  # how a command line sets a key
+KINDS = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
 # Keys by what they were called before, and by what other projects call them.
 RENAMED: dict[str, str] = {}
 SYNONYMS = {
@@ -47,12 +47,15 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         or has a value of the wrong type.
     """
     name, _, preset = path.partition(":")
-    get_config = _get_config_of(Path(name))
+    get_config = getattr(execute(Path(name)), "get_config", None)
+    if not callable(get_config):
+        raise UsageError(
+            f"configuration {name!r} defines no function get_config: add one that returns a "
+            "ConfigDict, as experiments/imagenet.py does."
+        )
     wants = len(inspect.signature(get_config).parameters)
     if preset and not wants:
-        raise UsageError(
-            f"{name} has no presets, but {preset!r} was asked for: leave out the colon."
-        )
+        raise UsageError(f"{name} has no presets, but {preset!r} was asked for: leave it out.")
     try:
         config = get_config(preset) if preset else get_config()
     except UsageError:
@@ -76,47 +79,31 @@ def check_keys(config: Any, keys: Iterable[str]) -> None:
     Raises:
       UsageError: one is absent.
     """
-    given = flatten(config)
-    for key in keys:
-        if key not in given:
-            raise UsageError(
-                f"the configuration has no key {key!r}: let its get_config begin with base() of "
-                "experiments/imagenet.py, which defines them all."
-            )
-
-
-def _get_config_of(file: Path) -> Any:
-    module = execute(file)
-    if not callable(getattr(module, "get_config", None)):
+    if absent := [key for key in keys if key not in flatten(config)]:
         raise UsageError(
-            f"configuration {str(file)!r} defines no function get_config: add one that returns a "
-            "ConfigDict, as experiments/imagenet.py does."
+            f"the configuration has no key {absent[0]!r}: let its get_config begin with base() of "
+            "experiments/imagenet.py, which defines them all."
         )
-    return module.get_config
 
 
 def execute(file: Path) -> Any:
-    """Executes a user's Python file, and adds the `PARTS` of networks that it brings.
-
-    Returns:
-      The module.
+    """Executes a user's Python file as a module, and adds the `PARTS` of networks that it brings.
 
     Raises:
       UsageError: there is no such file, it fails, or its parts cannot be used.
     """
+    name = str(file)
     if not file.is_file():
         beside = file.parent != Path() and file.parent.is_dir()
         folder = file.parent if beside else Path("experiments")
         found = sorted(str(f) for f in folder.glob("*.py") if f.stem != "__init__")
-        near = difflib.get_close_matches(str(file), found, n=1)
+        near = difflib.get_close_matches(name, found, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         listed = ", ".join(found) or "no configuration files there"
-        raise UsageError(
-            f"configuration {str(file)!r} is not a file: {hint}In {folder}/: {listed}."
-        )
+        raise UsageError(f"configuration {name!r} is not a file: {hint}In {folder}/: {listed}.")
     spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UsageError(f"configuration {str(file)!r} is not a Python file: its name ends in .py.")
+        raise UsageError(f"configuration {name!r} is not a Python file: its name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     # Experiments build on each other as `experiments.imagenet`, wherever the command is run from.
     parent = str(file.resolve().parent.parent)
@@ -127,24 +114,22 @@ def execute(file: Path) -> Any:
     except UsageError:
         raise
     except Exception as error:  # whatever the user's own code raises
-        raise _broken(str(file), error) from error
-    _add_parts(file, getattr(module, "PARTS", {}))
+        raise _broken(name, error) from error
+    _add_parts(name, getattr(module, "PARTS", {}))
     return module
 
 
-def _add_parts(file: Path, parts: Any) -> None:
+def _add_parts(name: str, parts: Any) -> None:
     if not isinstance(parts, Mapping):
-        raise UsageError(
-            f"PARTS in {str(file)!r} is {parts!r}: give {{kind: {{name: part}}}}, as "
-            "mnv2_jax.add_parts takes it."
-        )
+        want = "give {kind: {name: part}}, as mnv2_jax.add_parts takes it"
+        raise UsageError(f"PARTS in {name!r} is {parts!r}: {want}.")
     if parts:
         from mnv2_jax.models.build import add_parts  # JAX is slow to import, and needless for help
 
         try:
             add_parts(parts)
         except UsageError as error:
-            raise UsageError(f"PARTS in {str(file)!r} cannot be used: {error}") from error
+            raise UsageError(f"PARTS in {name!r} cannot be used: {error}") from error
 
 
 def _broken(file: str, error: Exception) -> UsageError:
@@ -176,9 +161,8 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     if key not in known:
         inner = [name for name in known if name.startswith(f"{key}.")]
         if inner:
-            raise UsageError(
-                f"configuration key {key!r} is a group: set one of {', '.join(inner)}."
-            )
+            which = ", ".join(inner)
+            raise UsageError(f"configuration key {key!r} is a group: set one of {which}.")
         raise unknown_key(key, known)
     node: Any = config
     *parents, leaf = key.split(".")
@@ -202,11 +186,9 @@ def _typed(key: str, text: str, kind: type, old: Any) -> Any:
         if old and not all(type(item) is type(old[0]) for item in value):
             value = None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        example = "" if old is None else f", such as {old!r}"
         given = repr(text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…")
-        raise UsageError(
-            f"configuration key {key!r} is given {given}: it takes {_article(kind)}{example}."
-        )
+        takes = KINDS.get(kind, "text") + ("" if old is None else f", such as {old!r}")
+        raise UsageError(f"configuration key {key!r} is given {given}: it takes {takes}.")
     return value
 
 
@@ -250,11 +232,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
-
-
-def _article(kind: type) -> str:
-    names = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
-    return names.get(kind, f"a {kind.__name__}")
 
 
 def flatten(config: ConfigDict | FrozenConfigDict | Mapping[str, Any]) -> dict[str, Any]:

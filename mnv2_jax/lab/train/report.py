@@ -1,7 +1,6 @@
 """The result of a sweep: statistics over seeds, a Markdown report, a plot like Fig. 6.
 
-`results.json` holds everything that the report and the pages of `mnv2_jax.lab.paper` say about a
-sweep: each run's scores, the setting, the configuration, the environment and the command.
+`results.json` holds everything that the report and the pages of `mnv2_jax.lab.paper` say.
 """
 
 import json
@@ -37,15 +36,10 @@ Results = dict[str, Any]  # the content of `results.json`
 
 
 class Difference(NamedTuple):
-    """A paired difference between two variants over the same seeds.
-
-    Attributes:
-      mean: of the differences, seed by seed.
-      low, high: the 95 % confidence interval of that mean (Student's t); infinite for one seed.
-    """
+    """The mean of two variants' differences, seed by seed, and its 95 % confidence interval."""
 
     mean: float
-    low: float
+    low: float  # Student's t; infinite for one seed
     high: float
 
 
@@ -69,13 +63,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     """Writes `results.json`, `curves.png` and `report.md` from the finished runs of a sweep."""
-    runs = {
-        name: [
-            json.loads((workdir / name / f"seed_{seed}" / RESULT).read_text())
-            for seed in config.sweep.seeds
-        ]
-        for name in config.sweep.variants
-    }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in config.sweep.variants}
+    for name, seed in product(runs, config.sweep.seeds):
+        runs[name].append(json.loads((workdir / name / f"seed_{seed}" / RESULT).read_text()))
     name = next(iter(TASKS[config.task].metrics))
     # Averaged weights are compared only where every variant has them.
     every = [run["metrics"] for seeds in runs.values() for run in seeds]
@@ -128,9 +118,8 @@ def _network(path: Path) -> dict[str, Any]:
         options, size = description["model"], int(description["resolution"])
         model = TASKS[description.get("task", EARLIEST)].build(**options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path} cannot be read: {first_line(error)}. Train the model again."
-        ) from error
+        why = f"{path} cannot be read: {first_line(error)}. Train the model again."
+        raise UsageError(why) from error
     cost = account(model, (1, size, size, options.get("in_channels", 3)))
     network = {"options": options, "resolution": size, "params": cost.params, "madds": cost.madds}
     return network | {key: description[key] for key in IMAGES if key in description}
@@ -138,11 +127,8 @@ def _network(path: Path) -> dict[str, Any]:
 
 def scores_of(results: Results) -> dict[str, list[float]]:
     """Returns what the variants are compared by: a score for each seed, as a share of 1."""
-    metric = results["metric"]
-    return {
-        name: [float(run["metrics"][metric]) for run in seeds]
-        for name, seeds in results["runs"].items()
-    }
+    metric, every = results["metric"], results["runs"].items()
+    return {name: [float(run["metrics"][metric]) for run in seeds] for name, seeds in every}
 
 
 def measured(setting: Mapping[str, Any]) -> str:
@@ -151,8 +137,7 @@ def measured(setting: Mapping[str, Any]) -> str:
     return (
         f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {setting['data']} "
         f"after {setting['steps']} steps of {setting['batch_size']} images"
-        + ", with averaged weights"
-        * setting["averaged"]
+        f"{', with averaged weights' * setting['averaged']}"
     )
 
 
@@ -164,48 +149,42 @@ def report_text(results: Results) -> str:
     for name, values in scores.items():
         percent = 100 * np.asarray(values)
         spread = f"{percent.std(ddof=1):.1f}" if len(values) > 1 else "–"
-        versus = "reference"
-        if name != reference:
-            versus = _points(paired_difference(values, scores[reference]))
-        seconds = sum(run["seconds"] for run in runs[name])
-        rows.append(
-            (name, len(values), f"{percent.mean():.1f}", spread, versus, f"{seconds:.0f} s")
-        )
+        versus = _points(paired_difference(values, scores[reference]))
+        versus = "reference" if name == reference else versus
+        seconds = f"{sum(run['seconds'] for run in runs[name]):.0f} s"
+        rows.append((name, len(values), f"{percent.mean():.1f}", spread, versus, seconds))
     header = ("variant", "n", "mean %", "std", f"difference to {reference} [95 % CI]", "time")
-    lists = (
-        _other_metrics(results),
-        _low_precision(config, scores, runs),
-        verdicts(config["sweep.claim"], scores),
-    )
-    paragraphs = [
-        f"# {setting['title']}",
-        f"{measured(setting)}. Differences are paired by seed; a confidence interval that "
-        "holds 0 is within noise.",
-        markdown_table(header, rows),
-        *("\n".join(lines) for lines in lists if lines),
-        f"![{setting['metric']} over training]({CURVES})",
-    ]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     skipped = sum(run["skipped"] for seeds in runs.values() for run in seeds)
-    lines = [
+    facts = [
         f"- command: `{results['command']}`",
         *_networks(setting["networks"]),
         f"- seeds: {', '.join(map(str, config['sweep.seeds']))}",
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
-        *([f"- {skipped} steps were not finite and were skipped."] if skipped else []),
+        *[f"- {skipped} steps were not finite and were skipped."] * bool(skipped),
     ]
-    return "\n\n".join([*paragraphs, "\n".join(lines)]) + "\n"
+    paragraphs = [
+        f"# {setting['title']}",
+        f"{measured(setting)}. Differences are paired by seed; a confidence interval that "
+        "holds 0 is within noise.",
+        markdown_table(header, rows),
+        "\n".join(_other_metrics(results)),
+        "\n".join(_low_precision(config, scores, runs)),
+        "\n".join(verdicts(config["sweep.claim"], scores)),
+        f"![{setting['metric']} over training]({CURVES})",
+        "\n".join(facts),
+    ]
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
 def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
     """Lists what each variant trained, and on how many images; equal variants share a line."""
     lines: dict[str, list[str]] = {}
     for name, network in networks.items():
-        line = (
-            f"{network['params']:,} parameters and {network['madds']:,} multiply-adds at "
-            f"{network['resolution']}×{network['resolution']}"
-        )
+        size = network["resolution"]
+        line = f"{network['params']:,} parameters and {network['madds']:,} multiply-adds at "
+        line += f"{size}×{size}"
         if set(IMAGES) <= set(network):
             train, held_out = (network[key] for key in IMAGES)
             line += f"; {train:,} training images, {held_out:,} for evaluation"
@@ -225,7 +204,7 @@ def _other_metrics(results: Results) -> list[str]:
 
 
 def _low_precision(
-    config: Mapping[str, Any], scores: dict[str, list[float]], runs: dict[str, list[dict[str, Any]]]
+    config: Mapping[str, Any], scores: dict[str, list[float]], runs: Results
 ) -> list[str]:
     """Lists what every precision costs each variant, and whether it costs the reference less."""
     lines, reference = [], config["sweep.reference"]
@@ -247,15 +226,13 @@ def verdicts(claim: Sequence[str], scores: dict[str, list[float]]) -> list[str]:
     lines = []
     for better, worse in pairwise(claim):
         difference = paired_difference(scores[better], scores[worse])
+        outcome = "**within noise**: neither as in the paper nor against it"
         if difference.low > 0:
             outcome = "**as in the paper**"
         elif difference.high < 0:
             outcome = "**the opposite of the paper**"
-        else:
-            outcome = "**within noise**: neither as in the paper nor against it"
-        lines.append(
-            f"- The paper has *{better}* above *{worse}*. Here: {_points(difference)}, {outcome}."
-        )
+        here = f"Here: {_points(difference)}, {outcome}."
+        lines.append(f"- The paper has *{better}* above *{worse}*. {here}")
     return lines
 
 
@@ -276,6 +253,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def plot_band(ax: Any, x: Any, series: Any, color: str, mark: str = "-", **look: Any) -> np.ndarray:
+    """Draws the mean of each x's values, in percent, and a band of one standard deviation.
+
+    Returns:
+      The means.
+    """
+    mean = np.array([100 * np.mean(values) for values in series])
+    std = np.array([100 * np.std(values, ddof=len(values) > 1) for values in series])
+    ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+    ax.plot(x, mean, mark, color=color, **look)
+    return mean
+
+
 def plot_curves(workdir: Path, results: Results) -> None:
     """Draws the metric over training, as Fig. 6 does: mean over seeds, one standard deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -291,20 +281,15 @@ def plot_curves(workdir: Path, results: Results) -> None:
         logs = [workdir / variant / f"seed_{seed}" for seed in seeds]
         if (curves := read_curves(logs, results["metric"])) is None:
             continue
-        steps, values = curves[0], 100 * curves[1]
-        mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
-        axes.plot(steps, mean, line, color=color, linewidth=1.8, label=variant.replace("_", " "))
-        if len(values) > 1:
-            axes.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+        label = variant.replace("_", " ")
+        mean = plot_band(axes, curves[0], curves[1].T, color, line, linewidth=1.8, label=label)
         ends.append(mean[-1])
     handles, labels = axes.get_legend_handles_labels()
     order = np.argsort(ends)[::-1]  # the legend in the order of the curves' ends
     if len(order) > 1:
         axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(f"{setting['metric']}, %")
-    n = len(seeds)
-    band = f" (mean of {n} seeds, band ±1 std)" if n > 1 else ""
+    axes.set(xlabel="training step", ylabel=f"{setting['metric']}, %")
+    band = f" (mean of {len(seeds)} seeds, band ±1 std)" * (len(seeds) > 1)
     axes.set_title(f"{setting['title']}\n{setting['data']}{band}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

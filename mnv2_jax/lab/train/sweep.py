@@ -19,7 +19,7 @@ from mnv2_jax.lab.train.config import difference, flatten, plain, unknown_key
 from mnv2_jax.lab.train.log import RESULT
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import write_report
-from mnv2_jax.lab.train.run import Run, make_run
+from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
@@ -30,11 +30,7 @@ CONFIG = "config.json"
 def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
     """Trains every variant with every seed that is not finished yet, and writes the report.
 
-    Args:
-      config: with `sweep.variants` and `sweep.seeds`.
-      workdir: of the whole sweep; continued if it holds the same configuration.
-      command: that was given, for the report.
-      quiet: no progress bars.
+    A folder that holds the same configuration is continued. `command` is for the report.
 
     Returns:
       The path of the Markdown report; None on all hosts but the first.
@@ -46,13 +42,9 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
         variants = check_variants(config)
         check_owner(workdir, config)
     groups = list(seed_groups(config))
-    waiting = {
-        name: [seeds for seeds in groups if not _finished(workdir / name, seeds)]
-        for name in variants
-    }
-    agree(
-        plain(config) | {"left to train": waiting, "version": __version__, "jax": jax.__version__}
-    )
+    waiting = {n: [s for s in groups if not _finished(workdir / n, s)] for n in variants}
+    versions = {"version": __version__, "jax": jax.__version__}
+    agree(plain(config) | {"left to train": waiting} | versions)
     sources: dict[Any, Any] = {}  # which variants share
     with together():  # all mistakes are found before the first is trained, or the folder made
         runs = {
@@ -62,10 +54,13 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
     try:
         claim(workdir, config)
         for number, (name, variant) in enumerate(variants.items(), 1):
-            title = f"{name} ({number}/{len(variants)})"
             by_size = runs.pop(name)
             for seeds in waiting[name]:
-                _train(by_size[len(seeds)], seeds, variant, workdir / name, title, quiet)
+                began = time.monotonic()
+                title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
+                fit(by_size[len(seeds)], seeds, variant, workdir / name, title, quiet)
+                if not quiet and jax.process_index() == 0:
+                    print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         return write_report(workdir, config, command) if jax.process_index() == 0 else None
     except OSError as error:
         raise UsageError(
@@ -76,16 +71,6 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
 
 def _finished(folder: Path, seeds: tuple[int, ...]) -> bool:
     return all((folder / f"seed_{seed}" / RESULT).is_file() for seed in seeds)
-
-
-def _train(
-    run: Run, seeds: tuple[int, ...], config: Any, folder: Path, title: str, quiet: bool
-) -> None:
-    began = time.monotonic()
-    title += f" seed {', '.join(map(str, seeds))}"
-    fit(run, seeds, config, folder, title, quiet)
-    if not quiet and jax.process_index() == 0:
-        print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 def check_variants(config: Any) -> dict[str, Any]:
@@ -120,9 +105,8 @@ def variant_config(config: Any, name: str) -> Any:
     try:
         variant.update(changes.to_dict())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"variant {name!r} of the sweep cannot be applied: {first_line(error)}."
-        ) from error
+        why = f"variant {name!r} of the sweep cannot be applied: {first_line(error)}."
+        raise UsageError(why) from error
     return variant
 
 
@@ -130,8 +114,7 @@ def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
     """Yields the seeds that are trained together."""
     seeds = config.sweep.seeds
     size = config.sweep.at_once or len(seeds)
-    for start in range(0, len(seeds), size):
-        yield seeds[start : start + size]
+    yield from (seeds[start : start + size] for start in range(0, len(seeds), size))
 
 
 def check_owner(workdir: Path, config: Any) -> None:
@@ -145,10 +128,8 @@ def check_owner(workdir: Path, config: Any) -> None:
         theirs = json.loads(path.read_text()) if path.is_file() else plain(config)
         changes = difference(ADDED | dict(theirs), plain(config))
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"{path} cannot be read: {first_line(error)}. Give another --workdir, "
-            "or remove this one."
-        ) from error
+        why = f"{path} cannot be read: {first_line(error)}"
+        raise UsageError(f"{why}. Give another --workdir, or remove this one.") from error
     if changes:
         raise UsageError(
             f"{workdir} holds a sweep of another configuration ({changes}): give another "
@@ -169,9 +150,8 @@ def claim(workdir: Path, config: Any) -> None:
                 workdir.mkdir(parents=True, exist_ok=True)
                 write_json(path, plain(config))
         except OSError as error:
-            raise UsageError(
-                f"{workdir} cannot be used: {first_line(error)}. Give another --workdir."
-            ) from error
+            why = f"{workdir} cannot be used: {first_line(error)}. Give another --workdir."
+            raise UsageError(why) from error
     with together():
         if not path.is_file():
             raise UsageError(
@@ -182,7 +162,5 @@ def claim(workdir: Path, config: Any) -> None:
 
 def default_workdir(config: Any, overrides: Sequence[str]) -> Path:
     """Names the folder of a sweep after its experiment, and after its overrides if it has any."""
-    suffix = ""
-    if overrides:
-        suffix = "-" + hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
-    return Path("runs") / f"{config.name}{suffix}"
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
+    return Path("runs") / (config.name + f"-{digest}" * bool(overrides))
