@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()
-        return 0
     return 0
 
 

@@ -72,7 +72,6 @@ def parse_size(text: str) -> tuple[int, int]:
 
 ACCOUNT = Verb(
     "Count a network's parameters, multiply-adds and memory, block by block.",
-    _account_arguments,
-    _account,
+    _account_arguments, _account,
     ("mnv2 account --width 0.75 --resolution 160", "mnv2 account --layers --json"),
-)
+)  # fmt: skip

@@ -30,8 +30,7 @@ def _paper(arguments: argparse.Namespace) -> None:
 
     choose(arguments.items)
     named = [("--runs", folder, "runs") for folder in arguments.runs or ()]
-    if arguments.model:
-        named.append(("--model", arguments.model, "runs/NAME/VARIANT/seed_0"))
+    named += [("--model", arguments.model, "runs/NAME/VARIANT/seed_0")] * bool(arguments.model)
     for flag, folder, example in named:
         if not Path(folder).is_dir():
             raise UsageError(f"{flag} {folder!r} is not a folder: give one such as {example}.")
@@ -53,7 +52,6 @@ def _paper(arguments: argparse.Namespace) -> None:
 
 PAPER = Verb(
     "Reproduce the paper's tables and figures, with the results of runs.",
-    _paper_arguments,
-    _paper,
+    _paper_arguments, _paper,
     ("mnv2 paper", "mnv2 paper table-3 fig-7 --out tables"),
-)
+)  # fmt: skip

@@ -7,6 +7,8 @@ from pathlib import Path
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.cli.verb import Verb, json_argument
 
+FINETUNE = "--config experiments/finetune.py --config.data.root="
+
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add, file = parser.add_argument, "FILE[:PRESET]"
@@ -56,16 +58,15 @@ def _train(arguments: argparse.Namespace) -> None:
 def _experiment(arguments: argparse.Namespace) -> str:
     given = arguments.config or arguments.experiment
     if given is None or (arguments.config and arguments.experiment):
-        missing = "" if given else "--config FILE is missing: "
+        missing = "--config FILE is missing: " * (given is None)
         raise UsageError(
             f"{missing}train takes one experiment, such as --config experiments/ablate_linear.py; "
-            "on images of your own, --config experiments/finetune.py --config.data.root=FOLDER."
+            f"on images of your own, {FINETUNE}FOLDER."
         )
     if Path(given).is_dir():
         raise UsageError(
-            f"{given!r} is a folder, and train takes an experiment: for images there, --config "
-            f"experiments/finetune.py --config.data.root={given}; a training goes on when its "
-            "own command is given again."
+            f"{given!r} is a folder, and train takes an experiment: for images there, {FINETUNE}"
+            f"{given}; a training goes on when its own command is given again."
         )
     return given
 
@@ -100,9 +101,9 @@ def _verify(arguments: argparse.Namespace) -> None:
     if damaged := len(list(filter(None, problems))):
         where = f"{damaged} of {len(problems)} parts of {arguments.workdir}"
         raise UsageError(
-            f"{where} are damaged, see above. A training "
-            "goes on from its newest sound checkpoint by itself; a finished one is trained anew "
-            "where its seed_N folder and checkpoints are removed."
+            f"{where} are damaged, see above. A training goes on from its newest sound checkpoint "
+            "by itself; a finished one is trained anew where its seed_N folder and checkpoints are "
+            "removed."
         )
 
 
@@ -113,8 +114,7 @@ TRAIN = Verb(
     (
         "mnv2 train --config experiments/ablate_linear.py",
         "mnv2 train --config experiments/tradeoff.py:fashion_mnist_small --config.epochs=3",
-        "mnv2 train --config experiments/finetune.py --config.init.model=MODEL "
-        "--config.data.root=IMAGES",
+        f"mnv2 train {FINETUNE}IMAGES --config.init.model=MODEL",
     ),
 )
 PREPARE = Verb(

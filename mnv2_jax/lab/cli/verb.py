@@ -35,7 +35,7 @@ def trained_model(arguments: argparse.Namespace) -> "TrainedModel":
     from mnv2_jax.lab.train.config import execute
 
     if arguments.code is not None:
-        execute(Path(arguments.code))
+        execute(Path(arguments.code), "--code")
     return load_model(arguments.model)
 
 

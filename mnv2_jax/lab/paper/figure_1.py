@@ -48,8 +48,6 @@ def through_relu(
 def relative_error(x: Float[np.ndarray, "p 2"], back: Float[np.ndarray, "p 2"]) -> float:
     """Returns |x - a x'| / |x|, with the scale a that brings x' nearest.
 
-    ReLU(z) = (z + |z|) / 2, so that in many dimensions half of x comes back: a scale, and no loss.
-
     >>> x = np.array([[3.0, 4.0]])
     >>> relative_error(x, x / 2), relative_error(x, np.array([[-4.0, 3.0]]))
     (0.0, 1.0)
@@ -62,8 +60,7 @@ def relative_error(x: Float[np.ndarray, "p 2"], back: Float[np.ndarray, "p 2"]) 
 def collapsed_share(x: Float[np.ndarray, "p 2"], embedding: Float[np.ndarray, "n 2"]) -> float:
     """Returns the share of points with fewer than two positive coordinates after T.
 
-    By Lemma 2 of the appendix these are exactly the points that ReLU(T x) does not determine. For
-    T symmetric around 0 the expected share is (n + 1) / 2ⁿ, whatever the points are.
+    By Lemma 2 of the appendix these are exactly the points that ReLU(T x) does not determine.
 
     >>> collapsed_share(np.array([[1.0, 1.0], [1.0, -1.0]]), np.eye(2))
     0.5
@@ -89,12 +86,9 @@ def figure_1(_: Sources) -> Iterator[Part]:
     # The first matrices that the generator draws: none was chosen for its looks.
     rng = np.random.default_rng(SEED)
     shown = [through_relu(x, rng.normal(size=(n, 2))) for n in DIMENSIONS]
-    yield Picture(
-        "fig-1",
-        _spirals(x, shown),
-        "A spiral, and what comes back from 2, 3, 5, 15 and 30 dimensions after ReLU: rays and "
-        "corners from 2 and 3, a deformed but unfolded spiral from 15 and 30.",
-    )
+    alt = "A spiral, and what comes back from 2, 3, 5, 15 and 30 dimensions after ReLU: rays and "
+    alt += "corners from 2 and 3, a deformed but unfolded spiral from 15 and 30."
+    yield Picture("fig-1", _spirals(x, shown), alt)
     yield Text(
         "A spiral is embedded in n dimensions by a random matrix T, passes ReLU, and comes back "
         "by the pseudo-inverse of T. The color runs along the spiral; T is the first that the "

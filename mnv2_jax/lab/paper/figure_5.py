@@ -38,12 +38,11 @@ def figure_5(sources: Sources) -> Iterator[Part]:
         * bool(counted)
     )
     yield _released(own, evaluated)
+    header = ("width", "resolution", "MAdds, counted", "seeds", "%, here")
     for result in elsewhere:
-        header = ("width", "resolution", "MAdds, counted", "seeds", "%, here")
-        rows = [
-            (width, size, f"{madds:,}", len(scores), results.spread(scores))
-            for size, width, madds, scores in points(result)
-        ]
+        rows = []
+        for size, width, madds, scores in points(result):
+            rows.append((width, size, f"{madds:,}", len(scores), results.spread(scores)))
         table = Table(header, rows, "--hhh") if rows else result.table()
         yield table._replace(caption=f"Trained here: {result.caption}")
         if not rows:
@@ -73,8 +72,8 @@ def _released(own: Own, evaluated: list[results.Evaluation]) -> Table:
             rows.append((*at, f"{classifier_madds(*at):,}", top1, here))
     header = ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here")
     n = 5 if own or evaluated else 4
-    rows = [row[:n] for row in rows]
-    return Table(header[:n], rows, "--hph"[:n], "The published points (ImageNet)")
+    caption = "The published points (ImageNet)"
+    return Table(header[:n], [row[:n] for row in rows], "--hph"[:n], caption)
 
 
 def points(result: results.Result) -> Points:
@@ -108,10 +107,8 @@ def _draw(own: Own, evaluated: list[results.Evaluation], counted: results.Result
         if row.network in OTHERS:
             mark, offset, across, along = OTHERS[row.network]
             ax.plot(row.madds, row.score, mark, color=INK, markersize=4.5, alpha=0.7)
-            ax.annotate(
-                row.network, (row.madds, row.score), offset, textcoords="offset points",
-                ha=across, va=along, fontsize=7.5,
-            )  # fmt: skip
+            at, look = (row.madds, row.score), {"ha": across, "va": along, "fontsize": 7.5}
+            ax.annotate(row.network, at, offset, textcoords="offset points", **look)
     _millions(ax, (10, 20, 50, 100, 200, 500))
     ax.set(ylabel="top-1 accuracy, %", xlim=(None, 1600))  # room for the names
     ax.set_title("ImageNet: published" + ", and trained here (stars)" * bool(own))

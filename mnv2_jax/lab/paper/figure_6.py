@@ -9,7 +9,7 @@ import numpy as np
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
 from mnv2_jax.lab.paper.results import Result, find, spread
-from mnv2_jax.lab.train.report import CURVES, paired_difference, plot_band, verdicts
+from mnv2_jax.lab.train.report import CURVES, paired_difference, plot_band, points, verdicts
 
 LABELS = {
     "linear": "linear bottleneck",
@@ -47,17 +47,13 @@ def _ablation(
         if not logged and drawn.is_file():
             alt = "Accuracy of the variants over training, as the run drew it."
             yield Picture(f"{picture}-curves{number}", drawn, alt)
-        yield Picture(
-            picture + number,
-            _draw(result, claim, curves if logged else []),
-            f"Accuracy of the variants{' over training' * logged}, and of every seed at the end.",
-        )
+        alt = f"Accuracy of the variants{' over training' * logged}, and of every seed at the end."
+        yield Picture(picture + number, _draw(result, claim, curves if logged else []), alt)
         reference, rows = result.scores[claim[0]], []
         for name in claim:
-            scores, versus = result.scores[name], "reference"
-            if name != claim[0]:
-                mean, low, high = (100 * v for v in paired_difference(scores, reference))
-                versus = f"{mean:+.1f}" + f" [{low:+.1f}, {high:+.1f}]" * (len(scores) > 1)
+            scores = result.scores[name]
+            versus = points(paired_difference(scores, reference), unit="")
+            versus = "reference" if name == claim[0] else versus
             rows.append((LABELS[name], len(scores), spread(scores), versus))
         header = ("variant", "seeds", "accuracy, %", "difference in points [95 % CI]")
         yield Table(header, rows, "-hhh")

@@ -78,18 +78,16 @@ def figure_7(sources: Sources) -> Iterator[Part]:
     texts = []
     if saved is None or saved.model.spec != IMAGENET:
         columns["(a) width 1.0 at step 0"] = _paper_network()
-        texts.append(
-            f"(a) The paper's network at step 0, on {FEW} images of {EMBEDDED} at {SMALL}×{SMALL}"
-        )
+        what = f"{FEW} images of {EMBEDDED} at {SMALL}×{SMALL}"
+        texts.append(f"(a) The paper's network at step 0, on {what}")
     if saved is not None and folder is not None:
         images, data = _images(saved, folder)
         fresh = jax.jit(saved.model.init)(jax.random.key(0), images[:2])
         first, last = "bc" if columns else "ab"
         columns[f"({first}) at step 0"] = positive_channels(saved.model, fresh, images, True)
         columns[f"({last}) trained"] = positive_channels(saved.model, saved.variables, images)
-        texts.append(
-            f"({first}, {last}) `{folder}` at step 0 and trained, on {len(images)} images of {data}"
-        )
+        what = f"{len(images)} images of {data}"
+        texts.append(f"({first}, {last}) `{folder}` at step 0 and trained, on {what}")
     alt = "Least, mean and most positive channels of each layer, and their share; 1/6 is marked."
     yield Picture("fig-7", _draw(columns), alt)
     yield Text(
@@ -122,7 +120,6 @@ def find_model(sources: Sources) -> Path | None:
 
 
 def _backbone(saved: TrainedModel, folder: Path) -> TrainedModel:
-    """Takes the MobileNetV2 out of a detector or segmenter."""
     if saved.backbone is saved.model:
         return saved
     trees = saved.variables.items()
@@ -155,7 +152,6 @@ def _read_images(
     name: str, split: str, root: str | None, number: int, size: int, model: Any,
     options: dict[str, Any],
 ) -> Array:  # fmt: skip
-    """Reads images spread over a data set, in the range that a model takes."""
     source = open_source(name, split, root)
     transform = eval_transform(size, channels=model.in_channels, **options)
     chosen = np.linspace(0, len(source) - 1, min(number, len(source))).round().astype(int)
@@ -174,10 +170,8 @@ def _draw(columns: dict[str, list[Layer]]) -> Any:
         share[share == 1] = share[share < 1].max(initial=1 / 6)
         top.set_title(title)
         for ax, scale, limit in ((top, 1, None), (bottom, total, 1.02)):
-            low, mean, high, std = (
-                np.array([statistic(layer.counts) for layer in layers]) / scale
-                for statistic in (np.min, np.mean, np.max, np.std)
-            )
+            statistics = [(n.min(), n.mean(), n.max(), n.std()) for _, _, n in layers]
+            low, mean, high, std = np.array(statistics).T / scale
             ax.fill_between(x, mean - std, mean + std, color=COLORS[0], alpha=0.2, linewidth=0)
             ax.plot(x, mean, "o-", color=COLORS[0], markersize=3, label="mean ± std")
             ax.plot(x, low, "v-", color=COLORS[1], markersize=3, linewidth=1, label="least")

@@ -26,8 +26,8 @@ REPEATS = (3, 7, 3)  # units of stages 2, 3, 4 after the strided one
 def mobilenet_v2_channels(layout: Layout, size: int = 224) -> dict[int, int]:
     """Returns the most channels that a MobileNetV2 must materialize at each size.
 
-    As in the paper a block is one operation, so that only bottlenecks count; the stem's output goes
-    straight into the first block, and the last convolution's into the pooling.
+    A block is one operation, so that only bottlenecks count; the stem's output goes straight into
+    the first block, the last convolution's into the pooling.
 
     >>> from mnv2_jax.models.spec import unroll
     >>> mobilenet_v2_channels(unroll())

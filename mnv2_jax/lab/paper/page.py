@@ -5,13 +5,15 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 from mnv2_jax.lab.paper.content import Item, Missing, Note, Part, Picture, Table
 from mnv2_jax.lab.paper.drawing import svg
 from mnv2_jax.markdown import markdown_table
 
-STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
+PAGE = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
+STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")  # light, dark and paper
 ORIGINS = {"p": "paper", "h": "here", "-": ""}  # classes of cells
 EMPTY = ("", "–", "not run", "reference", "no expansion")  # in columns of numbers
 TITLE = "MobileNetV2, table by table"
@@ -46,19 +48,10 @@ def html_page(sections: Sequence[Section], command: str, facts: str) -> str:
         for item, _ in sections
     )
     intro = "".join(f"<p>{inline(text)}</p>" for text in introduction(command))
-    body = "\n".join(_section(section) for section in sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f'<link rel="icon" href="data:,">\n<title>{TITLE}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<header><h1>{TITLE}</h1>{intro}"
-        '<p class="key"><span class="paper">printed in the paper</span> '
-        '<span class="here">counted or measured here</span></p></header>\n'
-        f'<nav aria-label="contents"><ol>{links}</ol></nav>\n<main>\n{body}\n</main>\n'
-        f"<footer><p>{inline(facts)}</p></footer>\n</body>\n</html>\n"
-    )
+    return PAGE.substitute(
+        title=TITLE, style=STYLE, introduction=intro, links=links, facts=inline(facts),
+        body="\n".join(map(_section, sections)),
+    )  # fmt: skip
 
 
 def markdown_page(sections: Sequence[Section], command: str, facts: str) -> str:
@@ -149,7 +142,6 @@ def _html_table(table: Table) -> str:
 
 
 def _is_number(cell: object) -> bool:
-    """Whether a cell begins with a number that is a word of its own, as "16 / 400" does."""
     return re.fullmatch(r"[-+]?\d[\d,.]*%?( .*)?", str(cell)) is not None
 
 

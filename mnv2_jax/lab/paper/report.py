@@ -44,9 +44,6 @@ def choose(keys: Sequence[str]) -> list[Item]:
 
     >>> [item.key for item in choose(["Table 3", "fig6"])]
     ['table-3', 'fig-6a', 'fig-6b']
-
-    Raises:
-      UsageError: there is no such item.
     """
     known = {item.key for item in ITEMS}
     chosen: set[str] = set()
@@ -67,17 +64,12 @@ def write_paper(
     command: str = "python main.py paper",
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Computes the items and writes `report.html`, `report.md` and the latter's pictures.
+    """Computes the items of the given keys, or all, and writes the report to a folder.
 
-    Args:
-      out: folder, made if needed.
-      sources: where results and the model of Fig. 7 are.
-      keys: of the items; none stands for all.
-      command: that was given, for the report.
-      progress: called with a line for each item.
+    `command` stands in the report; `progress` is called with a line for each item.
 
     Returns:
-      The paths of the files, the page first.
+      The paths of `report.html`, `report.md` and the latter's pictures.
 
     Raises:
       UsageError: an item is unknown, a result or model cannot be read, or the folder not written.

@@ -1,4 +1,7 @@
-"""Results found in folders: `results.json` of finished sweeps, `evaluation.json` of evaluations."""
+"""Results found in folders: `results.json` of finished sweeps, `evaluation.json` of evaluations.
+
+One that cannot be read is refused with a UsageError.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +15,7 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
 from mnv2_jax.lab.train.log import read_curves
-from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of
+from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of, spread
 
 SWEEP = "config.json"  # a sweep's configuration by dotted keys, in the folder of its runs
 NOT_RUN = "not run"
@@ -20,11 +23,11 @@ UNKNOWN = "Measured by an earlier version, which did not keep the setting"
 
 
 class Network(NamedTuple):
-    """The network of a result."""
+    """The network of a result: what built it, its images' size, MAdds where it was trained."""
 
-    options: Mapping[str, Any]  # that built it
-    resolution: int  # of its images
-    madds: int = 0  # not counted where it was only evaluated
+    options: Mapping[str, Any]
+    resolution: int
+    madds: int = 0
 
     @property
     def width_and_size(self) -> tuple[float, int]:
@@ -84,11 +87,7 @@ class Evaluation(NamedTuple):
 
 
 def find(folders: Sequence[Path], experiment: str) -> list[Result]:
-    """Finds the results of an experiment at all scales (`NAME`, `NAME-…`), the first of each name.
-
-    Raises:
-      UsageError: a `results.json` cannot be read.
-    """
+    """Finds the results of an experiment at all scales (`NAME`, `NAME-…`), earlier ones win."""
     places: dict[str, Path] = {}
     for path in _files(folders, RESULTS):
         name = path.parent.name
@@ -98,11 +97,7 @@ def find(folders: Sequence[Path], experiment: str) -> list[Result]:
 
 
 def read(folder: Path) -> Result:
-    """Reads the result of a sweep; networks that it does not name are counted on its models.
-
-    Raises:
-      UsageError: it cannot be read.
-    """
+    """Reads the result of a sweep; networks that it does not name are counted on its models."""
     with _readable(folder / RESULTS, "run its experiment again") as content:
         runs, setting = content["runs"], content.get("setting", {})
         seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
@@ -122,11 +117,7 @@ def read(folder: Path) -> Result:
 
 
 def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Evaluation]:
-    """Finds a metric of what was evaluated on a data set, here or in TensorFlow Datasets.
-
-    Raises:
-      UsageError: an evaluation cannot be read.
-    """
+    """Finds a metric of what was evaluated on a data set, here or in TensorFlow Datasets."""
     evaluations = []
     for path in _files(folders, EVALUATION):
         with _readable(path, "evaluate again") as content:
@@ -135,17 +126,15 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
             described, views = content["model"], content["views"]
             source = described.get("source") or {"ecosystem": "", "file": ""}
             weights = f"{source['ecosystem']}: `{source['file']}`"
-            evaluations.append(
-                Evaluation(
-                    score=float(content["scores"][metric]),
-                    images=int(content["images"]),
-                    network=Network(described["model"], int(described["resolution"])),
-                    several=len(views["scales"]) > 1 or bool(views["flip"]),
-                    source=source["ecosystem"],
-                    weights=weights if source["file"] else f"`{content['folder']}`",
-                    command=str(content["command"]),
-                )
-            )
+            evaluation = Evaluation(
+                score=float(content["scores"][metric]), images=int(content["images"]),
+                network=Network(described["model"], int(described["resolution"])),
+                several=len(views["scales"]) > 1 or bool(views["flip"]),
+                source=source["ecosystem"],
+                weights=weights if source["file"] else f"`{content['folder']}`",
+                command=str(content["command"]),
+            )  # fmt: skip
+            evaluations.append(evaluation)
     return evaluations
 
 
@@ -159,16 +148,6 @@ def evaluation_table(evaluations: Sequence[Evaluation], metric: str) -> Table:
     return Table(header, rows, "---hh-", "Evaluated here")
 
 
-def spread(values: Sequence[float]) -> str:
-    """Formats shares of 1 in percent: their mean, and the standard deviation of several.
-
-    >>> spread([0.5]), spread([0.5, 0.52])
-    ('50.0', '51.0 ± 1.4')
-    """
-    percent = 100 * np.asarray(values)
-    return f"{percent.mean():.1f}" + (f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
 def cell(trained: Sequence[float], evaluated: Sequence[Evaluation]) -> str:
     """Formats what was trained here and what was evaluated, with the source of the weights."""
     cells = [spread(trained)] if trained else []
@@ -178,23 +157,24 @@ def cell(trained: Sequence[float], evaluated: Sequence[Evaluation]) -> str:
 
 def imagenet_results(sources: Sources) -> dict[tuple[float, int], Result]:
     """Finds what was trained on ImageNet by (width, resolution), each with one variant's scores."""
-    results: dict[tuple[float, int], Result] = {}
-    for result in find(sources.runs, "imagenet") + find(sources.runs, "tradeoff-imagenet2012"):
-        for variant, network in result.networks.items():
-            if result.data == "imagenet2012":
-                own = result._replace(scores={variant: result.scores[variant]})
-                results.setdefault(network.width_and_size, own)
-    return results
+    found = _each_variant(sources, "imagenet", "tradeoff-imagenet2012")
+    return {network.width_and_size: r for network, r in found if r.data == "imagenet2012"}
 
 
 def voc_scores(sources: Sources) -> dict[tuple[int, bool], list[float]]:
     """Finds the mean IoU on VOC 2012 by (output stride, pyramid)."""
-    scores: dict[tuple[int, bool], list[float]] = {}
-    for experiment in ("segment_voc", "ablate_output_stride-voc"):
-        for result in find(sources.runs, experiment):
-            for variant, network in result.networks.items():
-                scores.setdefault(network.stride_and_pyramid, result.scores[variant])
-    return scores
+    found = _each_variant(sources, "segment_voc", "ablate_output_stride-voc")
+    return {network.stride_and_pyramid: result.first for network, result in found}
+
+
+def _each_variant(sources: Sources, *experiments: str) -> list[tuple[Network, Result]]:
+    """Each variant's network and the result of it alone; what counts first comes last."""
+    return [
+        (network, result._replace(scores={variant: result.scores[variant]}))
+        for experiment in experiments
+        for result in find(sources.runs, experiment)
+        for variant, network in result.networks.items()
+    ][::-1]
 
 
 def sweep_config(folder: Path) -> dict[str, Any]:
@@ -207,7 +187,6 @@ def sweep_config(folder: Path) -> dict[str, Any]:
 
 
 def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
-    """Yields the files of a name in folders, or in the folders that these hold."""
     for folder in folders:
         own = folder / name
         yield from [own] if own.is_file() else sorted(folder.glob(f"*/{name}"))

@@ -120,16 +120,12 @@ def table_2(_: Sources) -> Iterator[Part]:
 
 def table_3(_: Sources) -> Iterator[Part]:
     """Table 3: the largest tensors of three networks, as printed and as their tables have them."""
-    here = (
-        others.MOBILENET_V1,
-        others.mobilenet_v2_channels(unroll()),
-        others.shufflenet_channels(others.SHUFFLENET_G3),
-    )
+    shuffle = others.shufflenet_channels(others.SHUFFLENET_G3)
+    here = (others.MOBILENET_V1, others.mobilenet_v2_channels(unroll()), shuffle)
     rows: list[tuple[object, ...]] = []
     for size, numbers in printed.TABLE_3.items():
         counted = [f"{net[size]} / {others.kilobytes(net[size], size):,.1f}" for net in here]
-        if size == 112:
-            counted[2] += " *"
+        counted[2] += " *" * (size == 112)
         rows.append((f"{size}×{size}", *(f"{c} / {kb}" for c, kb in numbers), *counted))
     peaks = [max_kilobytes(channels, shuffle=i == 2) for i, channels in enumerate(here)]
     rows.append(("max, kB", *printed.TABLE_3_MAX, *(f"{peak:,.0f}" for peak in peaks)))
@@ -279,7 +275,6 @@ def table_7(sources: Sources) -> Iterator[Part]:
 def _beside(
     rows: Sequence[printed.Row], unit: str, names: tuple[str, str, str], own: dict[str, Any]
 ) -> Table:
-    """Returns printed networks, and beside them score, parameters and MAdds of our own."""
     printed_score, score, params = names
     header = ("network", printed_score, "params, paper", "MAdds, paper", "CPU, paper")
     cells = []
@@ -290,7 +285,6 @@ def _beside(
 
 
 def _evaluations(evaluated: Sequence[results.Evaluation], metric: str, data: str) -> Part:
-    """Returns the table of evaluated models, or how to evaluate published ones."""
     if evaluated:
         return evaluation_table(evaluated, metric)
     what = "the same of any model, such as one that `python main.py import` made of published"

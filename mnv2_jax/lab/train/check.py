@@ -1,4 +1,7 @@
-"""One cheap check of a whole configuration: everything that shows without its data and devices."""
+"""One cheap check of a whole configuration: everything that shows without its data and devices.
+
+What cannot be used is refused with a UsageError.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +11,7 @@ from typing import Any
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
 from mnv2_jax.lab.tasks import TASKS, make_model
-from mnv2_jax.lab.train.config import OVERRIDE, check_keys, flatten
+from mnv2_jax.lab.train.config import OVERRIDE, flatten
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
 from mnv2_jax.models.build import DTYPES, PARTS, look_up_part
@@ -70,68 +73,54 @@ def each(rule: Rule) -> Rule:
     return all_of
 
 
-def rising(rule: Rule) -> Rule:
-    """Two numbers that a rule allows, the first not above the second."""
-
-    def pair(value: Any) -> str:
-        good = not each(rule)(value) and len(value) == 2 and value[0] <= value[1]
-        return "" if good else f"two numbers that rise, each {rule(None)}"
-
-    return pair
+def rising(low: float, high: float) -> Rule:
+    """Two numbers from `low` to `high`, the first not above the second."""
+    items, must = each(number(low, high)), f"two numbers that rise, between {low:g} and {high:g}"
+    return lambda v: "" if not items(v) and len(v) == 2 and v[0] <= v[1] else must
 
 
 # What every key of the base in experiments/imagenet.py has to be. A table holds the choices.
 RULES: dict[str, Rule | Mapping[str, Any]] = {
-    "name": text, "title": text, "needs": each(text), "task": TASKS,
-    "model.width": number(0.001, 64.0), "model.expansion": optional(number(1, 64)),
-    "model.output_stride": optional(number(1, 64)), "model.dropout": number(0.0, 1.0),
-    "model.bn_decay": optional(number(0.0, 1.0)),
-    "data.name": text, "data.root": optional(text),
-    "data.train_split": text, "data.eval_split": text,
-    "data.resolution": number(1, 2**13), "data.on_device": flag,
-    "data.threads": optional(number(1, 1024)), "data.bad_record_budget": number(0.0, 1.0),
-    "data.train.crop": text, "data.train.pad": number(0, 2**13),
-    "data.train.area": rising(number(0.0001, 1.0)), "data.train.flip": number(0.0, 1.0),
-    "data.train.color": number(0.0, 1.0), "data.train.policy": text,
-    "data.train.erasing": number(0.0, 1.0),
-    "data.eval.crop": text, "data.eval.fraction": number(0.001, 1.0),
-    "batch_size": number(1, 2**20), "eval_batch_size": number(1, 2**20),
-    "epochs": number(0.0, 1e6), "steps": number(0, MAX_STEPS),
-    "detect.heads": HEADS, "detect.max_objects": number(1, 1024),
-    "segment.aspp": flag, "segment.rates": each(number(1, 1024)), "segment.decoder": flag,
-    "segment.atrous": ATROUS, "segment.channels": number(1, 2**13),
-    "segment.scale": rising(number(0.01, 100.0)),
-    "optimizer.name": OPTIMIZERS, "optimizer.learning_rate": number(0.0),
-    "optimizer.schedule": SCHEDULES, "optimizer.decay_rate": number(0.0, 1.0),
-    "optimizer.decay_epochs": number(0.0, 1e6), "optimizer.staircase": flag,
-    "optimizer.power": number(0.0), "optimizer.warmup_epochs": number(0.0, 1e6),
-    "optimizer.decay": number(0.0, 1.0), "optimizer.momentum": number(0.0, 1.0),
-    "optimizer.epsilon": number(0.0), "optimizer.nesterov": flag,
-    "optimizer.beta1": number(0.0, 1.0), "optimizer.beta2": number(0.0, 1.0),
-    "optimizer.weight_decay": number(0.0), "optimizer.decay_depthwise": flag,
-    "optimizer.clip_norm": number(0.0),
-    "loss.label_smoothing": number(0.0, 1.0), "loss.mixup": number(0.0),
-    "loss.cutmix": number(0.0), "ema_decay": number(0.0, 1.0), "low_precision": each(text),
-    "init.model": optional(text), "init.frozen": each(text), "init.frozen_norm": flag,
-    "teacher.model": optional(text), "teacher.weight": number(0.0, 1.0),
-    "teacher.temperature": number(0.01),
-    "parallel.launcher": LAUNCHERS, "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
-    "parallel.devices": number(0, 2**20), "parallel.accumulate": number(1, 2**20),
-    "sweep.seeds": each(number(0, MAX_SEED)), "sweep.reference": text,
-    "sweep.claim": each(text), "sweep.at_once": number(0, 2**20),
-    "log_every": number(1, MAX_STEPS), "eval_every_epochs": number(0.0, 1e6),
-    "checkpoint_minutes": number(0.0), "keep_checkpoints": number(1, 2**20),
-    "stop_after_skipped": number(1, MAX_STEPS),
-    "model.dtype": DTYPES, **{f"model.{kind}": part(kind) for kind in PARTS},
+    "task": TASKS, "model.dtype": DTYPES, **{f"model.{kind}": part(kind) for kind in PARTS},
+    "detect.heads": HEADS, "segment.atrous": ATROUS, "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
+    "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
+    "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
+    "sweep.seeds": each(number(0, MAX_SEED)), "segment.rates": each(number(1, 1024)),
+    "model.width": number(0.001, 64.0), "data.eval.fraction": number(0.001, 1.0),
+    "teacher.temperature": number(0.01), "model.bn_decay": optional(number(0.0, 1.0)),
+    "data.threads": optional(number(1, 1024)), "detect.max_objects": number(1, 1024),
+    "data.train.pad": number(0, 2**13), "steps": number(0, MAX_STEPS),
+} | {
+    key: rule
+    for rule, keys in (
+        (text, "name title data.name data.train_split data.eval_split data.train.crop "
+               "data.train.policy data.eval.crop sweep.reference"),
+        (each(text), "needs low_precision init.frozen sweep.claim"),
+        (optional(text), "data.root init.model teacher.model"),
+        (flag, "data.on_device segment.aspp segment.decoder optimizer.staircase "
+               "optimizer.nesterov optimizer.decay_depthwise init.frozen_norm"),
+        (number(0.0), "optimizer.learning_rate optimizer.power optimizer.epsilon "
+                      "optimizer.weight_decay optimizer.clip_norm loss.mixup loss.cutmix "
+                      "checkpoint_minutes"),
+        (number(0.0, 1.0), "model.dropout data.bad_record_budget data.train.flip data.train.color "
+                           "data.train.erasing optimizer.decay_rate optimizer.decay "
+                           "optimizer.momentum optimizer.beta1 optimizer.beta2 "
+                           "loss.label_smoothing ema_decay teacher.weight"),
+        (number(0.0, 1e6), "epochs optimizer.decay_epochs optimizer.warmup_epochs "
+                           "eval_every_epochs"),
+        (number(1, 2**13), "data.resolution segment.channels"),
+        (optional(number(1, 64)), "model.expansion model.output_stride"),
+        (number(1, 2**20), "batch_size eval_batch_size parallel.accumulate keep_checkpoints"),
+        (number(0, 2**20), "parallel.devices sweep.at_once"),
+        (number(1, MAX_STEPS), "log_every stop_after_skipped"),
+    )
+    for key in keys.split()
 }  # fmt: skip
 
 
 def check(config: Any) -> None:
-    """Checks the configuration of one variant, its sweep included.
-
-    Raises:
-      UsageError: a key is missing or its value cannot be used, alone or beside the others.
-    """
+    """Checks the configuration of one variant, its sweep included."""
     check_sweep(config)
     given = flatten(config)
     for key, rule in RULES.items():
@@ -157,21 +146,20 @@ def _check_value(key: str, value: Any, rule: Rule | Mapping[str, Any]) -> None:
 
 
 def check_sweep(config: Any) -> None:
-    """Checks what a sweep says of its variants and seeds.
-
-    Raises:
-      UsageError: a name is of no variant or cannot be a folder's, a seed stands twice, or a key
-        that the experiment needs is not given.
-    """
-    check_keys(config, RULES)
+    """Checks what a sweep says of its variants and seeds, and that no key is missing."""
     given = flatten(config)
+    if absent := [key for key in RULES if key not in given]:
+        raise UsageError(
+            f"the configuration has no key {absent[0]!r}: let its get_config begin with base() of "
+            "experiments/imagenet.py, which defines them all."
+        )
     for key in ("name", "title", "needs", *(key for key in RULES if key.startswith("sweep."))):
         _check_value(key, given[key], RULES[key])
     seeds, variants = config.sweep.seeds, config.sweep.variants
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"sweep.seeds is {seeds!r}: give at least one integer, each once.")
     for key, names in (("reference", (config.sweep.reference,)), ("claim", config.sweep.claim)):
-        for name in set(names) - set(variants):
+        for name in (name for name in names if name not in variants):
             raise unknown(f"variant in sweep.{key}", name, variants)
     for name in variants:
         if not name or Path(name).name != name:
@@ -190,8 +178,8 @@ def _check_what_is_ignored(config: Any) -> None:
     off = {"policy": "none", "erasing": 0.0}
     ignored = [f"data.train.{key}" for key, none in off.items() if config.data.train[key] != none]
     ignored += [f"loss.{key}" for key, value in config.loss.items() if value]
-    ignored += ["teacher.model"] if config.teacher.model else []
-    ignored += ["low_precision"] if config.low_precision else []
+    ignored += ["teacher.model"] * bool(config.teacher.model)
+    ignored += ["low_precision"] * bool(config.low_precision)
     if ignored:
         why = f"is for classification, and the task is {config.task}: leave it out"
         raise UsageError(f"{ignored[0]} {why}.")

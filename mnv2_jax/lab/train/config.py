@@ -2,7 +2,8 @@
 
 A configuration file is Python with a function `get_config(preset)` that returns a `ConfigDict`;
 `path/to/file.py:preset` picks a preset. It may bring parts of networks of its own, in a dictionary
-`PARTS` as `mnv2_jax.add_parts` takes it, and name them in its configuration.
+`PARTS` as `mnv2_jax.add_parts` takes it, and name them in its configuration. What cannot be used
+is refused with a UsageError.
 """
 
 import ast
@@ -14,7 +15,8 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,7 @@ SYNONYMS = {
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
-    """Loads `file.py[:preset]` as a locked `ConfigDict`, with overrides `key.key=value` applied.
-
-    Raises:
-      UsageError: no such file, no `get_config`, an unknown preset, or an override that names no key
-        or has a value of the wrong type.
-    """
+    """Loads `file.py[:preset]` as a locked `ConfigDict`, with overrides `key.key=value` applied."""
     name, _, preset = path.partition(":")
     get_config = getattr(execute(Path(name)), "get_config", None)
     if not callable(get_config):
@@ -56,12 +53,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
     wants = len(inspect.signature(get_config).parameters)
     if preset and not wants:
         raise UsageError(f"{name} has no presets, but {preset!r} was asked for: leave it out.")
-    try:
+    with _told_in_a_line(name):
         config = get_config(preset) if preset else get_config()
-    except UsageError:
-        raise
-    except Exception as error:  # whatever the user's own code raises
-        raise _broken(name, error) from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"get_config in {name} returned {config!r}: it must return a ConfigDict.")
     config.lock()
@@ -73,25 +66,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
     return config
 
 
-def check_keys(config: Any, keys: Iterable[str]) -> None:
-    """Refuses a configuration that lacks keys, which one that builds on the base's never does.
-
-    Raises:
-      UsageError: one is absent.
-    """
-    if absent := [key for key in keys if key not in flatten(config)]:
-        raise UsageError(
-            f"the configuration has no key {absent[0]!r}: let its get_config begin with base() of "
-            "experiments/imagenet.py, which defines them all."
-        )
-
-
-def execute(file: Path) -> Any:
-    """Executes a user's Python file as a module, and adds the `PARTS` of networks that it brings.
-
-    Raises:
-      UsageError: there is no such file, it fails, or its parts cannot be used.
-    """
+def execute(file: Path, kind: str = "configuration") -> Any:
+    """Executes a user's Python file as a module; adds the `PARTS` of networks that it brings."""
     name = str(file)
     if not file.is_file():
         beside = file.parent != Path() and file.parent.is_dir()
@@ -99,28 +75,19 @@ def execute(file: Path) -> Any:
         found = sorted(str(f) for f in folder.glob("*.py") if f.stem != "__init__")
         near = difflib.get_close_matches(name, found, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        listed = ", ".join(found) or "no configuration files there"
-        raise UsageError(f"configuration {name!r} is not a file: {hint}In {folder}/: {listed}.")
+        listed = ", ".join(found) or "no Python files there"
+        raise UsageError(f"{kind} {name!r} is not a file: {hint}In {folder}/: {listed}.")
     spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UsageError(f"configuration {name!r} is not a Python file: its name ends in .py.")
+        raise UsageError(f"{kind} {name!r} is not a Python file: its name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     # Experiments build on each other as `experiments.imagenet`, wherever the command is run from.
     parent = str(file.resolve().parent.parent)
     if parent not in sys.path:
         sys.path.append(parent)  # last, so that nothing there hides an installed package
-    try:
+    with _told_in_a_line(name):
         spec.loader.exec_module(module)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever the user's own code raises
-        raise _broken(name, error) from error
-    _add_parts(name, getattr(module, "PARTS", {}))
-    return module
-
-
-def _add_parts(name: str, parts: Any) -> None:
-    if not isinstance(parts, Mapping):
+    if not isinstance(parts := getattr(module, "PARTS", {}), Mapping):
         want = "give {kind: {name: part}}, as mnv2_jax.add_parts takes it"
         raise UsageError(f"PARTS in {name!r} is {parts!r}: {want}.")
     if parts:
@@ -130,20 +97,27 @@ def _add_parts(name: str, parts: Any) -> None:
             add_parts(parts)
         except UsageError as error:
             raise UsageError(f"PARTS in {name!r} cannot be used: {error}") from error
+    return module
 
 
-def _broken(file: str, error: Exception) -> UsageError:
-    """Says in one line what went wrong in a user's file, and in which line of it."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    lines = [n for frame, n in frames if Path(frame.f_code.co_filename).name == Path(file).name]
-    where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
-    kind, reason = type(error).__name__, first_line(error)
-    reason = (reason if reason.startswith(kind) else f"{kind}: {reason}") + "."
-    absent, group = re.search(r'Key "(\w+)" does not exist', str(error)), frames[-1][0].f_locals
-    if absent and isinstance(group.get("self"), ConfigDict):  # a key that the base does not have
-        reason = str(unknown_key(absent[1], group["self"].keys()))
-        reason += " One of your own is added inside `with config.unlocked():`."
-    return UsageError(f"configuration {file!r} does not load{where}: {reason}")
+@contextmanager
+def _told_in_a_line(file: str) -> Iterator[None]:
+    """Makes whatever a user's own code raises one line that names the line of its file."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        lines = [n for frame, n in frames if Path(frame.f_code.co_filename).name == Path(file).name]
+        where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
+        kind, reason = type(error).__name__, first_line(error)
+        reason = (reason if reason.startswith(kind) else f"{kind}: {reason}") + "."
+        absent, group = re.search(r'Key "(\w+)" does not exist', str(error)), frames[-1][0].f_locals
+        if absent and isinstance(group.get("self"), ConfigDict):  # a key that the base lacks
+            reason = str(unknown_key(absent[1], group["self"].keys()))
+            reason += " One of your own is added inside `with config.unlocked():`."
+        raise UsageError(f"configuration {file!r} does not load{where}: {reason}") from error
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:
@@ -153,16 +127,11 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     >>> set_key(c, "model.width", "0.5"); set_key(c, "model.spec", "small_32")
     >>> c.model.width, c.model.spec
     (0.5, 'small_32')
-
-    Raises:
-      UsageError: there is no such key, or the text is no value of its type.
     """
     known = {name: value for name, value in flatten(config).items() if value != {}}
     if key not in known:
-        inner = [name for name in known if name.startswith(f"{key}.")]
-        if inner:
-            which = ", ".join(inner)
-            raise UsageError(f"configuration key {key!r} is a group: set one of {which}.")
+        if inner := ", ".join(name for name in known if name.startswith(f"{key}.")):
+            raise UsageError(f"configuration key {key!r} is a group: set one of {inner}.")
         raise unknown_key(key, known)
     node: Any = config
     *parents, leaf = key.split(".")
@@ -194,12 +163,9 @@ def _typed(key: str, text: str, kind: type, old: Any) -> Any:
 
 def _as_float(value: Any) -> Any:
     """Makes whole numbers floats; an integer too large for one becomes infinite."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if type(value) is not int:
         return value
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    return float(value) if abs(value) < sys.float_info.max else math.inf
 
 
 def unknown_key(key: str, known: Iterable[str], kind: str = "configuration key") -> UsageError:
@@ -242,11 +208,11 @@ def flatten(config: ConfigDict | FrozenConfigDict | Mapping[str, Any]) -> dict[s
     """
     leaves: dict[str, Any] = {}
     for name, value in config.items():
-        # A group without keys is a leaf, so that it is not lost.
-        if isinstance(value, (ConfigDict, FrozenConfigDict, Mapping)) and value:
+        group = isinstance(value, (ConfigDict, FrozenConfigDict, Mapping))
+        if group and value:
             leaves |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
-        else:
-            leaves[name] = value if not isinstance(value, ConfigDict) else {}
+        else:  # a group without keys is a leaf, so that it is not lost
+            leaves[name] = {} if group else value
     return leaves
 
 
@@ -261,9 +227,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     >>> difference({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
     'b: 2 -> 3, c: (absent) -> 4'
     """
-    changes = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = (repr(d[key]) if key in d else "(absent)" for d in (old, new))
-        if before != after:
-            changes.append(f"{key}: {before} -> {after}")
-    return ", ".join(changes)
+    rows = (
+        (key, *(repr(d[key]) if key in d else "(absent)" for d in (old, new)))
+        for key in sorted(old.keys() | new.keys())
+    )
+    return ", ".join(f"{key}: {a} -> {b}" for key, a, b in rows if a != b)

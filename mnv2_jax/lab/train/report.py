@@ -54,10 +54,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     from scipy.special import stdtrit  # a tenth of all imports, and needed only at the end
 
     differences = np.subtract(a, b)
-    n, mean = len(differences), float(differences.mean())
-    if n < 2:
-        return Difference(mean, -math.inf, math.inf)
-    margin = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n))
+    n, mean, margin = len(differences), float(differences.mean()), math.inf
+    if n > 1:
+        margin = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n))
     return Difference(mean, mean - margin, mean + margin)
 
 
@@ -72,47 +71,34 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
     steps = next(iter(runs.values()))[0]["steps"]
     results = {
-        "metric": f"eval_ema/{name}" if averaged else f"eval/{name}",
-        "runs": runs,
-        "setting": make_setting(workdir, config, steps, averaged),
-        "config": plain(config),
-        "environment": environment(),
-        "command": shlex.join(command),
-    }
+        "metric": f"eval_ema/{name}" if averaged else f"eval/{name}", "runs": runs,
+        "setting": make_setting(workdir, config, steps, averaged), "config": plain(config),
+        "environment": environment(), "command": shlex.join(command),
+    }  # fmt: skip
     write_json(workdir / RESULTS, results)
     plot_curves(workdir, results)
-    report = workdir / REPORT
-    write_file(report, report_text(results))
-    return report
+    write_file(workdir / REPORT, report_text(results))
+    return workdir / REPORT
 
 
 def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict[str, Any]:
     """Returns what the report says of a sweep besides its scores: metric, data, networks."""
     seeds = {name: list(config.sweep.seeds) for name in config.sweep.variants}
     return {
-        "title": config.title or config.name,
+        "title": config.title or config.name, "averaged": averaged, "steps": steps,
         "metric": next(iter(TASKS[config.task].metrics.values())),
-        "averaged": averaged,
-        "data": config.data.name,
-        "split": config.data.eval_split,
-        "steps": steps,
-        "batch_size": config.batch_size,
-        "networks": describe_networks(workdir, seeds),
-    }
+        "data": config.data.name, "split": config.data.eval_split,
+        "batch_size": config.batch_size, "networks": describe_networks(workdir, seeds),
+    }  # fmt: skip
 
 
 def describe_networks(workdir: Path, seeds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Describes the first model of each variant in a sweep's folder, as far as there is one.
-
-    Raises:
-      UsageError: a model's description cannot be used.
-    """
+    """Describes the first model of each variant in a sweep's folder, as far as there is one."""
     paths = {name: workdir / name / f"seed_{own[0]}" / DESCRIPTION for name, own in seeds.items()}
     return {name: _network(path) for name, path in paths.items() if path.is_file()}
 
 
 def _network(path: Path) -> dict[str, Any]:
-    """Returns options, resolution and cost of a described model, and the images it was given."""
     try:
         description = json.loads(path.read_text())
         options, size = description["model"], int(description["resolution"])
@@ -147,12 +133,11 @@ def report_text(results: Results) -> str:
     runs, scores, reference = results["runs"], scores_of(results), config["sweep.reference"]
     rows = []
     for name, values in scores.items():
-        percent = 100 * np.asarray(values)
-        spread = f"{percent.std(ddof=1):.1f}" if len(values) > 1 else "–"
-        versus = _points(paired_difference(values, scores[reference]))
+        mean, _, std = spread(values).partition(" ± ")
+        versus = points(paired_difference(values, scores[reference]))
         versus = "reference" if name == reference else versus
         seconds = f"{sum(run['seconds'] for run in runs[name]):.0f} s"
-        rows.append((name, len(values), f"{percent.mean():.1f}", spread, versus, seconds))
+        rows.append((name, len(values), mean, std or "–", versus, seconds))
     header = ("variant", "n", "mean %", "std", f"difference to {reference} [95 % CI]", "time")
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     skipped = sum(run["skipped"] for seeds in runs.values() for run in seeds)
@@ -179,27 +164,24 @@ def report_text(results: Results) -> str:
 
 
 def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
-    """Lists what each variant trained, and on how many images; equal variants share a line."""
+    """Equal variants share a line."""
     lines: dict[str, list[str]] = {}
     for name, network in networks.items():
         size = network["resolution"]
         line = f"{network['params']:,} parameters and {network['madds']:,} multiply-adds at "
         line += f"{size}×{size}"
         if set(IMAGES) <= set(network):
-            train, held_out = (network[key] for key in IMAGES)
-            line += f"; {train:,} training images, {held_out:,} for evaluation"
+            line += "; {:,} training images, {:,} for evaluation".format(*map(network.get, IMAGES))
         lines.setdefault(line, []).append(name)
     return [f"- {', '.join(names)}: {line}" for line, names in lines.items()]
 
 
 def _other_metrics(results: Results) -> list[str]:
-    """Lists the means of a task's further metrics."""
     split, lines = results["metric"].partition("/")[0], []
     for key, label in list(TASKS[results["config"]["task"]].metrics.items())[1:]:
         for name, runs in results["runs"].items():
-            values = [100 * run["metrics"][f"{split}/{key}"] for run in runs]
-            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-            lines.append(f"- {label}, {name}: {np.mean(values):.1f}{spread} %")
+            values = [run["metrics"][f"{split}/{key}"] for run in runs]
+            lines.append(f"- {label}, {name}: {spread(values)} %")
     return lines
 
 
@@ -213,10 +195,10 @@ def _low_precision(
         for name, seeds in runs.items():
             low = [run["metrics"][f"{precision}/accuracy"] for run in seeds]
             lost[name] = np.subtract(low, scores[name]).tolist()
-            change = _points(paired_difference(low, scores[name]))
+            change = points(paired_difference(low, scores[name]))
             lines.append(f"- {precision}, {name}: {100 * np.mean(low):.1f} %, {change}")
         for name in (name for name in lost if name != reference):
-            apart = _points(paired_difference(lost[reference], lost[name]))
+            apart = points(paired_difference(lost[reference], lost[name]))
             lines.append(f"- {precision}, change of {reference} less that of {name}: {apart}")
     return lines
 
@@ -231,22 +213,31 @@ def verdicts(claim: Sequence[str], scores: dict[str, list[float]]) -> list[str]:
             outcome = "**as in the paper**"
         elif difference.high < 0:
             outcome = "**the opposite of the paper**"
-        here = f"Here: {_points(difference)}, {outcome}."
+        here = f"Here: {points(difference)}, {outcome}."
         lines.append(f"- The paper has *{better}* above *{worse}*. {here}")
     return lines
 
 
-def _points(difference: Difference) -> str:
+def points(difference: Difference, unit: str = " points") -> str:
+    """Formats a difference and its interval in percentage points."""
     mean, low, high = (100 * value for value in difference)
-    interval = f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else ""
-    return f"{mean:+.1f} points{interval}"
+    return f"{mean:+.1f}{unit}" + (f" [{low:+.1f}, {high:+.1f}]" if math.isfinite(low) else "")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Formats shares of 1 in percent: their mean, and the standard deviation of several.
+
+    >>> spread([0.5]), spread([0.5, 0.52])
+    ('50.0', '51.0 ± 1.4')
+    """
+    percent = 100 * np.asarray(values)
+    return f"{percent.mean():.1f}" + (f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def environment() -> dict[str, Any]:
     """Returns where the numbers come from: device, platform, versions."""
-    devices = jax.devices()
     return {
-        "device": f"{len(devices)} × {devices[0].device_kind}",
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {"mnv2_jax": __version__} | {name: version(name) for name in PACKAGES},
@@ -254,11 +245,7 @@ def environment() -> dict[str, Any]:
 
 
 def plot_band(ax: Any, x: Any, series: Any, color: str, mark: str = "-", **look: Any) -> np.ndarray:
-    """Draws the mean of each x's values, in percent, and a band of one standard deviation.
-
-    Returns:
-      The means.
-    """
+    """Draws a band of one standard deviation of each x's values in percent; returns their means."""
     mean = np.array([100 * np.mean(values) for values in series])
     std = np.array([100 * np.std(values, ddof=len(values) > 1) for values in series])
     ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)

@@ -30,13 +30,8 @@ CONFIG = "config.json"
 def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
     """Trains every variant with every seed that is not finished yet, and writes the report.
 
-    A folder that holds the same configuration is continued. `command` is for the report.
-
-    Returns:
-      The path of the Markdown report; None on all hosts but the first.
-
-    Raises:
-      UsageError: the configuration cannot be used, or the folder holds another one.
+    A folder that holds the same configuration is continued; one of another is refused with a
+    UsageError. Returns the path of the report, for which `command` is; None on other hosts.
     """
     with together():
         variants = check_variants(config)
@@ -74,11 +69,7 @@ def _finished(folder: Path, seeds: tuple[int, ...]) -> bool:
 
 
 def check_variants(config: Any) -> dict[str, Any]:
-    """Returns the configuration of every variant, each checked for what shows without its data.
-
-    Raises:
-      UsageError: the sweep or one of the variants cannot be used.
-    """
+    """Returns the configuration of every variant, each checked for what shows without its data."""
     check_sweep(config)
     variants = {name: variant_config(config, name) for name in config.sweep.variants}
     for variant in variants.values():
@@ -87,18 +78,12 @@ def check_variants(config: Any) -> dict[str, Any]:
 
 
 def variant_config(config: Any, name: str) -> Any:
-    """Returns the configuration of one variant: the sweep's with the variant's changes.
-
-    Raises:
-      UsageError: the variant sets a key that does not exist, or to a value of another type.
-    """
+    """Returns the configuration of one variant: the sweep's with the variant's changes."""
     variant, changes = config.copy_and_resolve_references(), config.sweep.variants[name]
     known = {key: value for key, value in flatten(config).items() if "sweep.variants." not in key}
     if not isinstance(changes, ConfigDict):
-        raise UsageError(
-            f"variant {name!r} of the sweep is {changes!r}: give the keys that it changes, as in "
-            "{'model': {'bottleneck': 'relu6'}}."
-        )
+        want = "give the keys that it changes, as in {'model': {'bottleneck': 'relu6'}}"
+        raise UsageError(f"variant {name!r} of the sweep is {changes!r}: {want}.")
     for key, value in flatten(changes).items():
         if key not in known and value != {}:
             raise unknown_key(key, known, f"configuration key of variant {name!r}")
@@ -118,11 +103,7 @@ def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
 
 
 def check_owner(workdir: Path, config: Any) -> None:
-    """Refuses a folder that holds a sweep of another configuration.
-
-    Raises:
-      UsageError: with the difference; or the folder cannot be read.
-    """
+    """Refuses a folder that holds a sweep of another configuration, with the difference."""
     path = workdir / CONFIG
     try:
         theirs = json.loads(path.read_text()) if path.is_file() else plain(config)
@@ -131,18 +112,12 @@ def check_owner(workdir: Path, config: Any) -> None:
         why = f"{path} cannot be read: {first_line(error)}"
         raise UsageError(f"{why}. Give another --workdir, or remove this one.") from error
     if changes:
-        raise UsageError(
-            f"{workdir} holds a sweep of another configuration ({changes}): give another "
-            "--workdir, or remove this one."
-        )
+        what = f"{workdir} holds a sweep of another configuration ({changes})"
+        raise UsageError(f"{what}: give another --workdir, or remove this one.")
 
 
 def claim(workdir: Path, config: Any) -> None:
-    """Makes the folder of a sweep, which from then on belongs to its configuration.
-
-    Raises:
-      UsageError: another host does not see it.
-    """
+    """Makes the folder of a sweep, which all hosts have to see; it belongs to the configuration."""
     path = workdir / CONFIG
     with together():
         try:
@@ -154,10 +129,8 @@ def claim(workdir: Path, config: Any) -> None:
             raise UsageError(why) from error
     with together():
         if not path.is_file():
-            raise UsageError(
-                f"{workdir} is not the folder that host 0 made: give a --workdir on a file system "
-                "that all hosts share."
-            )
+            remedy = "give a --workdir on a file system that all hosts share"
+            raise UsageError(f"{workdir} is not the folder that host 0 made: {remedy}.")
 
 
 def default_workdir(config: Any, overrides: Sequence[str]) -> Path:

@@ -51,7 +51,7 @@ def test_a_file_that_is_not_there_lists_those_that_are(tmp_path):
     text = refused(load_config, "experiments/ablate_liner.py")
     assert "did you mean experiments/ablate_linear.py" in text and "imagenet.py" in text
     assert "imagenet.py" in refused(load_config, "nowhere/at/all.py")
-    assert "no configuration files there" in refused(load_config, str(tmp_path / "x.py"))
+    assert "no Python files there" in refused(load_config, str(tmp_path / "x.py"))
     assert "is not a file" in refused(load_config, str(tmp_path))
     assert "is not a file" in refused(load_config, "")
 
