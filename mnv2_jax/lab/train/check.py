@@ -81,17 +81,6 @@ def rising(low: float, high: float) -> Rule:
 
 # What every key of the base in experiments/imagenet.py has to be. A table holds the choices.
 RULES: dict[str, Rule | Mapping[str, Any]] = {
-    "task": TASKS, "model.dtype": DTYPES, **{f"model.{kind}": part(kind) for kind in PARTS},
-    "detect.heads": HEADS, "segment.atrous": ATROUS, "optimizer.name": OPTIMIZERS,
-    "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
-    "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
-    "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
-    "sweep.seeds": each(number(0, MAX_SEED)), "segment.rates": each(number(1, 1024)),
-    "model.width": number(0.001, 64.0), "data.eval.fraction": number(0.001, 1.0),
-    "teacher.temperature": number(0.01), "model.bn_decay": optional(number(0.0, 1.0)),
-    "data.threads": optional(number(1, 1024)), "detect.max_objects": number(1, 1024),
-    "data.train.pad": number(0, 2**13), "steps": number(0, MAX_STEPS),
-} | {
     key: rule
     for rule, keys in (
         (text, "name title data.name data.train_split data.eval_split data.train.crop "
@@ -116,6 +105,17 @@ RULES: dict[str, Rule | Mapping[str, Any]] = {
         (number(1, MAX_STEPS), "log_every stop_after_skipped"),
     )
     for key in keys.split()
+} | {
+    "task": TASKS, "model.dtype": DTYPES, **{f"model.{kind}": part(kind) for kind in PARTS},
+    "detect.heads": HEADS, "segment.atrous": ATROUS, "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
+    "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
+    "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
+    "sweep.seeds": each(number(0, MAX_SEED)), "segment.rates": each(number(1, 1024)),
+    "model.width": number(0.001, 64.0), "data.eval.fraction": number(0.001, 1.0),
+    "teacher.temperature": number(0.01), "model.bn_decay": optional(number(0.0, 1.0)),
+    "data.threads": optional(number(1, 1024)), "detect.max_objects": number(1, 1024),
+    "data.train.pad": number(0, 2**13), "steps": number(0, MAX_STEPS),
 }  # fmt: skip
 
 
