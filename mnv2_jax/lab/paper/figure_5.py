@@ -126,7 +126,8 @@ def _draw_own(ax: Any, result: results.Result) -> None:
     own = points(result)
     for color, size in zip(COLORS, sorted({p[0] for p in own}), strict=False):
         line = sorted((madds / 1e6, scores) for s, _, madds, scores in own if s == size)
-        plot_band(ax, *zip(*line, strict=True), color, mark="o-", markersize=4, label=f"{size}²")
+        x, scores = zip(*line, strict=True)
+        plot_band(ax, x, scores, color, "o-", markersize=4, label=f"{size}²")
     every = sorted(madds / 1e6 for _, _, madds, _ in own)
     ticks = [m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5)]
     _millions(ax, [t for t in ticks if every[0] * 0.9 <= t <= every[-1] * 1.1])

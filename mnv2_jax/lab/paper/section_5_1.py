@@ -71,13 +71,13 @@ def section_5_1(_: Sources) -> Iterator[Part]:
     header = ("blocks computed in", "peak, elements", "peak, kB at 16 bit")
     caption = f"By the paper's count: MobileNetV2 1.0, one image of {SIZE}×{SIZE}"
     yield Table(header, rows, "-hh", caption)
-    header, cells = header[:1], {name: (name,) for name in measured[SIZE]}
+    header, cells = header[:1], {name: [name] for name in measured[SIZE]}
     for size, counts in measured.items():
         header += (f"MB at {size}×{size}", f"of whole at {size}")
         for name, count in counts.items():
-            cells[name] += (f"{count / 1e6:.2f}", f"{count / counts[WHOLE]:.2f}")
+            cells[name] += [f"{count / 1e6:.2f}", f"{count / counts[WHOLE]:.2f}"]
     caption = "As XLA allocates it: temporaries of the same network in 32 bit"
-    yield Table(header, list(cells.values()), "-hhhh", caption)
+    yield Table(header, list(map(tuple, cells.values())), "-hhhh", caption)
     yield Note(
         "t = 1 is a block as one operation that still holds its inner tensors, which the paper's "
         "bound leaves out. The split as the paper has it folds batch norm and cuts the weights "
