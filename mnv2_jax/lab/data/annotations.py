@@ -53,19 +53,13 @@ def clean_objects(
 ) -> Objects:
     """Clips boxes to the image, drops those that are none, and pads to `max_objects`.
 
-    Dropped and counted are boxes that are not finite, that have no area or crossed corners, that
-    lie outside of the image, and, where there are too many, the smallest, crowds first.
-
-    Args:
-      boxes: (n, 4) in fractions of the image.
-      classes: (n,), indices from 0.
-      num_classes: how many there are.
-      max_objects: rows of the result; None for those that are kept.
-      name: names the record in errors.
-      crowd: (n,) bool, which of the boxes are crowds; None where none is.
+    Boxes are (n, 4) in fractions of the image, classes (n,) count from 0, `crowd` (n,) marks the
+    boxes that are crowds; without `max_objects` there is a row for each that is kept. Dropped and
+    counted are boxes that are not finite, that have no area or crossed corners, that lie outside of
+    the image, and, where there are too many, the smallest, crowds first.
 
     Raises:
-      BadRecord: the shapes do not fit, or a class is not in 0..num_classes - 1.
+      BadRecord: of this name; shapes do not fit, or a class is not in 0..num_classes - 1.
 
     >>> boxes = np.array([[0.5, 0.5, 1.5, 1.0], [0.3, 0.3, 0.3, 0.9]])
     >>> clean_objects(boxes, np.array([4, 2]), 10, 2, "image 7")
@@ -104,10 +98,7 @@ def clean_objects(
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
-    """Refuses a label map with values that are neither a class nor 255 (ignored).
-
-    Raises:
-      BadRecord: with the value.
+    """Raises `BadRecord` for a label map with values that are neither a class nor 255 (ignored).
 
     >>> check_labels(np.array([[0, 20, 255]]), 21, "image 7")
     """
@@ -115,11 +106,8 @@ def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
         raise BadRecord(name, f"labels are {labels.dtype} {labels.shape}, not integers (h, w)")
     wrong = [int(v) for v in np.unique(labels) if v != IGNORED and not 0 <= v < num_classes]
     if wrong:
-        raise BadRecord(
-            name,
-            f"label {wrong[0]} where the classes are 0 to {num_classes - 1}, and {IGNORED} is "
-            "ignored",
-        )
+        classes = f"the classes are 0 to {num_classes - 1}, and {IGNORED} is ignored"
+        raise BadRecord(name, f"label {wrong[0]} where {classes}")
 
 
 def area_of(boxes: np.ndarray) -> np.ndarray:

@@ -1,8 +1,4 @@
-"""Data sets by name: one row for each, with the function that opens it.
-
-`open_source("digits", "train")` gives a `Source`: a length, records by index, class names, and the
-whole set as arrays where it fits in memory.
-"""
+"""Data sets by name: one row for each, with the function that opens it."""
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -51,18 +47,11 @@ def _open_scenes(split: str, root: None) -> Source:
 
 
 class DataSet(NamedTuple):
-    """A row of the catalog.
+    """A row of the catalog."""
 
-    Attributes:
-        open: (split, root) -> source.
-        root: what the root is, for a set that needs one; "" where there is a default, None for a
-            set that is part of the package.
-        splits: the splits there are; None where the folder at hand decides.
-    """
-
-    open: Callable[[str, Any], Source]
-    root: str | None
-    splits: tuple[str, ...] | None = None
+    open: Callable[[str, Any], Source]  # of a split and a root
+    root: str | None  # what it is; "" where there is a default, None where the package has the set
+    splits: tuple[str, ...] | None = None  # None where the folder at hand decides
 
 
 TWO = ("train", "test")
@@ -74,12 +63,10 @@ CATALOG: Mapping[str, DataSet] = {
     "scenes": DataSet(_open_scenes, None, TWO),
     "fashion_mnist": DataSet(idx.open_fashion_mnist, "", TWO),
     "mnist": DataSet(idx.open_mnist, "It holds the four *-ubyte.gz files", TWO),
-    "cifar10": DataSet(
-        partial(cifar.open_cifar, "cifar10"), "It holds cifar-10-binary.tar.gz", TWO
-    ),
-    "cifar100": DataSet(
-        partial(cifar.open_cifar, "cifar100"), "It holds cifar-100-binary.tar.gz", TWO
-    ),
+    **{
+        name: DataSet(partial(cifar.open_cifar, name), f"It holds {archive}-binary.tar.gz", TWO)
+        for name, archive in (("cifar10", "cifar-10"), ("cifar100", "cifar-100"))
+    },
     "imagenet2012": DataSet(imagenet.open_imagenet, imagenet.LAYOUT, TWO),
     "folder": DataSet(folder.open_folder, folder.LAYOUT),
     "coco": DataSet(coco.open_coco, coco.LAYOUT),
@@ -100,8 +87,7 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
         name: a name in `CATALOG`, or `tfds:NAME` for a set prepared by TensorFlow Datasets;
             `tfds_masks:NAME` reads the label maps of a set whose images have labels too.
         split: "train" or "test"; "validation" and "val" mean the test split of a set that has only
-            one of them. A set on disk also takes its own split names, a prepared set slices of
-            them.
+            one of them. A set on disk also takes its own split names, a prepared set slices.
         root: the folder of the data; the embedded sets take none, and `fashion_mnist` and `tfds:`
             have a default.
 

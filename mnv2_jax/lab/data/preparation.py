@@ -1,8 +1,4 @@
-"""Makes sets that TensorFlow Datasets can read.
-
-Fashion-MNIST is made from its IDX files by this package alone; every other stock set by its own
-builder, which needs TensorFlow.
-"""
+"""Makes sets that TensorFlow Datasets can read: Fashion-MNIST alone, others by its builders."""
 
 import io
 from collections.abc import Iterator
@@ -19,12 +15,10 @@ from mnv2_jax.lab.data.source import Source
 
 
 def prepare(name: str, root: str | None = None, idx_root: str | None = None) -> Path:
-    """Prepares a set for `tfds:NAME` and returns its folder.
+    """Prepares a set for `tfds:NAME` in `root`, `~/tensorflow_datasets` by default.
 
-    Args:
-        name: `fashion_mnist`, which needs no TensorFlow, or any stock set of TensorFlow Datasets.
-        root: where prepared sets go, `~/tensorflow_datasets` by default.
-        idx_root: where Fashion-MNIST's IDX files are; Debian's folder by default.
+    The name is that of a stock set of TensorFlow Datasets; `fashion_mnist` needs no TensorFlow, but
+    its IDX files, by default in Debian's folder. Returns the folder of the set.
     """
     import tensorflow_datasets as tfds
 

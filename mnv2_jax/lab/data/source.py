@@ -5,7 +5,7 @@ A source gives random access to the records of one split. `ArraySource` holds th
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,25 +23,15 @@ SPLITS = {
 """The names under which data sets keep a split, in the order in which they are looked for."""
 
 
-class Record(TypedDict):
-    """One labelled image: `image` is uint8 (height, width, channels)."""
-
-    image: np.ndarray
-    label: int
-
-
 class BadRecord(ValueError):
     """A record that cannot be used: training masks and counts it, evaluation stops at it.
 
-    Attributes:
-        name: which record, as the user can find it: a path, or an archive and a member.
-        reason: what is wrong with it.
+    Its `name` is a path, or an archive and a member; `reason` says what is wrong with it.
     """
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return one_line(f"{self.name}: {self.reason}")
@@ -61,10 +51,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         """Reads one record. Raises `BadRecord` if it cannot be decoded.
 
-        For classification it is a `Record`. Records for detection have `image`, `boxes` (n, 4) and
-        `classes` (n,), below -1 for crowds (see `annotations`); records for segmentation have
-        `image` and `label` (h, w). The source of the latter may name a background, which boxes do
-        not have, in `pixel_classes`.
+        Each has an `image`, uint8 (height, width, channels); for classification a `label`; for
+        detection `boxes` (n, 4) and `classes` (n,), below -1 for crowds (see `annotations`); for
+        segmentation a `label` (h, w), whose source may name a background, which boxes do not have,
+        in `pixel_classes`.
         """
         ...
 
@@ -92,14 +82,12 @@ class ArraySource:
                 f"labels run from {labels.min()} to {labels.max()} but there are {len(classes)} "
                 "classes. Number them from 0, or name all the classes."
             )
-        self.classes = classes
-        self._images = images
-        self._labels = labels.astype(np.int32)
+        self.classes, self._images, self._labels = classes, images, labels.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
         return {"image": self._images[index], "label": int(self._labels[index])}
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -145,11 +133,7 @@ def find_split(split: str, present: Callable[[str], bool]) -> str | None:
 
 
 def chosen_split(split: str, choices: tuple[str, ...]) -> str:
-    """Returns which of a data set's own splits is meant.
-
-    Raises:
-        UsageError: none of them.
-    """
+    """Returns which of a data set's own splits is meant."""
     name = find_split(split, choices.__contains__)
     if name is None:
         raise unknown("split", split, sorted({*choices, *SPLITS}))

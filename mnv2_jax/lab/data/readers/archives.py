@@ -4,15 +4,15 @@ Nothing here unpacks to disk. An archive that is cut short, damaged or holds any
 files is refused with one line that names it.
 """
 
-import gzip
+import io
 import os
 import tarfile
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.lab.data.readers.files import read_unzipped
 
 MAX_MEMBER_BYTES = 1 << 28
 TAR_BLOCK = 512
@@ -22,16 +22,12 @@ def read_tar_gz(path: Path, names: Collection[str]) -> dict[str, bytes]:
     """Reads the plain files of these base names from a small .tar.gz, in the order of `names`."""
     files = {}
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=io.BytesIO(read_unzipped(path)), mode="r:") as archive:
             for member in archive:
                 base = PurePosixPath(member.name).name
-                if base not in names or not member.isreg() or member.size > MAX_MEMBER_BYTES:
-                    continue
-                file = archive.extractfile(member)
-                files[base] = file.read() if file else b""
-            while stream.read(1 << 20):  # gzip compares its checksum at the end
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                if base in names and member.isreg() and (file := archive.extractfile(member)):
+                    files[base] = file.read()
+    except tarfile.TarError as error:
         raise UsageError(
             f"{path} cannot be read: {first_line(error)}. Download it again."
         ) from error
@@ -50,16 +46,11 @@ class Member(NamedTuple):
 
 
 def tar_members(file: int, archive: str, start: int, end: int) -> Iterator[Member]:
-    """Walks the headers of an uncompressed tar file that lies at [start, end) of an open file.
-
-    Args:
-        file: a file descriptor.
-        archive: names the archive in errors.
-        start: where the tar file begins, which is not 0 for a tar file inside another.
-        end: where it ends.
+    """Walks the headers of an uncompressed tar file at [start, end) of a file descriptor.
 
     Raises:
-        UsageError: it is cut short, damaged, or holds a link, a device or a path that climbs out.
+        UsageError: `archive` is cut short, damaged, or holds a link, a device or a path that climbs
+            out.
     """
     position = start
     while True:

@@ -47,13 +47,7 @@ class AnnotatedImages:
         self.dropped: Counter[str] = Counter()
         self._images: list[_Annotated] = []
 
-    def add(
-        self,
-        path: Path,
-        size: tuple[int, int],
-        objects: Sequence[Object],
-        name: str,
-    ) -> None:
+    def add(self, path: Path, size: tuple[int, int], objects: Sequence[Object], name: str) -> None:
         """Adds an image of (height, width); `name` is for errors."""
         boxes = np.array([o.corners for o in objects], np.float64).reshape(-1, 4)
         classes = np.array([o.label for o in objects], int)
@@ -65,11 +59,7 @@ class AnnotatedImages:
         self._images.append(_Annotated(path, size, cleaned.boxes, cleaned.classes))
 
     def source(self, name: str) -> LazySource:
-        """Makes the source, and logs how many objects were dropped, by reason.
-
-        Raises:
-          UsageError: there are no images.
-        """
+        """Makes the source, and logs how many objects were dropped, by reason."""
         if not self._images:
             raise UsageError(f"{name} lists no images: give a set with at least one.")
         if self.dropped:

@@ -5,15 +5,14 @@ Pickles of the Python version are read without running anything they name.
 
 import io
 import pickle
-from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import read_file
-from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz
+from mnv2_jax.lab.data.readers.archives import read_tar_gz
+from mnv2_jax.lab.data.readers.files import read_unzipped
 from mnv2_jax.lab.data.source import ArraySource
 
 PIXELS = 3 * 32 * 32
@@ -48,46 +47,48 @@ CIFAR = {
 def open_cifar(name: str, split: str, root: str) -> ArraySource:
     """Opens CIFAR-10 or CIFAR-100 from the official archive, or its unpacked folder, in `root`.
 
-    The binary version is preferred to the Python version.
-
     Raises:
         UsageError: neither is there, or a file is damaged.
     """
     archive, layout, top = name.replace("cifar", "cifar-"), CIFAR[name], Path(root)
     binary, python = (top / f"{archive}-{kind}.tar.gz" for kind in ("binary", "python"))
-    for folder, tar, read in (
-        (top / layout.binary_folder, binary, _read_binary),
-        (top / layout.python_folder, python, _read_python),
+    for tar, folder, suffix, names, read in (
+        (binary, top / layout.binary_folder, ".bin", layout.binary_names, _read_binary),
+        (python, top / layout.python_folder, "", layout.python_names[0], _read_python),
     ):
-        if tar.exists() or folder.is_dir():
-            return ArraySource(*read(layout, split, tar, folder))
+        files = (*(f"{file}{suffix}" for file in layout.files[split]), names)
+        if tar.is_file():
+            return ArraySource(*read(layout, read_tar_gz(tar, files), tar.parent))
+        if folder.is_dir():
+            contents = {name: read_unzipped(folder / name) for name in files}
+            return ArraySource(*read(layout, contents, folder))
     raise UsageError(
         f"{name} is not in {top}: neither {binary.name} nor {python.name} is there. Get it with: "
         f"curl -L -o {binary} https://www.cs.toronto.edu/~kriz/{binary.name}"
     )
 
 
-def _read_binary(layout: Layout, split: str, tar: Path, folder: Path) -> tuple:
-    files = (*(f"{file}.bin" for file in layout.files[split]), layout.binary_names)
-    *parts, (_, names) = _read_files(tar, folder, files).items()
+def _read_binary(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple:
+    *parts, (_, names) = files.items()
     row = layout.label_bytes + PIXELS
     for file, content in parts:
         if not content or len(content) % row:
             raise UsageError(
-                f"{file} in {tar.parent} has {len(content)} bytes, not a multiple of {row}: "
+                f"{file} in {folder} has {len(content)} bytes, not a multiple of {row}: "
                 "it is cut short. Download it again."
             )
     rows = np.concatenate([np.frombuffer(content, np.uint8) for _, content in parts])
     rows = rows.reshape(-1, row)
     images = _planes_to_images(rows[:, layout.label_bytes :])
-    return images, rows[:, layout.label_bytes - 1], tuple(names.decode("ascii").split())
+    classes = tuple(names.decode("ascii", "replace").split())
+    return images, rows[:, layout.label_bytes - 1], classes
 
 
-def _read_python(layout: Layout, split: str, tar: Path, folder: Path) -> tuple:
+def _read_python(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple:
     meta, names_key = layout.python_names
     images, labels, names = [], [], ()
-    for file, content in _read_files(tar, folder, (*layout.files[split], meta)).items():
-        values = _unpickle_arrays(content, f"{file} in {tar.parent}")
+    for file, content in files.items():
+        values = _unpickle_arrays(content, f"{file} in {folder}")
         try:
             if file == meta:
                 names = tuple(name.decode("ascii") for name in values[names_key])
@@ -97,7 +98,7 @@ def _read_python(layout: Layout, split: str, tar: Path, folder: Path) -> tuple:
             images.append(_planes_to_images(pixels.reshape(len(labels[-1]), PIXELS)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
-                f"{file} in {tar.parent} is not a CIFAR batch. Download it again."
+                f"{file} in {folder} is not a CIFAR batch. Download it again."
             ) from error
     return np.concatenate(images), np.concatenate(labels), names
 
@@ -107,15 +108,8 @@ def _planes_to_images(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _read_files(tar: Path, folder: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Reads files from a .tar.gz, or from the folder it unpacks to."""
-    if tar.exists():
-        return read_tar_gz(tar, names)
-    return {name: read_file(folder / name, MAX_MEMBER_BYTES) for name in names}
-
-
 class _ArrayStub:
-    """Stands for a numpy object in a pickle: keeps its state and does nothing."""
+    """Stands for a numpy object in a pickle: keeps its bytes and does nothing."""
 
     buffer = b""
 

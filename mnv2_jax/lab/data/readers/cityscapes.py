@@ -20,20 +20,11 @@ CITYSCAPES = {
 
 
 def open_cityscapes(split: str, root: str) -> LazySource:
-    """Opens one split of Cityscapes.
-
-    Raises:
-      UsageError: files are missing.
-    """
+    """Opens one split of Cityscapes."""
     images, maps = (Path(root) / part / split for part in ("leftImg8bit", "gtFine"))
     files = sorted(images.glob("*/*_leftImg8bit.png"))
     if not files:
         raise UsageError(f"{images} has no images. {LAYOUT}.")
-    pairs = [
-        (
-            file,
-            maps / file.parent.name / file.name.replace("_leftImg8bit", "_gtFine_labelIds"),
-        )
-        for file in files
-    ]
+    rest = "_leftImg8bit", "_gtFine_labelIds"
+    pairs = [(file, maps / file.parent.name / file.name.replace(*rest)) for file in files]
     return paired_source(pairs, tuple(CITYSCAPES), LAYOUT, label_table(CITYSCAPES.values()))

@@ -9,7 +9,7 @@ import numpy as np
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.files import read_record
-from mnv2_jax.lab.data.source import SPLITS, LazySource, Record, find_split
+from mnv2_jax.lab.data.source import SPLITS, LazySource, find_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 LAYOUT = "The layout is ROOT/train/CLASS/*.jpg, and ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg"
@@ -50,7 +50,7 @@ def open_folder(split: str, root: str) -> LazySource:
     return LazySource(len(files), read, classes)
 
 
-def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> Record:
+def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dict:
     path = folder / files[index]
     return {"image": image.decode(read_record(path), str(path)), "label": int(labels[index])}
 

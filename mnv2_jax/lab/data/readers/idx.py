@@ -1,17 +1,15 @@
 """MNIST and Fashion-MNIST in their official format: IDX files of unsigned bytes."""
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.data.readers.files import MAX_UNZIPPED_BYTES, read_unzipped
 from mnv2_jax.lab.data.source import ArraySource
 
 UNSIGNED_BYTE = 0x08
-MAX_IN_MEMORY_BYTES = 4 << 30
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGIT_CLASSES = tuple("0123456789")
@@ -33,15 +31,14 @@ def open_fashion_mnist(split: str, root: str | None) -> ArraySource:
         "apt-get install dataset-fashion-mnist, or download the four files named at "
         "https://github.com/zalandoresearch/fashion-mnist and give their folder as the root"
     )
-    folder = Path(root) if root is not None else DEBIAN_FASHION_MNIST
+    folder = Path(root or DEBIAN_FASHION_MNIST)
     return _open_idx("fashion_mnist", FASHION_CLASSES, split, folder, get)
 
 
 def _open_idx(
     name: str, classes: tuple[str, ...], split: str, folder: Path, get: str
 ) -> ArraySource:
-    prefix = "train" if split == "train" else "t10k"
-    arrays = []
+    prefix, arrays = "train" if split == "train" else "t10k", []
     for part, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
         stem = f"{prefix}-{part}-ubyte"
         path = next((p for p in (folder / f"{stem}.gz", folder / stem) if p.is_file()), None)
@@ -55,36 +52,23 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Reads one IDX file of unsigned bytes, gzip-compressed or plain.
 
     The layout: two zero bytes, the type code (8 for unsigned byte), the number of dimensions, every
-    dimension as a big-endian 32-bit integer, then the values.
-
-    Args:
-        path: the file; one that ends in `.gz` is decompressed.
-        dimensions: how many dimensions the array must have, 3 for images and 1 for labels.
+    dimension as a big-endian 32-bit integer, then the values. Images have 3 dimensions, labels 1.
 
     Raises:
         UsageError: the header says something else, or the file has more or fewer values than that.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            header = file.read(4 + 4 * dimensions)
-            if header[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
-                raise UsageError(
-                    f"{path} is not an IDX file of {dimensions} dimensions of unsigned bytes "
-                    f"(it starts with {header[:4].hex() or 'nothing'}). Download it again."
-                )
-            shape = tuple(int.from_bytes(header[i : i + 4]) for i in range(4, len(header), 4))
-            expected = math.prod(shape)
-            if len(header) != 4 + 4 * dimensions or expected > MAX_IN_MEMORY_BYTES:
-                raise UsageError(f"{path} has an impossible IDX header. Download it again.")
-            values = file.read(expected + 1)
-    except (EOFError, OSError, zlib.error) as error:
+    content, start = read_unzipped(path), 4 + 4 * dimensions
+    if content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
         raise UsageError(
-            f"{path} cannot be read: {first_line(error)}. Download it again."
-        ) from error
-    if len(values) != expected:
-        amount = "more" if len(values) > expected else f"{len(values):,}"
-        raise UsageError(
-            f"{path} should hold {expected:,} values and holds {amount}. Download it again."
+            f"{path} is not an IDX file of {dimensions} dimensions of unsigned bytes "
+            f"(it starts with {content[:4].hex() or 'nothing'}). Download it again."
         )
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    shape = tuple(int.from_bytes(content[i : i + 4]) for i in range(4, start, 4))
+    expected, found = math.prod(shape), len(content) - start
+    if found < 0 or expected > MAX_UNZIPPED_BYTES:
+        raise UsageError(f"{path} has an impossible IDX header. Download it again.")
+    if found != expected:
+        raise UsageError(
+            f"{path} should hold {expected:,} values and holds {found:,}. Download it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -5,14 +5,13 @@ in the cache folder. Images are not turned by their EXIF tags, as in the pipelin
 accuracies come from.
 """
 
+import functools
 import hashlib
 import io
 import logging
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import replacing
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
-from mnv2_jax.lab.data.source import BadRecord, LazySource, Record
+from mnv2_jax.lab.data.source import BadRecord, LazySource
 
 TRAIN = "ILSVRC2012_img_train.tar"
 TEST = "ILSVRC2012_img_val.tar"
@@ -43,21 +42,21 @@ def open_imagenet(split: str, root: str) -> LazySource:
         if not (Path(root) / name).is_file():
             raise UsageError(f"imagenet2012: {name} is not in {root}. {LAYOUT}.")
     path = Path(root) / needed[0]
+    index = _cached_index(path, _index_train if split == "train" else _index_test)
     if split == "train":
-        index = _cached_index(path, _index_train)
         classes = tuple(index.pop("classes").tolist())
-        return LazySource(len(index["label"]), partial(_read, path, index), classes)
-    index = _cached_index(path, _index_test)
-    labels, classes = read_devkit(Path(root) / DEVKIT)
-    if len(labels) != len(index["name"]):
+    else:
+        index["label"], classes = read_devkit(Path(root) / DEVKIT)
+    images, labels = len(index["name"]), len(index["label"])
+    if images != labels:
         raise UsageError(
-            f"{path} has {len(index['name']):,} images and {DEVKIT} {len(labels):,} labels. "
+            f"{path} has {images:,} images and {DEVKIT} {labels:,} labels. "
             "Download the one that is cut short again."
         )
-    return LazySource(len(labels), partial(_read, path, index | {"label": labels}), classes)
+    return LazySource(images, functools.partial(_read, path, index), classes)
 
 
-def _read(path: Path, index: dict[str, np.ndarray], i: int) -> Record:
+def _read(path: Path, index: dict[str, np.ndarray], i: int) -> dict:
     """Reads a JPEG file inside an uncompressed tar file, by its offset."""
     name, size = f"{path}:{index['name'][i].decode()}", int(index["size"][i])
     try:
@@ -71,7 +70,7 @@ def _read(path: Path, index: dict[str, np.ndarray], i: int) -> Record:
 
 
 def _index_train(path: Path) -> dict[str, np.ndarray]:
-    """Indexes a tar file of one tar file per class, named by WordNet id."""
+    """Indexes one tar file for each class, named by WordNet id, in a tar file."""
     rows, classes = [], []
     with path.open("rb") as file:
         inner = list(tar_members(file.fileno(), str(path), 0, path.stat().st_size))
@@ -125,7 +124,9 @@ def _cached_index(
     index = make(path)
     for place in places:
         try:
-            _save_index(place, index | {"stamp": stamp})
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place) as partial, partial.open("wb") as file:  # processes may race
+                np.savez_compressed(file, stamp=stamp, **index)
             break
         except OSError as error:
             log.warning("cannot keep the index of %s at %s: %s", path, place, error)
@@ -147,13 +148,6 @@ def _load_index(place: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
     except Exception as error:  # zipfile and numpy raise anything on damaged files
         log.warning("ignoring the damaged index %s: %s", place, error)
         return None
-
-
-def _save_index(place: Path, arrays: dict[str, Any]) -> None:
-    """Writes an index whole or not at all: processes may race for it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(place) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
 
 
 def read_devkit(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

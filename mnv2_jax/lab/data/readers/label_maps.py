@@ -37,17 +37,10 @@ def labelled_record(
     num_classes: int,
     table: np.ndarray | None = None,
 ) -> Mapping[str, Any]:
-    """Decodes the map of an image: `image` (h, w, c) uint8 and `label` (h, w) uint8.
+    """Decodes the file of an image's map: `image` (h, w, c) uint8 and `label` (h, w) uint8.
 
-    Args:
-      pixels: the image.
-      label_map: the file of the map.
-      name: names the map in errors.
-      num_classes: how many there are; 255 is ignored.
-      table: see `label_table`; None where the map's values are the labels.
-
-    Raises:
-      BadRecord: the map cannot be used.
+    `table` is what `label_table` makes, or None where the map's values are the labels; 255 is
+    ignored. A map that cannot be used is a `BadRecord` of this name.
     """
     label = image.decode_labels(label_map, name)
     if table is not None:
@@ -65,11 +58,7 @@ def paired_source(
     layout: str,
     table: np.ndarray | None = None,
 ) -> LazySource:
-    """Makes a source of pairs of an image file and the file of its label map.
-
-    Raises:
-      UsageError: a file is missing.
-    """
+    """Makes a source of pairs of an image file and the file of its label map."""
     missing = next((str(p) for pair in pairs for p in pair if not os.path.isfile(p)), None)
     if missing:
         raise UsageError(f"{missing} is missing. {layout}.")

@@ -1,9 +1,8 @@
 """Sets that TensorFlow Datasets has prepared, read without TensorFlow.
 
-`open_prepared` reads the array_record files of a prepared set by random access: images with labels,
-with boxes, or with label maps. There is no agreed name for a label map, and only some sets say
-what its values mean: `MASKS` lists the names that the stock sets use, `VALUES` the meaning where a
-stock set leaves it to its documentation; for any other set a file states it.
+Images have labels, boxes or label maps. There is no agreed name for a label map, and only some
+sets say what its values mean: `MASKS` lists the names that the stock sets use, `VALUES` the meaning
+where a stock set leaves it to its documentation; for any other set a file states it.
 """
 
 import re
@@ -36,18 +35,12 @@ VALUES: Mapping[str, Mapping[str, int]] = {
 
 
 class Content(NamedTuple):
-    """What the records of a set are read as.
-
-    Attributes:
-      classes: their names, by label.
-      fields: the features of a record that are used: the image, and what is learned from it.
-      encoded: those of them that tfds leaves encoded.
-      build: (image, the other field, name of the record, number of classes) -> record.
-    """
+    """What the records of a set are read as."""
 
     classes: tuple[str, ...]
-    fields: tuple[str, str]
-    encoded: tuple[str, ...]
+    fields: tuple[str, str]  # the features that are used: the image, what is learned from it
+    encoded: tuple[str, ...]  # those of them that tfds leaves encoded
+    # (image, the other field, name of the record, number of classes) -> record
     build: Callable[[np.ndarray, Any, str, int], Mapping[str, Any]]
 
 
@@ -55,17 +48,12 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
     """Opens a prepared set by its TensorFlow Datasets name, such as `cifar10` or `cmaterdb/bangla`.
 
     In a set that has several, the labels of images come before objects, and these before label
-    maps.
+    maps, unless `masks` asks for the latter.
 
     Args:
         name: name, optionally with `/config` and `:version`; the newest version by default.
-        split: a split of the set, also sliced as in `train[:90%]`; "test" and "validation" stand
-            for each other where a set has only one of them.
+        split: a split of the set, also sliced as in `train[:90%]`.
         root: the folder of prepared sets, `~/tensorflow_datasets` by default.
-        masks: read the label maps, whatever else there is.
-
-    Raises:
-        UsageError: there is no such set or split, it cannot be read, or holds nothing to learn.
     """
     import tensorflow_datasets as tfds
 
@@ -137,9 +125,8 @@ def _with_objects(
         np.array(objects.get(mark, [False] * len(labels)), bool)
         for mark in ("is_crowd", "is_difficult")
     )
-    kept = clean_objects(
-        boxes[~difficult], labels[~difficult], num_classes, None, name, crowd[~difficult]
-    )
+    boxes, labels, crowd = (values[~difficult] for values in (boxes, labels, crowd))
+    kept = clean_objects(boxes, labels, num_classes, None, name, crowd)
     return {"image": pixels, "boxes": kept.boxes, "classes": kept.classes}
 
 
@@ -153,10 +140,8 @@ def _labels_or_objects(features: dict[str, Any]) -> Content | None:
     inner = dict(objects.items()) if isinstance(objects, tfds.features.FeaturesDict) else {}
     if type(inner.get("bbox")) is not tfds.features.BBoxFeature:
         inner = {}
-    for field, holder, build in (
-        ("label", features, _with_label),
-        ("objects", inner, _with_objects),
-    ):
+    choices = ("label", features, _with_label), ("objects", inner, _with_objects)
+    for field, holder, build in choices:
         label: Any = holder.get("label")
         if type(label) is tfds.features.ClassLabel:
             return Content(tuple(map(str, label.names)), ("image", field), ("image",), build)
@@ -167,9 +152,6 @@ def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | 
     """Describes a set of images with label maps.
 
     The folder of the version may have a `pixel_classes.txt` with the classes, one a line from 0 on.
-
-    Raises:
-      UsageError: there are maps, and nothing says what their values mean.
     """
     import tensorflow_datasets as tfds
 
@@ -219,8 +201,8 @@ def _find_prepared(name: str, root: Path) -> Path:
         )
     path, _, version = name.partition(":")
     pattern = f"{version or '*'}/dataset_info.json"
-    versions = [file.parent for file in (root / path).glob(pattern)]
-    versions = versions or [file.parent for file in (root / path).glob(f"*/{pattern}")]
+    found = list((root / path).glob(pattern)) or list((root / path).glob(f"*/{pattern}"))
+    versions = [file.parent for file in found]
     configs = {folder.parent for folder in versions}
     if not versions:
         raise UsageError(

@@ -11,6 +11,7 @@ import pytest
 from scipy.io import savemat
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import replacing
 from mnv2_jax.lab.data import BadRecord, open_source
 from mnv2_jax.lab.data.readers import imagenet
 from tests.lab.data.pictures import encoded, photo
@@ -107,14 +108,13 @@ def test_the_index_goes_to_the_cache_where_the_data_is_read_only(tmp_path, monke
     data.mkdir()
     write_imagenet(data)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    save = imagenet._save_index
 
-    def refuse_beside(place, arrays):
+    def refuse_beside(place):
         if place.parent == data:
             raise PermissionError("read-only")
-        save(place, arrays)
+        return replacing(place)
 
-    monkeypatch.setattr(imagenet, "_save_index", refuse_beside)
+    monkeypatch.setattr(imagenet, "replacing", refuse_beside)
     with caplog.at_level(logging.INFO, "mnv2_jax"):
         for _ in range(2):
             assert len(open_source("imagenet2012", "train", str(data))) == 6
