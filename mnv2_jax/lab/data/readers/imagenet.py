@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -122,11 +123,12 @@ def _cached_index(
             return index
     log.info("indexing %s once; this reads all its headers", path)
     index = make(path)
+    kept: dict[str, Any] = index | {"stamp": stamp}
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with replacing(place) as partial, partial.open("wb") as file:  # processes may race
-                np.savez_compressed(file, stamp=stamp, **index)
+                np.savez_compressed(file, **kept)
             break
         except OSError as error:
             log.warning("cannot keep the index of %s at %s: %s", path, place, error)
