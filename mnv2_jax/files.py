@@ -20,6 +20,20 @@ class UnreadableFile(UsageError):
         self.reason = reason
 
 
+def user_path(path: str | Path, what: str = "path") -> Path:
+    """Returns a path as its user means it, with `~` for a home folder.
+
+    Raises:
+      UsageError: it is empty, which would mean the current folder, or `~NAME` is nobody.
+    """
+    if not str(path).strip():
+        raise UsageError(f"the {what} is empty: give one, or . for the current folder.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"the {what} {str(path)!r} is of no user here: write it out.") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, which takes its place once the block has ended.
@@ -43,9 +57,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Writes a file that is there whole or not at all; text is encoded as UTF-8."""
+    """Writes a file that is there whole or not at all; text as UTF-8, other names escaped."""
     with replacing(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        text = isinstance(content, str)
+        partial.write_bytes(content.encode("utf-8", "backslashreplace") if text else content)
 
 
 def write_json(path: Path, value: Any) -> None:

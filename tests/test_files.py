@@ -24,6 +24,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_names_that_are_not_utf_8_can_stand_in_a_file(tmp_path: Path):
+    write_file(tmp_path / "a.md", "of " + os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "a.md").read_text("utf-8") == r"of caf\udce9"
+
+
 def test_a_file_has_the_permissions_of_the_umask(tmp_path: Path):
     before = os.umask(0o027)
     try:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import write_file, write_json
+from mnv2_jax.files import user_path, write_file, write_json
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.tasks.task import TrainedModel
 from mnv2_jax.models.build import look_up
@@ -75,7 +75,7 @@ def load_model(folder: str | Path) -> TrainedModel:
       UsageError: the folder holds no model, its parts do not fit each other, or its numbers are
         not finite.
     """
-    folder = Path(folder)
+    folder = user_path(folder, "folder of the model")
     for name in (TENSORS, DESCRIPTION):
         if not (folder / name).is_file():
             raise UsageError(

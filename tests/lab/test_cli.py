@@ -131,6 +131,39 @@ def test_configurations_that_cannot_be_used(refused, tmp_path):
 
 
 @pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=~/own.py"], "'{home}/own.py' is not a file"),
+        (["--config", "~nobody-here/own.py"], "'~nobody-here/own.py' is of no user here"),
+        (["--config", ABLATION, "--config.data.name=folder", "--config.data.root=~/x"],
+         "looked for {home}/x/train"),
+        (["--config", ABLATION, "--config.data.name=folder", "--config.data.root="],
+         "the root of the data is empty"),
+        (["--config", ABLATION, "--config.data.name=folder", "--config.data.root=~nobody-here"],
+         "is of no user here"),
+        (["--config", ABLATION, "--config.data.name=tfds:mnist", "--config.data.root=~/x"],
+         "{home}/x"),
+        (["--config", "experiments/finetune.py", "--config.init.model=~/x"], "'{home}/x' is no"),
+        (["--config", ABLATION, "--workdir="], "the --workdir is empty"),
+        (["verify", "~/x"], "'{home}/x' is not the folder of a training"),
+        (["verify", ""], "the folder is empty"),
+        (["predict", "--model=~/x", "a.png"], "'{home}/x' is no saved model"),
+        (["predict", "--model=", "a.png"], "the folder of the model is empty"),
+        (["paper", "--runs=~/x"], "'{home}/x' is not a folder"),
+        (["predict", "--model", ".", "--code=~/own.py", "a.png"],
+         "--code '{home}/own.py' is not a file"),
+    ],
+)  # fmt: skip
+def test_paths_as_people_write_them(refused, tmp_path, monkeypatch, words, message):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if "finetune" in str(words):
+        words += ["--config.data.name=digits", "--config.data.resolution=8"]
+        words += ["--config.data.train.crop=none", "--config.data.eval.crop=none"]
+    assert message.format(home=tmp_path) in refused(*words)
+
+
+@pytest.mark.usefixtures("no_training")
 def test_workdirs_that_cannot_be_used(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "make_run", lambda *_: None)  # nothing is wrong with the rest
     (tmp_path / "file").write_text("in the way")

@@ -5,12 +5,14 @@ by the verb that needs them, so that `--help` answers at once.
 """
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
@@ -43,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns 0, 2 for a mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     argv = list(sys.argv[1:] if argv is None else argv)
     compiler.apply()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     try:
         rest, overrides = split_overrides(argv)
         first = rest[0] if rest else ""
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"the verb {first!r} is called {RENAMED[first]!r} here.")
         elif first[:1] not in ("", "-") and first not in VERBS:
             raise unknown("verb", first, VERBS)
-        arguments, extra = make_parser().parse_known_args(rest)
+        arguments, extra = make_parser().parse_known_args([_home(word) for word in rest])
         if extra:
             hint = AT_TRAINING * (arguments.run is TRAIN.run) + f" See `mnv2 {rest[0]} --help`."
             raise UsageError(f"unrecognized arguments: {' '.join(extra)}.{hint}")
@@ -70,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()
     return 0
+
+
+def _home(word: str) -> str:
+    """Expands `~` where shells do not, behind an option's equals sign."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{user_path(value)}" if value.startswith("~") else word
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.verb import Verb, json_argument
 
 FINETUNE = "--config experiments/finetune.py --config.data.root="
@@ -42,8 +43,9 @@ def _train(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--wait is {arguments.wait}: give at least one second.")
     if config.sweep.at_once != 1 and len(config.sweep.seeds) > 1:
         host.split_cpu(host.cores())  # seeds are independent, so each core takes some
-    chosen = arguments.workdir or default_workdir(config, arguments.overrides)
-    workdir = Path(chosen).expanduser().absolute()
+    chosen = arguments.workdir
+    chosen = default_workdir(config, arguments.overrides) if chosen is None else chosen
+    workdir = user_path(chosen, "--workdir").absolute()
     command = ["python", "main.py", *arguments.argv]
     given = (arguments.coordinator, arguments.hosts, arguments.host)
     with cluster.connected(*given, arguments.distributed, arguments.wait):
@@ -94,7 +96,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.verify import verify
 
     problems = []
-    for finding in verify(Path(arguments.workdir).expanduser().absolute()):
+    for finding in verify(user_path(arguments.workdir, "folder").absolute()):
         problems.append(finding.problem)
         line = f"{finding.what:<24} {finding.path:<48} {finding.problem or 'sound'}"
         print(json.dumps(finding._asdict()) if arguments.json else line, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 
@@ -71,7 +72,7 @@ def _import(arguments: argparse.Namespace) -> None:
     classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
     if not classifier and not classes:
         classes = list(loaded.names) or [f"class {i}" for i in range(loaded.classes or 0)]
-    folder = Path(arguments.folder).expanduser()
+    folder = user_path(arguments.folder, "folder")
     try:
         save_model(folder, loaded.variables, describe(loaded, classes))
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.files import user_path
 from mnv2_jax.lab.data.readers import cifar, cityscapes, coco, folder, idx, imagenet, prepared, voc
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split
@@ -94,6 +95,7 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     Raises:
         UsageError: there is no such name or split, or the data is missing, damaged or empty.
     """
+    root = root if root is None else str(user_path(root, "root of the data"))
     for prefix, masks in PREPARED.items():
         if name.startswith(prefix):
             return prepared.open_prepared(name.removeprefix(prefix), split, root, masks)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import user_path
 from mnv2_jax.lab.data.readers import idx
 from mnv2_jax.lab.data.readers.prepared import DEFAULT_ROOT, FORMAT
 from mnv2_jax.lab.data.source import Source
@@ -22,7 +23,7 @@ def prepare(name: str, root: str | None = None, idx_root: str | None = None) -> 
     """
     import tensorflow_datasets as tfds
 
-    folder = Path(root or DEFAULT_ROOT).expanduser()
+    folder = user_path(root or DEFAULT_ROOT)
     try:
         if name == "fashion_mnist":
             builder = _fashion_mnist_builder(folder, idx_root)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.files import user_path
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.cityscapes import CITYSCAPES
@@ -57,7 +58,7 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
     """
     import tensorflow_datasets as tfds
 
-    folder = _find_prepared(name, Path(root or DEFAULT_ROOT).expanduser())
+    folder = _find_prepared(name, user_path(root or DEFAULT_ROOT))
     builder = _open_builder(folder)
     features, splits = dict(builder.info.features.items()), builder.info.splits
     content = _labels_or_objects(features) if not masks else None
