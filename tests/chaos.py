@@ -144,10 +144,10 @@ def outcome(workdir: Path) -> dict[str, Any]:
         found[f"{name} events"] = scalars(seed / "tensorboard")
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         checkpoints = Checkpoints(folder, keep=0)
-        newest = max(checkpoints.inspect().items())
-        assert newest[1] == "", newest  # read back, and hashed anew
+        step, (problem, record) = max(checkpoints.inspect().items())
+        assert not problem, (step, problem)  # read back, and hashed anew
         name = f"{folder.parent.name}/{folder.name}"
-        found[f"{name} arrays"] = newest[0], checkpoints.record(newest[0])["sha256"]
+        found[f"{name} arrays"] = step, record["sha256"]
         checkpoints.close()
     text = (workdir / "report.md").read_text()
     found["report"] = re.sub(r"\| \d+ s \|$|^- command: .*$", "", text, flags=re.MULTILINE)
@@ -186,6 +186,8 @@ def disturb(training: Training, tally: Tally, how: str, draw: random.Random) -> 
     if {0, -signal.SIGTERM} & {status for status, _ in ends}:
         return  # after the training, or between two, where there is nothing to save
     assert {status for status, _ in ends} == {TERMINATED}, ends
+    if any("saved at step" not in err for _, err in ends):
+        return  # before the training, where there is nothing to save either
     steps = [re.search(r"saved at step (\d+)", err) for _, err in ends]
     assert all(steps) and len({step[1] for step in steps if step}) == 1, ends
     tally.terms += 1

@@ -1,7 +1,7 @@
-"""Is what a training left on disk sound? Every checkpoint, log, model and result is read."""
+"""Is what a training left on disk sound, and its own? Every file of it is read."""
 
-import hashlib
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -9,10 +9,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.lab.model_folder import TENSORS, load_model
 from mnv2_jax.lab.train.checkpoint import Checkpoints
-from mnv2_jax.lab.train.log import METRICS, RESULT
-from mnv2_jax.lab.train.sweep import CONFIG
+from mnv2_jax.lab.train.finish import AT
+from mnv2_jax.lab.train.log import lines_of
+from mnv2_jax.lab.train.record import (
+    CONFIG,
+    MAX_JSON,
+    METRICS,
+    RESULT,
+    Identity,
+    changed_files,
+    check_seal,
+    identity_of,
+    read_config,
+    read_json,
+    read_result,
+)
+from mnv2_jax.lab.train.report import RESULTS
 from mnv2_jax.weights.readers.crc32c import crc32c, unmask
 
 
@@ -37,62 +52,114 @@ def verify(workdir: Path) -> Iterator[Checked]:
       workdir: of the sweep.
 
     Yields:
-      One for each checkpoint, log, model and result, as they are read.
+      One for each checkpoint, log, model, result and report, as they are read.
 
     Raises:
       UsageError: the folder holds no sweep.
     """
-    if not (workdir / CONFIG).is_file():
+    if not os.path.lexists(workdir / CONFIG):
         raise UsageError(
             f"{str(workdir)!r} is not the folder of a training, for it has no {CONFIG}: give the "
             "--workdir of one, such as runs/ablate_linear."
         )
-    config, problem = _json(workdir / CONFIG)
-    yield Checked("configuration", CONFIG, problem)
-    for folder in sorted(workdir.glob("*/checkpoints_*")):
-        checkpoints = Checkpoints(folder, keep=0)
-        try:
-            for step, problem in checkpoints.inspect().items():
-                path = str((folder / str(step)).relative_to(workdir))
-                yield Checked(f"checkpoint of step {step}", path, problem)
-        finally:
-            checkpoints.close()
-    for seed in sorted(workdir.glob("*/seed_*")):
-        for what, path, problem in _of_a_seed(seed, config or {}):
-            yield Checked(what, str(path.relative_to(workdir)), problem)
-
-
-def _of_a_seed(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:
-    finished = (folder / RESULT).is_file()
-    yield "log", folder / METRICS, _log_problem(folder / METRICS, config, finished)
-    for path in sorted((folder / "tensorboard").glob("events*")):
-        yield "events", path, _events_problem(path.read_bytes())
-    if finished:
-        result, problem = _json(folder / RESULT)
-        yield "result", folder / RESULT, problem
-        yield "model", folder / TENSORS, _model_problem(folder, (result or {}).get("model_sha256"))
-
-
-def _json(path: Path) -> tuple[dict[str, Any] | None, str]:
+    config, problem = {}, ""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        return None, f"cannot be read: {error}"
-    return (content, "") if isinstance(content, dict) else (None, "is not an object of JSON")
+        config = read_config(workdir)
+    except UsageError as error:
+        problem = str(error)
+    yield Checked("configuration", CONFIG, problem)
+    identity, rows = (identity_of(config) if config else Identity()), {}
+    for folder in sorted(workdir.glob("*/checkpoints_*")):
+        for step, problem, record in _checkpoints(folder, identity, config):
+            path = str((folder / str(step)).relative_to(workdir))
+            yield Checked(f"checkpoint of step {step}", path, problem)
+            if not problem and record.get("rows"):
+                seeds = record["of"]["seeds"]
+                places = [folder.parent / f"seed_{seed}" for seed in seeds]
+                rows |= dict(zip(places, record["rows"], strict=True))
+    for seed in sorted(workdir.glob("*/seed_*")):
+        for what, path, problem in _of_a_seed(seed, identity, config, rows.get(seed, [])):
+            yield Checked(what, str(path.relative_to(workdir)), problem)
+    if os.path.lexists(workdir / RESULTS):
+        yield from _of_the_report(workdir, identity)
 
 
-def _log_problem(path: Path, config: dict[str, Any], finished: bool) -> str:
+def _checkpoints(
+    folder: Path, identity: Identity, config: dict[str, Any]
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Every step of a folder, which is named after the first and the last of its seeds."""
+    ends = folder.name.removeprefix("checkpoints_").split("-")
+    seeds = list(map(str, config.get("sweep.seeds", [])))
+    if config and not set(ends) <= set(seeds):
+        yield -1, f"is of seeds {ends}, which are none of the configuration", {}
+        return
+    if config:
+        own = config["sweep.seeds"][seeds.index(ends[0]) : seeds.index(ends[-1]) + 1]
+        identity = identity._replace(variant=folder.parent.name, seeds=tuple(own))
+    checkpoints = Checkpoints(folder, keep=0, identity=identity)
+    try:
+        for step, (problem, record) in checkpoints.inspect().items():
+            yield step, problem, record
+    finally:
+        checkpoints.close()
+
+
+def _of_a_seed(
+    folder: Path, identity: Identity, config: dict[str, Any], rows: list[Any]
+) -> Iterator[tuple[str, Path, str]]:
+    """What is in the folder of a seed, whose newest sound checkpoint holds these rows."""
+    finished, problems = os.path.lexists(folder / RESULT), {}
+    if finished:
+        problems = _problems_of_a_result(folder, identity)
+    log = folder / METRICS
+    problem = _log_problem(log, config, finished, lines_of(rows)) or problems.get(METRICS, "")
+    yield "log", log, problem
+    for path in sorted((folder / "tensorboard").glob("events*")):
+        problem = problems.pop(str(path.relative_to(folder)), "")
+        yield "events", path, _events_problem(path) or problem
+    if finished:
+        yield from _of_a_model(folder, problems)
+    for made in sorted(folder.glob(AT.format("*"))):
+        yield from _of_a_model(made, _problems_of_a_result(made, identity))
+
+
+def _problems_of_a_result(folder: Path, identity: Identity) -> dict[str, str]:
+    seed = folder if folder.name.startswith("seed_") else folder.parent
+    number = seed.name.removeprefix("seed_")
+    own = (int(number) if number.isdecimal() else -1,)
+    try:
+        identity = identity._replace(variant=seed.parent.name, seeds=own)
+        return changed_files(folder, read_result(folder, identity, files=False))
+    except ValueError as error:
+        return {RESULT: str(error).removeprefix(f"{RESULT} ")}
+
+
+def _of_a_model(folder: Path, problems: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
+    yield "result", folder / RESULT, problems.pop(RESULT, "")
+    problem = problems.pop(TENSORS, "")
+    try:
+        load_model(folder)
+    except (UsageError, OSError) as error:
+        problem = problem or str(error)
+    yield "model", folder / TENSORS, problem
+    for name in problems.keys() - {METRICS}:
+        yield "file", folder / name, problems[name]
+
+
+def _log_problem(path: Path, config: dict[str, Any], finished: bool, known: str) -> str:
     """A row for every `log_every` steps of the training, each once and in order."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        text = read_file(path, MAX_JSON).decode()
+    except UnreadableFile as error:
+        return error.reason
+    except ValueError as error:
         return f"cannot be read: {error}"
-    rows = []
+    rows, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows.append((row["split"], int(row["step"])))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             if finished or number < len(lines):  # a run that was killed may have cut its last line
                 return f"line {number} is no row of a log"
     twice = [f"{split} of step {step}" for (split, step), n in Counter(rows).items() if n > 1]
@@ -104,12 +171,17 @@ def _log_problem(path: Path, config: dict[str, Any], finished: bool) -> str:
     trained = {step for split, step in rows if split == "train"}
     every = config.get("log_every", 0)
     missing = set(range(every, max(trained, default=0) + 1, every)) - trained if every else set()
-    return f"lacks step {min(missing)}" if missing else ""
+    if missing:
+        return f"lacks step {min(missing)}"
+    return "" if text.startswith(known) else "is not what its newest checkpoint knows of it"
 
 
-def _events_problem(content: bytes) -> str:
+def _events_problem(path: Path) -> str:
     """TensorBoard's records carry a checksum each; a killed run may have cut the last one."""
-    at = 0
+    try:
+        content, at = read_file(path, MAX_JSON), 0
+    except UnreadableFile as error:
+        return error.reason
     while at + 12 <= len(content):
         length, of_length = struct.unpack_from("<QI", content, at)
         if crc32c(content[at : at + 8]) != unmask(of_length):
@@ -124,12 +196,15 @@ def _events_problem(content: bytes) -> str:
     return ""
 
 
-def _model_problem(folder: Path, expected: str | None) -> str:
+def _of_the_report(workdir: Path, identity: Identity) -> Iterator[Checked]:
+    """The results of a whole sweep, and the files that were written with them."""
     try:
-        load_model(folder)
-        digest = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
-    except (UsageError, OSError) as error:
-        return str(error)
-    if expected is not None and digest != expected:
-        return "is not the one that was trained: its sha256 is another"
-    return ""
+        results = read_json(workdir / RESULTS)
+        check_seal(results, identity.sealed)
+    except ValueError as error:
+        yield Checked("results", RESULTS, str(error))
+        return
+    yield Checked("results", RESULTS, "")
+    problems = changed_files(workdir, results)
+    for name in results.get("files", {}):
+        yield Checked("report", name, problems.get(name, ""))

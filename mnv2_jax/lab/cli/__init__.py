@@ -17,7 +17,7 @@ from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
 from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
-from mnv2_jax.lab.cli.train import PREPARE, TRAIN, VERIFY
+from mnv2_jax.lab.cli.train import FINISH, PREPARE, TRAIN, VERIFY
 from mnv2_jax.lab.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
 from mnv2_jax.lab.train.config import OVERRIDE
 from mnv2_jax.ops import compiler
@@ -29,7 +29,7 @@ AT_TRAINING += " where it stopped when its command is given again."
 SIGNALLED = 128  # and the number of the signal, as shells count
 
 GROUPS = {
-    "train": {"train": TRAIN, "prepare": PREPARE, "verify": VERIFY},
+    "train": {"train": TRAIN, "finish": FINISH, "prepare": PREPARE, "verify": VERIFY},
     "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
     "weights of other projects":
         {"doctor": DOCTOR, "import": IMPORT, "export-weights": EXPORT_WEIGHTS},

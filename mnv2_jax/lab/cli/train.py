@@ -1,4 +1,4 @@
-"""`mnv2 train`, `prepare` and `verify`: experiments, the data they need, and what they leave."""
+"""`mnv2 train`, `finish`, `verify` and `prepare`: experiments, what they leave, their data."""
 
 import argparse
 import json
@@ -103,12 +103,36 @@ def _verify(arguments: argparse.Namespace) -> None:
     if damaged := len(list(filter(None, problems))):
         where = f"{damaged} of {len(problems)} parts of {arguments.workdir}"
         raise UsageError(
-            f"{where} are damaged, see above. A training goes on from its newest sound checkpoint "
-            "by itself; a finished one is trained anew where its seed_N folder and checkpoints are "
-            "removed."
+            f"{where} are damaged, see above. The same command goes on from the newest sound "
+            "checkpoint, and mends logs, results and models by what it holds; a seed is trained "
+            "anew where its seed_N and checkpoints are removed."
         )
 
 
+def _finish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", help="folder of a training, such as runs/ablate_linear")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
+    which.add_argument("--at", type=int, metavar="STEP", help="the checkpoint of that step")
+    json_argument(parser)
+
+
+def _finish(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.train.finish import finish
+
+    workdir = Path(arguments.workdir).expanduser().absolute()
+    for made in finish(workdir, arguments.best, arguments.at):
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in made["metrics"].items())
+        said = f"{made['model']}: step {made['step']}, {scores or 'not evaluated there'}"
+        print(json.dumps(made) if arguments.json else said, flush=True)
+
+
+FINISH = Verb(
+    "Make the models of a training as far as it is; it can still go on.",
+    _finish_arguments,
+    _finish,
+    ("mnv2 finish runs/mine", "mnv2 finish runs/mine --best"),
+)
 TRAIN = Verb(
     "Run an experiment: train its variants with its seeds, and report. Goes on where it stopped.",
     _train_arguments,

@@ -41,7 +41,9 @@ def trained_model(arguments: argparse.Namespace) -> "TrainedModel":
 
 def _find_model(path: str) -> str:
     """Finds the model that is meant by the folder of a whole training, if it holds one only."""
-    found = sorted(str(file.parent) for file in Path(path).glob(f"*/seed_*/{MODEL}"))
+    found: list[str] = []
+    for below in ("*/seed_*", "*/seed_*/at_*", "at_*"):  # finished ones, or those of `mnv2 finish`
+        found = found or sorted(str(f.parent) for f in Path(path).glob(f"{below}/{MODEL}"))
     if (Path(path) / MODEL).is_file() or not found:
         return path  # a folder without a model is refused when it is read
     if len(found) > 1:

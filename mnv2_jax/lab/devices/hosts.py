@@ -34,30 +34,25 @@ def connected(
     detect: bool = False,
     wait: int = 300,
 ) -> Iterator[None]:
-    """Connects this process to the others of its training, if there are any.
+    """Connects this process, `host` of `hosts` from 0 on, to the others of its training.
 
-    Without an address, processes that Slurm or Open MPI started find each other by what these tell
-    them; `detect` asks for the same on Cloud TPUs and Kubernetes.
-
-    Args:
-      coordinator: ADDRESS:PORT of process 0.
-      hosts: number of processes.
-      host: index of this one, from 0.
-      detect: ask JAX to find the others.
-      wait: seconds to wait until all have connected.
+    `coordinator` is the ADDRESS:PORT of process 0. Without it, processes that Slurm or Open MPI
+    started find each other by what these tell them, and `detect` asks for the same on Cloud TPUs
+    and Kubernetes; a process without others is left alone. All have `wait` seconds to come.
 
     Raises:
       UsageError: only some of the first three are given, or they cannot be right; another host left
         during the training.
     """
     explicit = (coordinator, hosts, host)
-    starter = next((k for k, name in STARTERS.items() if _number(name) > 1), None)
-    if explicit == (None, None, None) and not detect and starter is None:
-        yield
-        return
+    counts = {starter: os.environ.get(name, "") for starter, name in STARTERS.items()}
+    starter = next((k for k, n in counts.items() if n.isdecimal() and int(n) > 1), None)
     where = f"the address that {starter or 'the environment'} gives"
     if explicit != (None, None, None):
         where = _check(coordinator, hosts, host)
+    elif not detect and starter is None:
+        yield
+        return
     _connect(explicit, where, wait)
     import jax
 
@@ -67,11 +62,6 @@ def connected(
         leave(error)
     # Whoever gets here does so together with the others, so nobody waits in vain.
     jax.distributed.shutdown()
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else 0
 
 
 def _check(coordinator: str | None, hosts: int | None, host: int | None) -> str:
@@ -90,7 +80,7 @@ def _check(coordinator: str | None, hosts: int | None, host: int | None) -> str:
 def _connect(explicit: tuple[Any, Any, Any], where: str, wait: int) -> None:
     import jax
 
-    coordinator, hosts, host = explicit
+    _, hosts, host = explicit
     index = "a host" if host is None else f"host {host} of {hosts}"
     me = f"{index} (process {os.getpid()} on {socket.gethostname()})"
     print(f"mnv2: {me} connects to {where}", file=sys.stderr, flush=True)
@@ -107,9 +97,7 @@ def _connect(explicit: tuple[Any, Any, Any], where: str, wait: int) -> None:
     patience.start()
     try:
         jax.distributed.initialize(
-            coordinator,
-            hosts,
-            host,
+            *explicit,
             initialization_timeout=wait + 60,
             heartbeat_timeout_seconds=DEAD_AFTER,
             shutdown_timeout_seconds=DEAD_AFTER,
@@ -159,10 +147,7 @@ def gather(text: str) -> list[str]:
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Checks that all hosts have the same values; a collective operation.
-
-    Args:
-      values: what has to be the same, as JSON values by name.
+    """Checks that all hosts have the same JSON values by name; a collective operation.
 
     Raises:
       UsageError: on every host, with what differs and where.
@@ -191,15 +176,12 @@ def together() -> Iterator[None]:
     Raises:
       UsageError: this host's, or the first of another's.
     """
-    problem = None
     try:
         yield
     except UsageError as error:
-        problem = error
-    problems = gather("" if problem is None else str(problem))
-    if problem is not None:
-        raise problem
-    for i, text in enumerate(problems):
+        gather(str(error))
+        raise
+    for i, text in enumerate(gather("")):
         if text:
             raise UsageError(f"host {i} cannot go on: {text}")
 
@@ -211,26 +193,20 @@ class HostRequests:
     steps that they agree on ahead: every second or so, since an exchange waits for the devices.
     """
 
-    def __init__(self, save_after: float):
-        """Starts counting; a request to save is made every `save_after` seconds."""
-        self.signal: int | None = None  # the first that came
-        self._save_after, self._saved = save_after, time.monotonic()
+    def __init__(self, save_after: float, stop: Callable[[], bool] = lambda: False):
+        """Starts counting: a request to save every `save_after` seconds, one to stop by `stop`."""
+        self.stop, self._save_after, self._saved = stop, save_after, time.monotonic()
         self._interval, self._next, self._exchanged = 1, 0, time.monotonic()
 
     def saved(self) -> None:
         """Starts counting anew."""
         self._saved = time.monotonic()
 
-    def stop(self) -> bool:
-        """Whether this host was told to stop."""
-        return self.signal is not None
-
     def __call__(self, step: int, wait: Callable[[], Any]) -> tuple[bool, bool]:
         """Whether to save, and whether to stop, after a step; the same on all hosts.
 
-        Args:
-          step: that was started last, the same on all hosts.
-          wait: blocks until all steps are done: two programs at once could wait for each other.
+        All give the step that was started last. `wait` blocks until all steps are done, for two
+        programs at once could wait for each other.
         """
         import jax
 

@@ -1,4 +1,4 @@
-"""Settings of this process, made before JAX starts its backend: memory, CPU devices, caches.
+"""This process: signals to stop, and what is set before JAX starts: memory, CPU devices, caches.
 
 XLA takes its temporary memory anew for every step on a CPU and gives it back after; by default
 glibc returns it to the kernel, which zeroes every page again. Memory that stays in the process
@@ -8,8 +8,13 @@ makes a small training step 1.4 times as fast.
 import ctypes
 import functools
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # glibc's mallopt parameters, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -17,14 +22,9 @@ NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory for the next allocation; returns whether it did.
-
-    Does nothing where glibc is not the allocator, or where the user's environment sets it up.
-    """
-    if sys.platform != "linux" or any(
-        name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")
-        for name in os.environ
-    ):
+    """Makes glibc, unless the environment sets it up, keep freed memory; returns whether it did."""
+    theirs = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    if sys.platform != "linux" or any(name.startswith(theirs) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -45,16 +45,14 @@ def cores() -> int:
 
 
 def split_cpu(devices: int) -> None:
-    """Makes the CPU appear as several devices; call before JAX is used.
+    """Makes the CPU appear as several devices, unless the environment says how many there are.
 
-    Independent work, such as several seeds, then runs on all cores. An environment that says how
-    many CPU devices there are is left alone.
+    Independent work, such as several seeds, then runs on all cores. Call it before JAX is used.
     """
     import jax
 
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
@@ -62,9 +60,8 @@ def split_cpu(devices: int) -> None:
 def prediction_options() -> dict[str, str]:
     """Returns options for `jax.jit(..., compiler_options=...)` under which prediction is fastest.
 
-    On CPUs XLA gives matrix products to YNNPACK, which wins in training; the few rows that a
-    predicted image has are faster in Eigen, which also spreads them over cores
-    (benchmarks/infer_cpu.py has both). Empty elsewhere, and where XLA does not know the option.
+    On CPUs XLA gives matrix products to YNNPACK, which wins in training; the few rows of an image
+    are faster in Eigen, on all cores (benchmarks/infer_cpu.py). Empty where that is unknown.
     """
     import jax
 
@@ -90,3 +87,57 @@ def use_compilation_cache() -> None:
             return  # a home that cannot be written only costs time
         jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped on a signal, with everything saved; `number` is the signal's."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT):
+        super().__init__(message)
+        self.number = number
+
+
+class Stop:
+    """A request to stop, by signal; it is remembered until something stops.
+
+    Attributes:
+      number: of the first signal that came, or None.
+      at_once: whether nothing has to be saved first, so that the signal itself stops.
+      told: what is said then.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self.at_once, self.told = True, "stopped: the same command goes on"
+
+    def __call__(self) -> bool:
+        return self.number is not None
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a stop was requested and nothing has to be saved first."""
+        if self() and self.at_once:
+            raise Interrupted(self.told, self.number or signal.SIGTERM)
+
+    def note(self, number: int, frame: Any) -> None:
+        """Handles a signal; a second Ctrl-C leaves at once."""
+        del frame
+        if self() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+        self.check()
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Makes SIGTERM, SIGHUP and Ctrl-C requests to stop; those that are ignored stay so."""
+    stop, before = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.getsignal(number)
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, stop.note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -6,7 +6,7 @@ rows, and statistics are averaged over the mapped axis or not. Which scope is me
 choice (`BATCH_NORM`), the same whichever launcher runs it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -75,17 +75,11 @@ def make_plan(
     batch_size: int | None = None,
     accumulate: int = 1,
 ) -> Plan:
-    """Lays out the devices.
-
-    Args:
-      launcher, batch_norm: see `Plan`.
-      devices: how many to use; 0 for all (of all hosts).
-      seeds_at_once: see `Plan`; of the devices, as many as divide several seeds are used.
-      batch_size: rows of a global batch, checked to divide over devices and accumulation.
-      accumulate: parts of a batch computed one after the other.
+    """Lays out the devices, all (of all hosts) for 0; several seeds take as many as divide them.
 
     Raises:
-      UsageError: an unknown name, more devices than there are, or a batch that does not divide.
+      UsageError: an unknown name, more devices than there are, or a global batch whose rows do not
+        divide over devices and the parts that are accumulated.
     """
     if launcher not in LAUNCHERS:
         raise unknown("parallel.launcher", launcher, LAUNCHERS)
@@ -115,8 +109,11 @@ def make_plan(
             f"batch_size is {batch_size}, which does not divide over {over}: try "
             f"{max(1, round(batch_size / parts)) * parts}, or set parallel.devices."
         )
-    mesh = jax.make_mesh((used,), (AXIS,), (AxisType.Auto,), devices=here[:used])
-    return Plan(mesh, launcher, batch_norm, seeds_at_once)
+    return Plan(_mesh(here[:used]), launcher, batch_norm, seeds_at_once)
+
+
+def _mesh(devices: list[Any]) -> Mesh:
+    return jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
 
 
 Function = Callable[..., Any]
@@ -125,8 +122,7 @@ Function = Callable[..., Any]
 def launch(function: Function, plan: Plan) -> Function:
     """Compiles function(state, resident, batch, key) -> (state, metrics) for the plan's devices.
 
-    `state`'s buffers are donated: the caller's copy is gone after the call. `resident` is data that
-    every device holds whole; `batch` is spread by rows.
+    The caller's `state` is donated; every device holds `resident` whole, and rows of `batch`.
     """
     if plan.seeds_at_once > 1:
         function = jax.vmap(function, in_axes=(0, None, 0, 0))
@@ -134,33 +130,20 @@ def launch(function: Function, plan: Plan) -> Function:
 
 
 def _jit(function: Function, plan: Plan) -> Function:
-    return jax.jit(
-        function,
-        donate_argnums=0,
-        in_shardings=(plan.state, plan.everywhere, plan.rows, plan.state),
-        out_shardings=(plan.state, plan.state),
-    )
+    given = (plan.state, plan.everywhere, plan.rows, plan.state)
+    return jax.jit(function, donate_argnums=0, in_shardings=given, out_shardings=plan.state)
 
 
 def _shard_map(function: Function, plan: Plan) -> Function:
-    mapped = jax.shard_map(
-        function,
-        mesh=plan.mesh,
-        in_specs=(EVERYWHERE, EVERYWHERE, ROWS, EVERYWHERE),
-        out_specs=(EVERYWHERE, EVERYWHERE),
-        check_vma=False,  # the step sums over the axis itself, as pmap needs it
-    )
+    shares = {"in_specs": (EVERYWHERE, EVERYWHERE, ROWS, EVERYWHERE), "out_specs": EVERYWHERE}
+    # The step sums over the axis itself, as pmap needs it.
+    mapped = jax.shard_map(function, mesh=plan.mesh, check_vma=False, **shares)
     return jax.jit(mapped, donate_argnums=0)
 
 
 def _pmap(function: Function, plan: Plan) -> Function:
-    mapped = jax.pmap(
-        function,
-        AXIS,
-        in_axes=(None, None, 0, None),
-        out_axes=(None, None),
-        devices=list(plan.mesh.devices.flat),
-    )
+    axes = {"in_axes": (None, None, 0, None), "out_axes": (None, None)}
+    mapped = jax.pmap(function, AXIS, devices=list(plan.mesh.devices.flat), **axes)
     local = len(plan.mesh.local_devices)
 
     def call(state: Any, resident: Any, batch: Any, key: Any) -> Any:
@@ -173,34 +156,19 @@ def _pmap(function: Function, plan: Plan) -> Function:
 def over_rows(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Spreads function(constants, rows) -> rows over all local devices; call it under `jax.jit`.
 
-    Each device computes a share of the rows. On a CPU with a device for each core
-    (`host.split_cpu`), this keeps the cores busier than one program does that is spread over them
-    (benchmarks/infer_cpu.py).
-
-    Args:
-      function: whose every output row depends on one row of its second argument; a number of rows
-        that all devices divide.
+    Every output row depends on one row, and all devices divide their number. On a CPU with a device
+    for each core (`process.split_cpu`), this keeps the cores busier than one program that is spread
+    over them (benchmarks/infer_cpu.py).
     """
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
     shares = {"in_specs": (EVERYWHERE, ROWS), "out_specs": ROWS, "check_vma": False}
-    return jax.shard_map(function, mesh=mesh, **shares)
+    return jax.shard_map(function, mesh=_mesh(jax.local_devices()), **shares)
 
 
-LAUNCHERS: Mapping[str, Callable[[Function, Plan], Function]] = {
-    "jit": _jit,
-    "shard_map": _shard_map,
-    "pmap": _pmap,
-}
+LAUNCHERS = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}
 
 
 def global_batch(batch: Any, plan: Plan) -> Any:
-    """Places this host's rows as its share of global arrays.
-
-    Args:
-      batch: a tree of numpy arrays with this host's rows (or, with several seeds, all of them).
-      plan: of the devices.
-    """
+    """Places this host's rows, or with several seeds all of them, as its share of global arrays."""
     if plan.launcher == "pmap":
         return batch
     hosts = jax.process_count() if plan.seeds_at_once == 1 else 1

@@ -1,11 +1,10 @@
 """Checkpoints of the whole training state, checked on restore; the only module that knows Orbax.
 
 Orbax commits a step atomically but notices neither damage to array data nor a change of type, so a
-SHA-256 of every array is stored with the step. A step that does not restore as it was saved is left
-aside with a warning, and the next older one is tried.
+record is stored with the step: whose it is, and a SHA-256 of every array. A step that does not
+restore as it was saved is left aside with a warning, and the next older one is tried.
 """
 
-import copy
 import functools
 import gc
 import hashlib
@@ -27,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.devices.hosts import agree, gather
 from mnv2_jax.lab.train.log import say_no_more
+from mnv2_jax.lab.train.record import Identity, check_seal, sealed
 
 log = logging.getLogger(__name__)
 LOGGERS = ("absl", "asyncio")  # where Orbax logs
@@ -34,14 +34,10 @@ LOGGERS = ("absl", "asyncio")  # where Orbax logs
 
 @functools.cache
 def mute_orbax() -> None:
-    """Leaves out what Orbax says, for the rest of the process, that is no user's concern.
-
-    A slow disk is no fault, for the save waits and nothing is lost. What Orbax logs with a
-    traceback it raises as well, to be told in one line. And reads and writes that it has given up
-    call back into an event loop that is gone.
-    """
+    """Leaves out what Orbax says, for the rest of the process, that is no user's concern."""
 
     def concerns_users(record: logging.LogRecord) -> bool:
+        # What it logs with a traceback it raises as well; on a slow disk nothing is lost.
         return not record.exc_info and "Waiting for previous save" not in record.getMessage()
 
     for name in LOGGERS:
@@ -49,6 +45,7 @@ def mute_orbax() -> None:
     tell = sys.unraisablehook
 
     def tell_but_of_closed_loops(unraisable: Any) -> None:
+        # Reads and writes that it has given up call back into an event loop that is gone.
         if str(unraisable.exc_value) != "Event loop is closed":
             tell(unraisable)
 
@@ -63,12 +60,14 @@ class Progress(NamedTuple):
       sums: of the training metrics since the last row of the log.
       losses: of that row, for each seed.
       evaluated: whether the step, if it is one to evaluate at, has been.
+      rows: of each seed's log, with the time of each; None from release 0.1.0.
     """
 
     seconds: float = 0.0
     sums: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
     losses: list[float] | None = None
     evaluated: bool = True
+    rows: list[list[Any]] | None = None
 
 
 class Restored(NamedTuple):
@@ -81,11 +80,15 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: the latest `keep`, and the best by the monitored metric.
 
-    With `keep` 0 they are only read, and a run that is under way is not disturbed.
+    With `keep` 0 they are only read, and a run that is under way is not disturbed. Those of another
+    identity are never restored. `model` describes the network, as a model folder does.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(
+        self, folder: Path, keep: int = 2, identity: Identity | None = None, model: Any = None
+    ):
         mute_orbax()
+        self._identity, self._model = identity or Identity(), model
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["monitor"],
             n=1,
@@ -104,17 +107,16 @@ class Checkpoints:
     def save(self, state: Any, progress: Progress, monitor: float | None = None) -> None:
         """Starts saving in the background; a step that is there already is left alone.
 
-        Args:
-          state: the training state; it may be donated as soon as this returns.
-          progress: to restore beside it.
-          monitor: the metric that ranks checkpoints, higher is better; None if not measured.
+        The state may be donated as soon as this returns. `monitor` is the metric that ranks
+        checkpoints, higher is better; None if it was not measured.
         """
-        step = int(np.max(jax.device_get(state.step)))
+        step = step_of(state)
         if step in self._manager.all_steps():
             return
-        # Orbax writes the record later, when the caller may have changed it.
-        record = {"sha256": fingerprints(state), "arrays": arrays_of(state)}
-        record |= copy.deepcopy(progress._asdict())
+        record = {"sha256": fingerprints(state), "arrays": arrays_of(state), "monitor": monitor}
+        record |= {"model": self._model, **progress._asdict()}
+        # Orbax writes the record later, when the caller may have changed it; this is a copy.
+        record = sealed(record, self._identity.of(step=step))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
         )
@@ -127,13 +129,12 @@ class Checkpoints:
     def restore(self, like: Any) -> Restored | None:
         """Returns the newest state that is whole, or None if there is no checkpoint.
 
-        Args:
-          like: a state of the structure, shapes and shardings to restore into.
+        `like` is a state of the structure, shapes and shardings to restore into.
 
         Raises:
           UsageError: checkpoints are there, but none can be used.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps()[::-1]
         agree({f"steps in {self._manager.directory}": steps})
         reasons = []
         for step in steps:
@@ -161,49 +162,73 @@ class Checkpoints:
 
     def _restore_step(self, step: int, like: Any) -> Restored:
         record = self.record(step)
-        expected, there = record.pop("sha256"), record.pop("arrays", None)
-        if there is not None and (changes := _changes(there, arrays_of(like))):
+        if "arrays" in record and (changes := _changes(record["arrays"], arrays_of(like))):
             raise ValueError(f"saved (-) and configured (+) arrays differ, {changes}")
         state = self._state(step, like)
-        actual = fingerprints(state)
+        actual, expected = fingerprints(state), record["sha256"]
         damaged = [name for name in actual if expected.get(name) != actual[name]]
         if damaged or len(expected) != len(actual):
             raise ValueError(f"{len(damaged)} arrays differ from what was saved, {damaged[:1]}")
+        if step_of(state) != step:
+            raise ValueError(f"it is of step {step_of(state)}")
         return Restored(state, _progress(record))
 
     def record(self, step: int) -> dict[str, Any]:
-        """What was saved beside a step's arrays, with their hashes."""
+        """What was saved beside a step's arrays, with their hashes.
+
+        Raises:
+          ValueError: it was changed, or is another's.
+        """
         items = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-        return dict(items["record"])
+        record = dict(items["record"])
+        known = self._identity.run != ""
+        check_seal(record, self._identity.sealed, self._identity.of(step=step) if known else None)
+        return record
 
     def _state(self, step: int, like: Any) -> Any:
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         state = ocp.args.StandardRestore(wanted)
         return self._manager.restore(step, args=ocp.args.Composite(state=state))["state"]
 
-    def inspect(self) -> dict[int, str]:
-        """Reads every step, compares it with its hashes, and says what is wrong with it, or ""."""
-        problems = {}
+    def read(self, step: int) -> tuple[Any, dict[str, Any]]:
+        """Reads a step without its configuration: the state as dictionaries, and its record.
+
+        Raises:
+          Exception: it is damaged; Orbax raises whatever the damage leads it to.
+        """
         place = SingleDeviceSharding(jax.local_devices()[0])
-        for step in sorted(self._manager.all_steps()):
+        with _quiet():
+            record = self.record(step)
+            # The manager knows no handler of the state before it has restored one.
+            folder = self._manager.directory / str(step) / "state"
+            saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                getattr(saved, "tree", saved),
+            )
+            state = self._state(step, like)
+        # Without a configuration, tuples and dataclasses are read as dictionaries.
+        ours, theirs = (
+            {_plain(k): v for k, v in d.items()} for d in (fingerprints(state), record["sha256"])
+        )
+        damaged = [name for name in theirs if ours.get(name) != theirs[name]]
+        if damaged:
+            raise ValueError(f"{damaged[0]} is not what was saved")
+        return state, record
+
+    def steps(self) -> list[int]:
+        """The steps that are there, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def inspect(self) -> dict[int, tuple[str, dict[str, Any]]]:
+        """Reads every step, and returns what is wrong with it, or "", and its record."""
+        found = {}
+        for step in self.steps():
             try:
-                with _quiet():
-                    expected = self.record(step)["sha256"]
-                    # The manager knows no handler of the state before it has restored one.
-                    folder = self._manager.directory / str(step) / "state"
-                    saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
-                    like = jax.tree.map(
-                        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                        getattr(saved, "tree", saved),
-                    )
-                    actual = fingerprints(self._state(step, like))
-                # Without a configuration, tuples and dataclasses are read as dictionaries.
-                ours, theirs = ({_plain(k): v for k, v in d.items()} for d in (actual, expected))
-                damaged = [name for name in theirs if ours.get(name) != theirs[name]]
-                problems[step] = f"{damaged[0]} is not what was saved" if damaged else ""
+                found[step] = "", self.read(step)[1]
             except Exception as error:  # Orbax raises whatever the damage leads it to
-                problems[step] = first_line(error)
-        return problems
+                found[step] = first_line(error), {}
+        return found
 
     def wait(self) -> None:
         """Blocks until what was started is on disk.
@@ -243,6 +268,11 @@ def _progress(record: dict[str, Any]) -> Progress:
     """Reads what was saved beside a state, under the names of version 0.1.0 too."""
     given = {"sums": record.get("window") or {}, "evaluated": not record.get("due"), **record}
     return Progress(**{name: given[name] for name in Progress._fields if name in given})
+
+
+def step_of(state: Any) -> int:
+    """The number of steps that a state has behind it."""
+    return int(np.max(jax.device_get(state.step)))
 
 
 def fingerprints(state: Any) -> dict[str, str]:

@@ -2,92 +2,114 @@
 
 import json
 import math
+import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mnv2_jax.files import write_file
+from mnv2_jax.files import UnreadableFile, read_file, write_file
+from mnv2_jax.lab.train.record import MAX_JSON, METRICS
 
-METRICS, RESULT = "metrics.jsonl", "result.json"
+EVENTS = "tensorboard/events"
 
 
 class RunLog:
-    """The log of one seed: `metrics.jsonl` and TensorBoard events, gapless over interruptions."""
+    """The log of one seed: `metrics.jsonl` and TensorBoard events, gapless over interruptions.
 
-    def __init__(self, folder: Path, start: int, due: bool = False):
-        """Opens the log to continue after step `start`; rows of a lost attempt are dropped.
+    Both are written anew from the rows that a checkpoint holds, whatever became of the files.
 
-        Args:
-          folder: made if needed.
-          start: the step that was restored, or 0 for a new run.
-          due: whether that step is still to be evaluated; an attempt that did was lost.
-        """
-        events = folder / "tensorboard"
-        events.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS
-        # Without a checkpoint the run begins anew, its evaluation at step 0 too.
-        newest = (start, not due)
-        kept = [row for row in read_rows(path) if start and (row["step"], _of_eval(row)) <= newest]
-        write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a")
-        self._open_events(events, start + (not due))
-        for row in kept:
-            if row["step"] == start and due:  # taken back with the evaluation that is done again
-                self._write_events(row.pop("step"), row.pop("split"), row)
+    Attributes:
+      rows: all that were written, each after the time of its writing.
+    """
 
-    def _open_events(self, folder: Path, purge: int) -> None:
-        """Starts a file that takes back the events of other files from step `purge` on."""
+    def __init__(self, folder: Path, rows: Iterable[tuple[float, dict[str, Any]]] = ()):
         # Written here and now: the thread of TensorBoard's own writer cannot be waited for.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
-        suffix = f".{len(list(folder.glob('events*')))}"  # names have but the second
-        self._events = EventsWriter(str(folder / "events"), suffix)
+        self._events_of = folder / EVENTS
+        self._events_of.parent.mkdir(parents=True, exist_ok=True)
+        for path in self.events():
+            path.unlink()
+        self.rows = [(when, row) for when, row in rows]
+        path = folder / METRICS
+        write_file(path, lines_of(self.rows))
+        self._file = path.open("a")
+        self._events = EventsWriter(str(self._events_of))
         self._event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        # Takes back what a TensorBoard that looks on has of the files that are gone.
         start = {"status": "START"}
-        self._events.write_event(self._event(wall_time=time.time(), step=purge, session_log=start))
+        self._events.write_event(self._event(wall_time=time.time(), step=0, session_log=start))
+        for when, row in self.rows:
+            self._write_events(when, row)
 
-    def _write_events(self, step: int, split: str, values: dict[str, Any]) -> None:
+    def events(self) -> list[Path]:
+        """The files of events."""
+        return sorted(self._events_of.parent.glob(f"{self._events_of.name}*"))
+
+    def _write_events(self, when: float, row: dict[str, Any]) -> None:
         """Adds what is a number."""
         from tensorboardX.summary import scalar
 
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                summary = scalar(f"{split}/{name}", value)
-                event = self._event(wall_time=time.time(), step=step, summary=summary)
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)):
+                summary = scalar(f"{row['split']}/{name}", value)
+                event = self._event(wall_time=when, step=row["step"], summary=summary)
                 self._events.write_event(event)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds a row; values that are not finite become null in the JSON."""
-        row = {
+        row: dict[str, Any] = {"step": step, "split": split} | {
             name: value if not isinstance(value, float) or math.isfinite(value) else None
             for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, "split": split, **row}) + "\n")
+        self.rows.append((time.time(), row))
+        self._file.write(lines_of(self.rows[-1:]))
         self._file.flush()
-        self._write_events(step, split, values)
+        self._write_events(self.rows[-1][0], {**row, **values})
 
     def flush(self) -> None:
-        """Puts all on disk; before a checkpoint, or a kill later on would leave a gap."""
+        """Puts all on disk; a checkpoint is not to know more than the files."""
+        os.fsync(self._file.fileno())
         self._events.flush()
 
     def close(self) -> None:
-        """Closes both files.
+        """Closes both files, once.
 
         Raises:
           OSError: what is left cannot be written.
         """
+        if self._file.closed:
+            return
         try:
             self._file.close()
             self._events.close()
         except OSError:
             say_no_more()
             raise
+
+
+def lines_of(rows: Iterable[tuple[float, dict[str, Any]]]) -> str:
+    """The content of `metrics.jsonl`."""
+    return "".join(json.dumps(row) + "\n" for _, row in rows)
+
+
+def rows_before(path: Path, step: int, due: bool) -> list[tuple[float, dict[str, Any]]]:
+    """Reads the rows of a log that a checkpoint of release 0.1.0 knew of, which kept none itself.
+
+    Args:
+      path: of the log.
+      step: of the checkpoint.
+      due: whether that step was still to be evaluated; an attempt that did was lost.
+    """
+    known = (step, not due)
+    rows = [r for r in read_rows(path) if (r["step"], r["split"].startswith("eval")) <= known]
+    return [(time.time(), row) for row in rows]
 
 
 def say_no_more() -> None:
@@ -99,19 +121,19 @@ def say_no_more() -> None:
     threading.excepthook = sys.unraisablehook = lambda _: None
 
 
-def _of_eval(row: dict[str, Any]) -> bool:
-    return row["split"].startswith("eval")
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads a log; a last line cut by a crash is left out."""
+    """Reads a log as far as its lines are rows; the last one may have been cut by a crash."""
     rows = []
-    if path.is_file():
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    try:
+        lines = read_file(path, MAX_JSON).decode(errors="replace").splitlines()
+    except UnreadableFile:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"]), "split": str(row["split"])})
+        except (ValueError, TypeError, LookupError, RecursionError):
+            break
     return rows
 
 
@@ -126,7 +148,7 @@ def read_curves(folders: Sequence[Path], metric: str) -> tuple[list[int], np.nda
     steps = [[row["step"] for row in rows] for rows in logs]
     if not logs or not steps[0] or any(other != steps[0] for other in steps):
         return None
-    return steps[0], np.array([[row[name] for row in rows] for rows in logs], float)
+    return steps[0], np.array([[row.get(name) for row in rows] for rows in logs], float)
 
 
 def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:

@@ -1,11 +1,8 @@
 """The one training loop: batches in, logs, checkpoints and a trained model out."""
 
-import hashlib
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +11,17 @@ import jax
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
-from mnv2_jax.lab.model_folder import TENSORS, save_model
-from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress
-from mnv2_jax.lab.train.log import RESULT, RunLog, progress_bar
+from mnv2_jax.lab.devices.process import Interrupted, Stop
+from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
+from mnv2_jax.lab.train.log import RunLog, progress_bar, rows_before
 from mnv2_jax.lab.train.precision import low_precision_scores
+from mnv2_jax.lab.train.record import METRICS, OF, Identity, hash_file, write_result
 from mnv2_jax.lab.train.run import Run
 
 IN_FLIGHT = 2  # steps
 SPIKE = 2.0  # a loss so many times that of the row before is noted in the log
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal, with everything saved; `number` is the signal's."""
-
-    def __init__(self, message: str, number: int = signal.SIGINT):
-        super().__init__(message)
-        self.number = number
 
 
 class MetricSums:
@@ -91,10 +81,11 @@ class Session:
     sums: MetricSums
     losses: list[float] | None  # of the last row of the log, for each seed
     requests: HostRequests
+    stop: Stop
 
 
 def fit(
-    run: Run, seeds: tuple[int, ...], config: Any, folder: Path, title: str, quiet: bool = False
+    run: Run, config: Any, folder: Path, identity: Identity, stop: Stop, title: str, quiet: bool
 ) -> None:
     """Trains a run to its end, from its newest checkpoint if there is one.
 
@@ -103,18 +94,21 @@ def fit(
 
     Args:
       run: what to train.
-      seeds: to train it with, as many as it trains at once.
       config: the configuration it was made from.
       folder: of the variant.
+      identity: whose it is; its seeds are as many as the run trains at once.
+      stop: whether to stop.
       title: for the progress bar.
       quiet: no progress bar.
 
     Raises:
-      Interrupted: on SIGTERM or Ctrl-C, after saving.
+      Interrupted: on a signal, after saving.
       UsageError: the loss stays not finite, or nothing can be written.
     """
+    seeds = identity.seeds
     listed = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-    checkpoints = Checkpoints(folder / f"checkpoints_{listed}", config.keep_checkpoints)
+    place, model = folder / f"checkpoints_{listed}", describe(run, config)
+    checkpoints = Checkpoints(place, config.keep_checkpoints, identity, model)
     keys = run.keys(seeds)
     restored = checkpoints.restore(
         jax.tree.map(
@@ -124,27 +118,29 @@ def fit(
     )
     # The state before the first step is evaluated too.
     state, before = restored or (run.fresh(keys), Progress(evaluated=False))
-    start = step_of(state)
-    first_process = jax.process_index() == 0
-    due = not before.evaluated
+    start, due, first_process = step_of(state), not before.evaluated, jax.process_index() == 0
     session = Session(
         run=run,
         config=config,
         keys=keys,
         rows=run.rows(seeds, start),
         checkpoints=checkpoints,
-        logs=[RunLog(folder / f"seed_{seed}", start, due) for seed in seeds * first_process],
+        logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
         began=time.monotonic() - before.seconds,
         sums=MetricSums(before.sums),
         losses=before.losses,
-        requests=HostRequests(60 * config.checkpoint_minutes),
+        requests=HostRequests(60 * config.checkpoint_minutes, stop),
+        stop=stop,
     )
     try:
-        with signals_noted(session.requests):
-            state = _train(session, state, start, due)
-            checkpoints.wait()
-            _finish(session, seeds, state, folder)
+        stop.at_once = False  # what was trained is saved first
+        state = _train(session, state, start, due)
+        checkpoints.wait()
+        stop.told = _saved_at(step_of(state))
+        stop.at_once = jax.process_count() == 1  # several hosts leave together
+        stop.check()
+        _finish(session, identity, state, folder)
     except jax.errors.JaxRuntimeError as error:
         leave(error)  # what follows would wait for the host that is gone
     finally:
@@ -154,9 +150,14 @@ def fit(
         checkpoints.close()
 
 
-def step_of(state: Any) -> int:
-    """The number of steps that a state has behind it."""
-    return int(np.max(jax.device_get(state.step)))
+def _open_logs(folder: Path, seeds: tuple[int, ...], before: Progress, start: int) -> list[RunLog]:
+    """Opens each seed's log at a checkpoint; without one, all is done again."""
+    places, rows = [folder / f"seed_{seed}" for seed in seeds], before.rows
+    if rows is None:
+        rows = [
+            rows_before(p / METRICS, start, not before.evaluated) if start else [] for p in places
+        ]
+    return [RunLog(place, own) for place, own in zip(places, rows, strict=True)]
 
 
 def _train(session: Session, state: Any, start: int, due: bool) -> Any:
@@ -188,7 +189,8 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
 
 def _save(session: Session, state: Any, evaluated: bool, monitor: float | None = None) -> None:
     seconds = time.monotonic() - session.began
-    progress = Progress(seconds, session.sums.wait(), session.losses, evaluated)
+    rows = [log.rows for log in session.logs]
+    progress = Progress(seconds, session.sums.wait(), session.losses, evaluated, rows)
     for log in session.logs:
         log.flush()
     session.checkpoints.save(state, progress, monitor)
@@ -197,9 +199,12 @@ def _save(session: Session, state: Any, evaluated: bool, monitor: float | None =
 
 def _leave(session: Session, state: Any) -> None:
     session.checkpoints.wait()
-    message = f"stopped and saved at step {step_of(state)}: the same command goes on there"
     # Of several hosts, the signal may have reached another one.
-    raise Interrupted(message, session.requests.signal or signal.SIGTERM)
+    raise Interrupted(_saved_at(step_of(state)), session.stop.number or signal.SIGTERM)
+
+
+def _saved_at(step: int) -> str:
+    return f"stopped and saved at step {step}: the same command goes on there"
 
 
 def _check_finite(config: Any, astray: int, step: int) -> None:
@@ -240,7 +245,7 @@ def _evaluate(session: Session, state: Any, step: int) -> float | None:
       What ranks them; None if a signal came first. Several hosts would not leave at one place.
     """
     run = session.run
-    stopped = session.requests.stop if jax.process_count() == 1 else bool
+    stopped = session.stop if jax.process_count() == 1 else bool
     results = {"eval": run.evaluate(state.variables, stopped)}
     if state.ema:
         results["eval_ema"] = run.evaluate(state.ema, stopped)
@@ -252,16 +257,18 @@ def _evaluate(session: Session, state: Any, step: int) -> float | None:
     return float(list(results.values())[-1][run.monitor].mean())
 
 
-def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) -> None:
+def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> None:
     """Writes each seed's model and, last of all, its result; hosts leave together."""
     run, config, seconds = session.run, session.config, time.monotonic() - session.began
     best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
     scores = {split: run.evaluate(variables) for split, variables in best.items()}
     chosen, skipped = jax.device_get((list(best.values())[-1], state.skipped))
-    for i, seed in enumerate(seeds if jax.process_index() == 0 else ()):
+    for i, log in enumerate(session.logs):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.seeds_at_once > 1 else chosen
-        place = folder / f"seed_{seed}"
-        save_model(place, own, describe(run, config))
+        place = folder / f"seed_{identity.seeds[i]}"
+        whose = identity._replace(seeds=(identity.seeds[i],))
+        save_model(place, own, describe(run, config) | {OF: whose.of(step=step_of(state))})
+        log.close()
         metrics = {
             f"{split}/{name}": float(values[i])
             for split, means in scores.items()
@@ -269,15 +276,17 @@ def _finish(session: Session, seeds: tuple[int, ...], state: Any, folder: Path) 
         }
         metrics |= low_precision_scores(config, run.model, own)
         result = {
-            "seed": seed,
-            "steps": run.steps,
+            "seed": identity.seeds[i],
+            "steps": step_of(state),
             "seconds": round(seconds / run.seeds_at_once, 1),  # this seed's share
             "metrics": metrics,
-            "model_sha256": hashlib.sha256((place / TENSORS).read_bytes()).hexdigest(),
+            "model_sha256": hash_file(place / TENSORS),
             "skipped": int(np.atleast_1d(skipped)[i]),
         }
-        write_json(place / RESULT, result)
-    gather("finished")
+        files = [place / name for name in (TENSORS, DESCRIPTION, CARD, METRICS)] + log.events()
+        write_result(place, result, whose, files)
+    if any(gather("stop" if session.stop() else "")):
+        raise Interrupted(session.stop.told, session.stop.number or signal.SIGTERM)
 
 
 def describe(run: Run, config: Any) -> dict[str, Any]:
@@ -290,24 +299,3 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
         "eval": config.data.eval.to_dict(),
         **run.images,
     }
-
-
-@contextmanager
-def signals_noted(requests: HostRequests) -> Iterator[None]:
-    """Makes the first SIGTERM or Ctrl-C a request; a second Ctrl-C leaves at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        if requests.stop() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        requests.signal = requests.signal or number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

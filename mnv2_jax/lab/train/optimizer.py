@@ -24,22 +24,14 @@ def tf_rmsprop(
     `ms` starts at 1. The learning rate stands inside the momentum, so a change of it takes effect
     gradually. Paper, Sec. 6.1: decay and momentum 0.9; slim: epsilon 1.0.
     """
-    return optax.rmsprop(
-        learning_rate,
-        decay=decay,
-        eps=epsilon,
-        initial_scale=1.0,
-        eps_in_sqrt=True,
-        momentum=momentum,
-    )
+    tensorflow = {"initial_scale": 1.0, "eps_in_sqrt": True}
+    return optax.rmsprop(learning_rate, decay, eps=epsilon, momentum=momentum, **tensorflow)
 
 
 def decay_mask(params: Any, depthwise: bool) -> Any:
     """Marks the parameters that weight decay acts on: kernels, never batch norm nor biases.
 
-    Args:
-      params: a model's parameters.
-      depthwise: whether depthwise kernels decay too (slim's recipe leaves them out).
+    `depthwise` says whether depthwise kernels decay too; slim's recipe leaves them out.
     """
 
     def decays(path: tuple[Any, ...], leaf: Any) -> bool:
@@ -65,10 +57,7 @@ SCHEDULES: Mapping[str, Callable[[Any, int, float], optax.Schedule]] = {
 def make_schedule(config: Any, steps: int, epoch_steps: float) -> optax.Schedule:
     """Returns step -> learning rate: linear warm-up from 0, then the named schedule.
 
-    Args:
-      config: the `optimizer` part of a configuration.
-      steps: of the whole run.
-      epoch_steps: steps in an epoch, not always whole.
+    `config` is the `optimizer` part of a configuration; an epoch may end between two steps.
     """
     warmup = round(config.warmup_epochs * epoch_steps)
     if not 0 <= warmup < max(1, steps):
@@ -81,9 +70,6 @@ def make_schedule(config: Any, steps: int, epoch_steps: float) -> optax.Schedule
         return main
     ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
     return optax.join_schedules([ramp, main], [warmup])
-
-
-Update = optax.GradientTransformation
 
 
 Transform = optax.GradientTransformation
@@ -104,16 +90,14 @@ OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Transform], Transform]] 
 }
 
 
-def make_optimizer(config: Any, schedule: optax.Schedule, frozen: tuple[str, ...] = ()) -> Update:
-    """Builds the optimizer of a configuration.
+def make_optimizer(
+    config: Any, schedule: optax.Schedule, frozen: tuple[str, ...] = ()
+) -> Transform:
+    """Builds the optimizer that the `optimizer` part of a configuration describes.
 
     Weight decay is added to the gradient before all else, as L2 regularisation is in the recipes of
-    the paper; AdamW alone decouples it.
-
-    Args:
-      config: the `optimizer` part of a configuration.
-      schedule: step -> learning rate.
-      frozen: names, or beginnings of names, of top-level modules that are not trained.
+    the paper; AdamW alone decouples it. `frozen` are beginnings of names of top-level modules that
+    are not trained.
     """
     weight_decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.decay_depthwise)
@@ -122,13 +106,11 @@ def make_optimizer(config: Any, schedule: optax.Schedule, frozen: tuple[str, ...
     chain = optax.chain(clip, OPTIMIZERS[config.name](config, schedule, weight_decay))
     if not frozen:
         return chain
-    return optax.multi_transform(
-        {"train": chain, "freeze": optax.set_to_zero()}, lambda params: _labels(params, frozen)
-    )
 
-
-def _labels(params: Any, frozen: tuple[str, ...]) -> Any:
     def label(path: tuple[Any, ...], leaf: Any) -> str:
         return "freeze" if path[0].key.startswith(frozen) else "train"
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    return optax.multi_transform(
+        {"train": chain, "freeze": optax.set_to_zero()},
+        lambda params: jax.tree_util.tree_map_with_path(label, params),
+    )

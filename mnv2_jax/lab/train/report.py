@@ -22,7 +22,8 @@ from mnv2_jax.files import replacing, write_file, write_json
 from mnv2_jax.lab.model_folder import DESCRIPTION, EARLIEST
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import plain
-from mnv2_jax.lab.train.log import RESULT, read_curves
+from mnv2_jax.lab.train.log import read_curves
+from mnv2_jax.lab.train.record import OF, RESULT, SEAL, hash_file, read_json, sealed
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
 
@@ -64,7 +65,7 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     """Writes `results.json`, `curves.png` and `report.md` from the finished runs of a sweep."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in config.sweep.variants}
     for name, seed in product(runs, config.sweep.seeds):
-        runs[name].append(json.loads((workdir / name / f"seed_{seed}" / RESULT).read_text()))
+        runs[name].append(_result(workdir / name / f"seed_{seed}"))
     name = next(iter(TASKS[config.task].metrics))
     # Averaged weights are compared only where every variant has them.
     every = [run["metrics"] for seeds in runs.values() for run in seeds]
@@ -75,10 +76,16 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
         "setting": make_setting(workdir, config, steps, averaged), "config": plain(config),
         "environment": environment(), "command": shlex.join(command),
     }  # fmt: skip
-    write_json(workdir / RESULTS, results)
     plot_curves(workdir, results)
     write_file(workdir / REPORT, report_text(results))
+    files = {name: hash_file(workdir / name) for name in (REPORT, CURVES)}
+    write_json(workdir / RESULTS, sealed(results | {"files": files}))
     return workdir / REPORT
+
+
+def _result(folder: Path) -> Results:
+    """What a seed came to, without what seals it."""
+    return {k: v for k, v in read_json(folder / RESULT).items() if k not in (OF, SEAL, "files")}
 
 
 def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict[str, Any]:

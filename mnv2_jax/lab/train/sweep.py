@@ -1,7 +1,8 @@
 """Sweeps: an experiment is {variants} × {seeds}, and a plain training is a sweep of one run."""
 
 import hashlib
-import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,17 +15,31 @@ from ml_collections import ConfigDict
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import agree, together
+from mnv2_jax.lab.devices.process import stoppable
 from mnv2_jax.lab.train.check import check, check_sweep
 from mnv2_jax.lab.train.config import difference, flatten, plain, unknown_key
-from mnv2_jax.lab.train.log import RESULT
+from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.loop import fit
+from mnv2_jax.lab.train.record import (
+    CONFIG,
+    FREE,
+    LENGTH,
+    RESULT,
+    SEAL,
+    Foreign,
+    Identity,
+    identity_of,
+    read_config,
+    read_result,
+    sealed,
+)
 from mnv2_jax.lab.train.report import write_report
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
 ADDED = dict.fromkeys(("model.expand", "model.filter", "model.project"), "standard")
-CONFIG = "config.json"
+log = logging.getLogger(__name__)
 
 
 def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
@@ -33,39 +48,63 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
     A folder that holds the same configuration is continued; one of another is refused with a
     UsageError. Returns the path of the report, for which `command` is; None on other hosts.
     """
-    with together():
-        variants = check_variants(config)
-        check_owner(workdir, config)
-    groups = list(seed_groups(config))
-    waiting = {n: [s for s in groups if not _finished(workdir / n, s)] for n in variants}
-    versions = {"version": __version__, "jax": jax.__version__}
-    agree(plain(config) | {"left to train": waiting} | versions)
-    sources: dict[Any, Any] = {}  # which variants share
-    with together():  # all mistakes are found before the first is trained, or the folder made
-        runs = {
-            name: {n: make_run(variants[name], n, sources) for n in {len(seeds) for seeds in left}}
-            for name, left in waiting.items()
-        }
-    try:
-        claim(workdir, config)
-        for number, (name, variant) in enumerate(variants.items(), 1):
-            by_size = runs.pop(name)
-            for seeds in waiting[name]:
-                began = time.monotonic()
-                title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
-                fit(by_size[len(seeds)], seeds, variant, workdir / name, title, quiet)
-                if not quiet and jax.process_index() == 0:
-                    print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        return write_report(workdir, config, command) if jax.process_index() == 0 else None
-    except OSError as error:
-        raise UsageError(
-            f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some space "
-            "or choose another --workdir, and give the same command again to go on."
-        ) from error
+    with stoppable() as stop, Lock(workdir) as lock:
+        with together():
+            variants = check_variants(config)
+            waiting = _waiting(config, workdir, lock)
+        versions = {"version": __version__, "jax": jax.__version__}
+        agree(plain(config) | {"left to train": waiting} | versions)
+        sources: dict[Any, Any] = {}  # which variants share
+        with together():  # all mistakes are found before the first is trained, or the folder made
+            runs = {
+                name: {n: make_run(variants[name], n, sources) for n in {len(own) for own in left}}
+                for name, left in waiting.items()
+            }
+        try:
+            identity = claim(workdir, config, lock)
+            for number, (name, left) in enumerate(waiting.items(), 1):
+                by_size = runs.pop(name)
+                for seeds in left:
+                    title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
+                    began, own = time.monotonic(), identity._replace(variant=name, seeds=seeds)
+                    run, place = by_size[len(seeds)], workdir / name
+                    fit(run, variants[name], place, own, stop, title, quiet)
+                    if not quiet and jax.process_index() == 0:
+                        print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+            return write_report(workdir, config, command) if jax.process_index() == 0 else None
+        except OSError as error:
+            raise UsageError(
+                f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
+                "space or choose another --workdir, and give the same command again to go on."
+            ) from error
 
 
-def _finished(folder: Path, seeds: tuple[int, ...]) -> bool:
-    return all((folder / f"seed_{seed}" / RESULT).is_file() for seed in seeds)
+def _waiting(config: Any, workdir: Path, lock: Lock) -> dict[str, list[tuple[int, ...]]]:
+    """The groups of seeds of each variant that have no sound results yet."""
+    identity = check_owner(workdir, config)
+    if jax.process_index() == 0 and os.path.isdir(workdir):
+        lock.take()
+
+    def finished(variant: str, seed: int) -> bool:
+        place = workdir / variant / f"seed_{seed}"
+        if not os.path.lexists(place / RESULT):
+            return False
+        try:
+            read_result(place, identity._replace(variant=variant, seeds=(seed,)))
+        except Foreign as error:
+            raise UsageError(
+                f"{place}: {error}. Put back what was there, or remove that folder to train the "
+                "seed again."
+            ) from error
+        except ValueError as error:
+            log.warning("%s: %s; it is finished again", place, error)
+            return False
+        return True
+
+    return {
+        name: [own for own in seed_groups(config) if not all(finished(name, seed) for seed in own)]
+        for name in config.sweep.variants
+    }
 
 
 def check_variants(config: Any) -> dict[str, Any]:
@@ -102,35 +141,52 @@ def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
     yield from (seeds[start : start + size] for start in range(0, len(seeds), size))
 
 
-def check_owner(workdir: Path, config: Any) -> None:
-    """Refuses a folder that holds a sweep of another configuration, with the difference."""
-    path = workdir / CONFIG
-    try:
-        theirs = json.loads(path.read_text()) if path.is_file() else plain(config)
-        changes = difference(ADDED | dict(theirs), plain(config))
-    except (OSError, ValueError, TypeError) as error:
-        why = f"{path} cannot be read: {first_line(error)}"
-        raise UsageError(f"{why}. Give another --workdir, or remove this one.") from error
+def check_owner(workdir: Path, config: Any) -> Identity:
+    """Returns whose a folder is, and refuses that of another configuration with the difference.
+
+    What changes no step may differ, and a training may be made shorter that has no results yet.
+    """
+    if not os.path.lexists(workdir / CONFIG):
+        return identity_of(sealed(plain(config)))
+    theirs, ours = read_config(workdir), plain(config)
+    known = {k: v for k in LENGTH if type(v := theirs.get(k)) in (int, float)}
+    shorter = any(0 < ours[key] < known.get(key, 0) for key in LENGTH)
+    shorter = shorter and all(ours[key] <= known.get(key, 0) for key in LENGTH)
+    finished = any(workdir.glob(f"*/seed_*/{RESULT}"))
+    free = (*FREE, SEAL, *(LENGTH if shorter and not finished else ()))
+    changes = difference(
+        *({k: v for k, v in side.items() if k not in free} for side in (ADDED | theirs, ours))
+    )
     if changes:
-        what = f"{workdir} holds a sweep of another configuration ({changes})"
-        raise UsageError(f"{what}: give another --workdir, or remove this one.")
+        raise UsageError(
+            f"{workdir} holds a sweep of another configuration ({changes}): give another "
+            "--workdir, or remove this one; `mnv2 finish` makes models of what is there."
+        )
+    return identity_of(theirs)
 
 
-def claim(workdir: Path, config: Any) -> None:
+def claim(workdir: Path, config: Any, lock: Lock) -> Identity:
     """Makes the folder of a sweep, which all hosts have to see; it belongs to the configuration."""
-    path = workdir / CONFIG
+    path, ours = workdir / CONFIG, plain(config)
     with together():
         try:
-            if jax.process_index() == 0 and not path.is_file():
+            if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
-                write_json(path, plain(config))
+                lock.take()
+                theirs = read_config(workdir) if os.path.lexists(path) else sealed(ours)
+                new = theirs | {key: ours[key] for key in (*FREE, *LENGTH)}
+                unsealed = {key: value for key, value in new.items() if key != SEAL}
+                write_json(path, sealed(unsealed) if SEAL in new else unsealed)
         except OSError as error:
             why = f"{workdir} cannot be used: {first_line(error)}. Give another --workdir."
             raise UsageError(why) from error
     with together():
         if not path.is_file():
-            remedy = "give a --workdir on a file system that all hosts share"
-            raise UsageError(f"{workdir} is not the folder that host 0 made: {remedy}.")
+            raise UsageError(
+                f"{workdir} is not the folder that host 0 made: give a --workdir on a file system "
+                "that all hosts share."
+            )
+        return identity_of(read_config(workdir))
 
 
 def default_workdir(config: Any, overrides: Sequence[str]) -> Path:

@@ -56,9 +56,10 @@ def nothing():
 
 def test_a_host_asks_to_save_by_the_clock_and_to_stop_on_a_signal():
     assert cluster.HostRequests(1e6)(1, nothing) == (False, False)
-    hurried = cluster.HostRequests(-1.0)
+    told = []
+    hurried = cluster.HostRequests(-1.0, lambda: bool(told))
     assert hurried(1, nothing) == (True, False)
-    hurried.signal = 15
+    told.append(15)
     assert hurried(1, nothing) == (True, True)
 
 

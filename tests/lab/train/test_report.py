@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from scipy import stats
 
 from mnv2_jax import account, build
-from mnv2_jax.lab.train.log import RunLog, read_rows
+from mnv2_jax.lab.train.log import RunLog, read_rows, rows_before
 from mnv2_jax.lab.train.report import paired_difference, report_text, verdicts, write_report
 from tests.events import scalars
 from tests.lab.train.setting import tiny
@@ -72,7 +73,7 @@ def write_runs(workdir, config, scores, extra=None):
         splits = (extra or {}).get(name, ())
         for seed, score in zip(config.sweep.seeds, values, strict=True):
             folder = workdir / name / f"seed_{seed}"
-            log = RunLog(folder, 0)
+            log = RunLog(folder)
             for step in (0, 6, 12):
                 for split in ("eval", *splits):
                     log.write(step, split, {"accuracy": score * step / 12})
@@ -137,50 +138,62 @@ def test_averaged_weights_are_compared_where_all_have_them(tmp_path, splits, met
     assert [run["seed"] for run in results["runs"]["linear"]] == [0, 1]
 
 
-def test_a_log_goes_on_after_its_checkpoint_and_drops_what_came_later(tmp_path):
-    log = RunLog(tmp_path, 0)
-    for step in (0, 2, 4, 6):
+@pytest.mark.parametrize("damage", ["none", "changed", "deleted", "another's"])
+def test_a_log_is_written_anew_from_what_its_checkpoint_knows(tmp_path, damage):
+    log, other = RunLog(tmp_path / "run"), RunLog(tmp_path / "other")
+    for step in (0, 2, 4):
         log.write(step, "train", {"loss": float(step)})
+    other.write(0, "train", {"loss": 9.0})
+    known = json.loads(json.dumps(log.rows))  # as a checkpoint keeps them
+    log.write(6, "train", {"loss": 6.0})
     log.close()
-    again = RunLog(tmp_path, 4)
+    other.close()
+    path = tmp_path / "run/metrics.jsonl"
+    if damage == "changed":
+        path.write_text(path.read_text().replace("2.0", "3.0"))
+    elif damage == "deleted":
+        shutil.rmtree(path.parent)
+    elif damage == "another's":
+        shutil.copytree(tmp_path / "other", path.parent, dirs_exist_ok=True)
+    again = RunLog(path.parent, known)
     again.write(6, "train", {"loss": 60.0})
     again.close()
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [(r["step"], r["loss"]) for r in rows] == [(0, 0.0), (2, 2.0), (4, 4.0), (6, 60.0)]
-    RunLog(tmp_path, 0).close()  # no checkpoint: everything is done again
-    assert read_rows(tmp_path / "metrics.jsonl") == []
+    again.close()  # does nothing
+    expected = [(0, 0.0), (2, 2.0), (4, 4.0), (6, 60.0)]
+    assert [(r["step"], r["loss"]) for r in read_rows(path)] == expected
+    found = scalars(path.parent / "tensorboard")
+    assert found == {("train/loss", step): loss for step, loss in expected}
+    assert len(again.events()) == 1
+    RunLog(path.parent).close()  # no checkpoint: everything is done again
+    assert read_rows(path) == [] and scalars(path.parent / "tensorboard") == {}
 
 
 @pytest.mark.parametrize("due", [False, True])
-def test_an_evaluation_that_is_done_again_is_written_once(tmp_path, due):
+def test_a_checkpoint_of_the_first_release_knows_no_rows(tmp_path, due):
     """A signal came inside an evaluation, and the next attempt was killed right after it."""
-    log = RunLog(tmp_path, 0)
-    for split in ("train", "eval", "eval_ema"):
-        log.write(3, split, {"loss": 1.0})
+    log = RunLog(tmp_path)
+    for step, split in ((3, "train"), (3, "eval"), (3, "eval_ema"), (4, "train")):
+        log.write(step, split, {"loss": 1.0})
     log.close()
-    RunLog(tmp_path, 3, due).close()
-    kept = [row["split"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    kept = [row["split"] for _, row in rows_before(tmp_path / "metrics.jsonl", 3, due)]
     assert kept == (["train"] if due else ["train", "eval", "eval_ema"])
-    assert sorted(scalars(tmp_path / "tensorboard")) == sorted((f"{k}/loss", 3) for k in kept)
 
 
-def test_events_up_to_a_checkpoint_outlive_a_kill(tmp_path):
-    log = RunLog(tmp_path / "killed", 0)
-    for step in range(200):
-        log.write(step, "train", {"loss": float(step)})
-    log.flush()
-    log.write(200, "train", {"loss": 200.0})
-    shutil.copytree(tmp_path / "killed", tmp_path / "run")  # what the kill left on disk
-    log.close()
-    again = RunLog(tmp_path / "run", 199)
-    again.write(200, "train", {"loss": 200.0})
-    again.close()
-    expected = {("train/loss", step): float(step) for step in range(201)}
-    assert scalars(tmp_path / "run" / "tensorboard") == expected
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\0", b"[1]\n", b'{"step": 1}\n', b'{"step": "x", "split": 3}', b"\xff{"]
+)
+def test_what_is_no_row_ends_a_log(tmp_path, content):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0, "split": "train"}\n' + content)
+    assert [row["step"] for row in read_rows(path)] == [0]
+    path.unlink()
+    assert read_rows(path) == []
+    os.mkfifo(path)
+    assert read_rows(path) == []
 
 
 def test_rows_are_json_also_where_numbers_are_not_finite(tmp_path):
-    log = RunLog(tmp_path, 0)
+    log = RunLog(tmp_path)
     log.write(1, "train", {"loss": math.nan, "norm": math.inf, "skipped": 3})
     log.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

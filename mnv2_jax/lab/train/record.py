@@ -1,0 +1,183 @@
+"""The small files of a run: written whole, with whose they are and a hash over all of it.
+
+A run's identity is a hash of its configuration, so nothing of another run, variant or seed is
+taken for its own. Release 0.1.0 wrote none of this: where it began a run, its files are read as
+they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import UnreadableFile, read_file, write_json
+from mnv2_jax.lab.model_folder import TENSORS
+
+CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
+OF, SEAL = "of", "seal"  # whose a record is, and the hash over all the rest of it
+MAX_JSON, MAX_FILE = 1 << 28, 1 << 36  # bytes; what is more is no file of ours
+# What another start may change in the folder of a run: no step computes anything else with it.
+# Of the length, see `sweep.check_owner`.
+FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
+FREE += ("keep_checkpoints", "stop_after_skipped")
+LENGTH = ("steps", "epochs")
+# What a result has at least, as all releases wrote it.
+FIELDS: Mapping[str, Any] = {
+    "seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "model_sha256": str,
+    "skipped": int,
+}  # fmt: skip
+
+
+class Foreign(ValueError):
+    """A record that is another's."""
+
+
+class Identity(NamedTuple):
+    """Whose something is: of a run, a variant and seeds; `sealed` if all of the run says so."""
+
+    run: str = ""
+    variant: str = ""
+    seeds: tuple[int, ...] = ()
+    sealed: bool = False
+
+    def of(self, **more: Any) -> dict[str, Any]:
+        """What stands in a record."""
+        return {"run": self.run, "variant": self.variant, "seeds": list(self.seeds)} | more
+
+
+def identity_of(config: Mapping[str, Any]) -> Identity:
+    """Returns the identity of a run from the content of its `config.json`."""
+    fixed = {k: v for k, v in config.items() if k not in (*FREE, *LENGTH, SEAL)}
+    return Identity(digest([SEAL in config, fixed])[:16], sealed=SEAL in config)
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of a JSON value, however its file is laid out.
+
+    >>> digest({"a": 1, "b": [2.5]})[:8] == digest({"b": [2.5], "a": 1})[:8]
+    True
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(content: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns a copy of a record with whose it is, and the hash over both."""
+    whole = json.loads(json.dumps({**content, OF: of} if of else content))
+    return whole | {SEAL: digest(whole)}
+
+
+def check_seal(record: Mapping[str, Any], must: bool, of: Mapping[str, Any] | None = None) -> None:
+    """Checks that a record is as it was sealed, and whose it is.
+
+    Args:
+      record: as it was read.
+      must: whether it has to have a seal; otherwise one of an older release may lack it.
+      of: what it has to say of itself.
+
+    Raises:
+      ValueError: it was changed.
+      Foreign: it is another's.
+    """
+    if SEAL not in record:
+        if must or OF in record:
+            raise ValueError("has no seal, so it was changed or is another run's")
+        return
+    if record[SEAL] != digest({k: v for k, v in record.items() if k != SEAL}):
+        raise ValueError("is not what was written: its seal does not fit")
+    theirs = record.get(OF) or {}
+    for key, own in (of or {}).items():
+        if theirs.get(key) != own:
+            raise Foreign(f"belongs to {key} {theirs.get(key)!r}, not to {own!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object of JSON without NaN or infinity.
+
+    Raises:
+      ValueError: it is none, with the reason.
+    """
+    try:
+        content = json.loads(read_file(path, MAX_JSON), parse_constant=_no_number)
+    except UnreadableFile as error:
+        raise ValueError(error.reason) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot be read: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError("cannot be read: it is not an object of JSON")
+    return content
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Reads the configuration of the run in a folder, flattened, with its seal.
+
+    Raises:
+      UsageError: it is missing or damaged.
+    """
+    path = workdir / CONFIG
+    try:
+        config = read_json(path)
+        check_seal(config, must=False)
+    except ValueError as error:
+        raise UsageError(
+            f"{path} {error}. Give another --workdir; or remove this file, and the same command "
+            "writes it anew and takes nothing of another run."
+        ) from error
+    return config
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a regular file."""
+    return hashlib.sha256(read_file(path, MAX_FILE)).hexdigest()
+
+
+def write_result(folder: Path, result: Mapping[str, Any], identity: Identity, files: Any) -> None:
+    """Writes what a finished seed came to, with the hashes of these files in its folder."""
+    hashes = {str(path.relative_to(folder)): hash_file(path) for path in sorted(files)}
+    of = identity.of(step=result["steps"])
+    write_json(folder / RESULT, sealed({**result, "files": hashes}, of))
+
+
+def read_result(folder: Path, identity: Identity, files: bool = True) -> dict[str, Any]:
+    """Reads the result of a seed, and compares it and the files it names with their hashes.
+
+    Raises:
+      ValueError: something was changed; the message begins with the file.
+      Foreign: the result is another's.
+    """
+    try:
+        result = read_json(folder / RESULT)
+        of = identity.of() if identity.run and SEAL in result else None
+        check_seal(result, identity.sealed, of)
+        for field, kind in FIELDS.items():
+            if not isinstance(result.get(field), kind) or isinstance(result[field], bool):
+                raise ValueError(f"has no {field} that can be read")
+        for name, value in result["metrics"].items():
+            if value is not None and type(value) not in (int, float):
+                raise ValueError(f"has {value!r} for {name}, which is no number")
+        if result["seed"] != identity.seeds[0]:
+            raise Foreign(f"belongs to seed {result['seed']}, not to {identity.seeds[0]}")
+    except ValueError as error:
+        raise type(error)(f"{RESULT} {error}") from error
+    for name, problem in changed_files(folder, result).items() if files else ():
+        raise ValueError(f"{name} {problem}")
+    return result
+
+
+def changed_files(folder: Path, result: Mapping[str, Any]) -> dict[str, str]:
+    """Says what is wrong with the files that a result names, by their names."""
+    named = {TENSORS: result["model_sha256"]} if "model_sha256" in result else {}
+    problems = {}
+    for name, expected in (named | result.get("files", {})).items():
+        try:
+            same = hash_file(folder / name) == expected
+            problems[name] = "" if same else "is not what was written: its sha256 is another"
+        except UnreadableFile as error:
+            problems[name] = error.reason
+    return {name: problem for name, problem in problems.items() if problem}
