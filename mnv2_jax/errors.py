@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 MAX_REASON = 200  # characters of a foreign error in one of our messages
+MAX_MESSAGE = 1000  # characters of a message; the remedy, at its end, is kept
 MAX_LISTED = 40  # choices that a message lists in full
 
 
@@ -21,9 +22,13 @@ class UsageError(ValueError):
 def one_line(text: str) -> str:
     r"""Escapes what cannot be printed on a line, such as what a damaged list gives as file names.
 
+    Of what is longer than a few lines of a screen, the middle is left out.
+
     >>> print(one_line("no file 'a\n\x07'"))
     no file 'a\n\x07'
     """
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE - 301]} … {text[-298:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -66,7 +71,7 @@ def unknown(
     unknown key 'lr': did you mean 'rate'? The nearest are rate, momentum.
     """
     choices = sorted(choices)
-    near = nearest or difflib.get_close_matches(str(name), choices, n=3)
+    near = nearest or difflib.get_close_matches(str(name)[:MAX_REASON], choices, n=3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = f"The choices are {', '.join(choices)}."
     if nearest or (near and len(choices) > MAX_LISTED):

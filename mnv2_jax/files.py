@@ -1,15 +1,20 @@
 """Files: the one way to write them, whole or not at all, and the one way to read a bounded one."""
 
+import gzip
+import io
 import json
 import os
 import stat
 import threading
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
+
+MAX_TEXT = 1 << 26  # bytes of a file that a training writes: a log of a million rows takes less
 
 
 class UnreadableFile(UsageError):
@@ -24,14 +29,21 @@ def user_path(path: str | Path, what: str = "path") -> Path:
     """Returns a path as its user means it, with `~` for a home folder.
 
     Raises:
-      UsageError: it is empty, which would mean the current folder, or `~NAME` is nobody.
+      UsageError: it is empty, which would mean the current folder, `~NAME` is nobody, or no path
+        can be so: too long a name, a loop of links, a null byte.
     """
     if not str(path).strip():
         raise UsageError(f"the {what} is empty: give one, or . for the current folder.")
     try:
-        return Path(path).expanduser()
+        expanded = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            expanded.stat()
     except RuntimeError as error:
         raise UsageError(f"the {what} {str(path)!r} is of no user here: write it out.") from error
+    except (OSError, ValueError) as error:
+        why = f"the {what} {str(path)!r} cannot be used ({first_line(error)}): give another."
+        raise UsageError(why) from error
+    return expanded
 
 
 @contextmanager
@@ -68,15 +80,15 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=1))
 
 
-def read_file(path: str | Path, limit: int) -> bytes:
-    """Reads a regular file; never a pipe or a device, which may not end or never answer.
+@contextmanager
+def opened(path: str | Path, limit: int | None = None) -> Iterator[io.BufferedReader]:
+    """Opens a regular file to read; never a pipe or a device, which may not end or never answer.
 
-    Args:
-      path: of the file.
-      limit: the most bytes that it may have.
+    What goes wrong while it is read is told like what goes wrong in opening it.
 
     Raises:
-      UnreadableFile: it is missing, not a regular file, not readable, or larger than the limit.
+      UnreadableFile: it is missing, not a regular file, not readable, or has more bytes than
+        `limit`.
     """
     try:
         # Without O_NONBLOCK, to open a pipe is to wait for its writer.
@@ -85,13 +97,57 @@ def read_file(path: str | Path, limit: int) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableFile(path, "is not a regular file")
-            if status.st_size > limit:
-                size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"
-                raise UnreadableFile(path, f"is larger than {size}")
-            return file.read(status.st_size)
-    except UnreadableFile:
+            if limit is not None and status.st_size > limit:
+                raise UnreadableFile(path, f"is larger than {_size(limit)}")
+            yield file
+    except UsageError:
         raise
     except IsADirectoryError as error:
         raise UnreadableFile(path, "is a folder, not a file") from error
-    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # a null byte is a ValueError
         raise UnreadableFile(path, f"cannot be read: {first_line(error)}") from error
+
+
+def read_file(path: str | Path, limit: int) -> bytes:
+    """Reads a regular file of at most `limit` bytes; `UnreadableFile` if it is none."""
+    with opened(path, limit) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def read_gzip(path: str | Path, limit: int) -> bytes:
+    """Reads a compressed file of at most `limit` bytes inside; `UnreadableFile` if it is none."""
+    with opened(path) as file, gzip.open(file) as inside:
+        content = inside.read(limit + 1)
+    if len(content) > limit:
+        raise UnreadableFile(path, f"has more than {_size(limit)} inside")
+    return content
+
+
+def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
+    """Reads a file of UTF-8, without its byte order mark; `UnreadableFile` if it is none."""
+    try:
+        return _read_written(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(path, f"is not text in UTF-8: {first_line(error)}") from error
+
+
+def read_json(path: str | Path, limit: int = MAX_TEXT) -> Any:
+    """Reads a file of JSON; `UnreadableFile` if it is none, or nested too deep."""
+    try:
+        return json.loads(_read_written(path, limit))
+    except UnreadableFile:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFile(path, f"cannot be read as JSON: {first_line(error)}") from error
+
+
+def _read_written(path: str | Path, limit: int) -> bytes:
+    """Reads a text; one of zeros, as a disk leaves it, is refused before they are in memory."""
+    with opened(path, limit) as file:
+        if (start := file.peek()) and not start.strip(b"\0"):
+            raise UnreadableFile(path, "holds zeros where its text should begin")
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"

@@ -1,13 +1,25 @@
 """Files written whole or not at all, and read within bounds."""
 
+import gzip
 import os
+import resource
 import stat
 from pathlib import Path
 
 import pytest
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.files import UnreadableFile, read_file, replacing, write_file, write_json
+from mnv2_jax.files import (
+    UnreadableFile,
+    read_file,
+    read_gzip,
+    read_json,
+    read_text,
+    replacing,
+    user_path,
+    write_file,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -45,17 +57,85 @@ def test_a_file_has_the_permissions_of_the_umask(tmp_path: Path):
         (lambda path: path.mkdir(), "is a folder"),
         (os.mkfifo, "is not a regular file"),  # to open it for reading would wait for ever
         (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot be read: Too many levels"),
         (lambda path: path.write_bytes(bytes(11)), "is larger than 10 bytes"),
     ],
 )
-def test_what_is_not_a_small_file_is_refused(tmp_path: Path, make, message: str):
+@pytest.mark.parametrize("read", [read_file, read_gzip, read_text, read_json])
+def test_what_is_not_a_small_file_is_refused(tmp_path: Path, make, message: str, read):
     path = tmp_path / "a"
     make(path)
+    if read is read_gzip and path.is_file():
+        path.write_bytes(gzip.compress(bytes(11)))
+        message = "has more than 10 bytes inside"
     with pytest.raises(UsageError, match=message) as caught:
-        read_file(path, 10)
+        read(path, 10)
     assert isinstance(caught.value, UnreadableFile) and str(path) not in caught.value.reason
 
 
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path):
     write_file(tmp_path / "a", b"0123456789")
     assert read_file(tmp_path / "a", 10) == b"0123456789"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "loop/a"])
+def test_what_no_path_can_be_is_refused_in_one_line(tmp_path: Path, name: str):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for use in (user_path, lambda path: read_file(path, 10)):
+        with pytest.raises(UsageError, match=r"cannot be (used|read)") as caught:
+            use(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "cannot be read as JSON: .*recursion"),
+        (b"", "cannot be read as JSON: Expecting value"),
+        (b'{"a": 1', "cannot be read as JSON"),
+        (b"\xff\xd8\xff\xe0", "cannot be read as JSON"),
+        (b"9" * 5000, "cannot be read as JSON"),
+        (bytes(100), "holds zeros"),
+    ],
+)
+def test_what_is_no_json_is_told_in_a_line(tmp_path: Path, content: bytes, message: str):
+    write_file(tmp_path / "a.json", content)
+    with pytest.raises(UnreadableFile, match=message) as caught:
+        read_json(tmp_path / "a.json")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path):
+    write_file(tmp_path / "a", b'\xef\xbb\xbf{"a": 1}')
+    assert read_text(tmp_path / "a") == '{"a": 1}' and read_json(tmp_path / "a") == {"a": 1}
+    write_file(tmp_path / "a", '{"a": 1}'.encode("utf-16"))
+    assert read_json(tmp_path / "a") == {"a": 1}
+
+
+def test_large_files_of_zeros_are_not_read(tmp_path: Path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(1 << 32)
+    for read in (read_json, read_text):
+        with pytest.raises(UnreadableFile, match="holds zeros"):
+            read(tmp_path / "a", 1 << 32)
+    with gzip.open(tmp_path / "a", "wb") as bomb:
+        for _ in range(64):
+            bomb.write(bytes(1 << 20))
+    with pytest.raises(UnreadableFile, match="more than 1 MiB inside"):
+        read_gzip(tmp_path / "a", 1 << 20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-4], lambda b: b[:8] + b"xxxx" + b[12:], lambda b: b"x"]
+)
+def test_a_damaged_archive_is_told_in_a_line(tmp_path: Path, damage):
+    write_file(tmp_path / "a.gz", damage(gzip.compress(bytes(range(256)))))
+    with pytest.raises(UnreadableFile, match="cannot be read"):
+        read_gzip(tmp_path / "a.gz", 1 << 10)
+
+
+def test_messages_are_cut_and_keep_their_end():
+    message = str(UsageError(f"unknown class {'x' * 5_000_000}: give another."))
+    assert len(message) <= 1000 and message.endswith("x: give another.")
