@@ -11,7 +11,7 @@ batch are those of the released configuration. Not run here: it takes days on an
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from experiments.imagenet import base, per
 
 
 def get_config() -> ConfigDict:
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.data.name, c.data.resolution = "coco", 320
     c.data.train.crop, c.data.train.area, c.data.eval.crop = "ssd", (0.1, 1.0), "none"
     c.batch_size, c.eval_batch_size, c.steps = 24, 64, 200_000
-    c.optimizer.learning_rate = 0.004
+    c.optimizer.learning_rate = 0.004 * per(24, c)
     c.optimizer.decay_rate, c.optimizer.decay_epochs = 0.95, 162.5  # 800,720 steps
     c.eval_every_epochs = 2.0
     return c

@@ -12,7 +12,7 @@ trains from nothing.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from experiments.imagenet import base, per
 from mnv2_jax.errors import unknown
 
 
@@ -22,7 +22,7 @@ def get_config(preset: str = "whole") -> ConfigDict:
     c.data.name = "folder"
     c.batch_size, c.eval_batch_size, c.epochs = 64, 256, 20.0
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
-    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.02, 1.0
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.02 * per(64, c), 1.0
     c.data.train.area = (0.35, 1.0)
     if preset == "head":
         c.name = "finetune-head"

@@ -11,9 +11,10 @@ Expected: 72.0 % top-1 at width 1.0 and 224 pixels (Table 4). Not run here: it t
 accelerators. Other files state only their differences from this one.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference
 
 from mnv2_jax.errors import unknown
+from mnv2_jax.lab.train.config import Config, Optional
 
 
 def get_config(preset: str = "paper") -> ConfigDict:
@@ -22,7 +23,6 @@ def get_config(preset: str = "paper") -> ConfigDict:
         config.name = "imagenet-slim"
         config.batch_size = 96 * 8
         config.epochs = 420.0  # about 700,000 steps
-        config.optimizer.learning_rate = 0.045 * 8
         config.optimizer.decay_epochs = 2.5
         config.loss.label_smoothing = 0.1
         config.ema_decay = 0.9999
@@ -32,18 +32,23 @@ def get_config(preset: str = "paper") -> ConfigDict:
     return config
 
 
+def per(images: int, config: ConfigDict) -> FieldReference:
+    """Returns how many times so many images a batch has, now and when `batch_size` changes."""
+    return config.get_ref("batch_size").to_float() / images
+
+
 def base() -> ConfigDict:
-    c = ConfigDict()
+    c = Config()
     c.name = "imagenet"  # of the experiment: title of its report, and of its folder under runs/
     c.title = ""  # of the report and its plot; the name, if empty
     c.needs = ()  # keys without a default that are of use, which have to be given
     c.task = "classify"  # or detect, segment
 
-    c.model = ConfigDict()  # see mnv2_jax.models.mobilenet.MobileNetV2
+    c.model = Config()  # see mnv2_jax.models.mobilenet.MobileNetV2
     c.model.width = 1.0
     c.model.spec = "imagenet"  # or small_32, tiny_8: strides for small images
-    c.model.expansion = config_dict.placeholder(int)  # None keeps Table 2's t = 6
-    c.model.output_stride = config_dict.placeholder(int)
+    c.model.expansion = Optional(int)  # None keeps Table 2's t = 6
+    c.model.output_stride = Optional(int)
     c.model.activation = "relu6"
     c.model.bottleneck = "linear"  # or relu6 (Fig. 6a)
     c.model.shortcut = "between_bottlenecks"  # or between_expansions, none (Fig. 6b)
@@ -51,20 +56,20 @@ def base() -> ConfigDict:
     c.model.filter = "standard"
     c.model.project = "standard"
     c.model.dialect = "slim"  # padding, batch-norm constants, input range
-    c.model.bn_decay = config_dict.placeholder(float)  # None keeps the dialect's
+    c.model.bn_decay = Optional(float)  # None keeps the dialect's
     c.model.dropout = 0.2
     c.model.dtype = "float32"  # bfloat16 on accelerators
 
-    c.data = ConfigDict()
+    c.data = Config()
     c.data.name = "imagenet2012"  # see mnv2_jax.lab.data.catalog
-    c.data.root = config_dict.placeholder(str)  # folder of the data; None for embedded sets
+    c.data.root = Optional(str)  # folder of the data; None for embedded sets
     c.data.train_split = "train"
     c.data.eval_split = "test"
     c.data.resolution = 224
     c.data.on_device = True  # sets that fit in memory live on the device and are augmented there
-    c.data.threads = config_dict.placeholder(int)  # that read and decode; None: one a core
+    c.data.threads = Optional(int)  # that read and decode; None: one a core
     c.data.bad_record_budget = 0.01  # share of undecodable images that stops a run
-    c.data.train = ConfigDict()  # see mnv2_jax.lab.data.transforms.train_transform
+    c.data.train = Config()  # see mnv2_jax.lab.data.transforms.train_transform
     c.data.train.crop = "inception"  # or pad, none; detect: ssd, none; segment: scale, none
     c.data.train.pad = 4  # pixels, for crop = pad
     c.data.train.area = (0.08, 1.0)  # for crop = inception or ssd
@@ -72,7 +77,7 @@ def base() -> ConfigDict:
     c.data.train.color = 0.0  # strength of brightness, contrast and saturation changes
     c.data.train.policy = "none"  # or rand_augment, trivial_augment
     c.data.train.erasing = 0.0  # probability
-    c.data.eval = ConfigDict()  # see mnv2_jax.lab.data.transforms.eval_transform
+    c.data.eval = Config()  # see mnv2_jax.lab.data.transforms.eval_transform
     # slim's central 87.5 %, stretched; or center, none; detect: none; segment: pad, none
     c.data.eval.crop = "stretch"
     c.data.eval.fraction = 0.875
@@ -82,11 +87,11 @@ def base() -> ConfigDict:
     c.epochs = 300.0
     c.steps = 0  # instead of epochs, where above 0
 
-    c.detect = ConfigDict()  # for the task detect; see mnv2_jax.models.ssdlite
+    c.detect = Config()  # for the task detect; see mnv2_jax.models.ssdlite
     c.detect.heads = "ssdlite"  # or ssd, with full convolutions (Table 5)
     c.detect.max_objects = 100  # in an image; of more, the largest
 
-    c.segment = ConfigDict()  # for the task segment; see mnv2_jax.models.deeplab
+    c.segment = Config()  # for the task segment; see mnv2_jax.models.deeplab
     c.segment.aspp = False  # the atrous pyramid (Table 7)
     c.segment.rates = ()  # of its branches; () for the authors' at this output stride
     c.segment.decoder = False  # with features of the fourth block's expansion, as in DeepLabv3+
@@ -94,9 +99,9 @@ def base() -> ConfigDict:
     c.segment.channels = 256  # of every layer of the head
     c.segment.scale = (0.5, 2.0)  # for crop = scale
 
-    c.optimizer = ConfigDict()
+    c.optimizer = Config()
     c.optimizer.name = "rmsprop"  # TensorFlow's; or sgd, adamw
-    c.optimizer.learning_rate = 0.045 * 16
+    c.optimizer.learning_rate = 0.045 * per(96, c)  # follows batch_size, unless it is given
     c.optimizer.schedule = "exponential"  # or cosine, poly, constant
     c.optimizer.decay_rate = 0.98  # exponential: factor ...
     c.optimizer.decay_epochs = 1.0  # ... every so many epochs
@@ -113,30 +118,30 @@ def base() -> ConfigDict:
     c.optimizer.decay_depthwise = False  # slim leaves depthwise kernels out
     c.optimizer.clip_norm = 0.0  # of the whole gradient; 0 is off
 
-    c.loss = ConfigDict()
+    c.loss = Config()
     c.loss.label_smoothing = 0.0
     c.loss.mixup = 0.0  # Beta parameter; 0 is off
     c.loss.cutmix = 0.0
     c.ema_decay = 0.0  # of averaged parameters and statistics, evaluated beside the raw ones
     c.low_precision = ()  # bfloat16, int8, int8_trained, float32_trained: evaluate in them too
 
-    c.init = ConfigDict()  # fine-tuning
-    c.init.model = config_dict.placeholder(str)  # a saved model of this project
+    c.init = Config()  # fine-tuning
+    c.init.model = Optional(str)  # a saved model of this project
     c.init.frozen = ()  # top-level modules that are not trained, by (beginnings of) their names
     c.init.frozen_norm = False  # keep the running statistics
 
-    c.teacher = ConfigDict()  # distillation
-    c.teacher.model = config_dict.placeholder(str)  # a saved model of this project
+    c.teacher = Config()  # distillation
+    c.teacher.model = Optional(str)  # a saved model of this project
     c.teacher.weight = 0.5
     c.teacher.temperature = 2.0
 
-    c.parallel = ConfigDict()
+    c.parallel = Config()
     c.parallel.launcher = "jit"  # or shard_map, pmap
     c.parallel.batch_norm = "global"  # or device: statistics of each device's rows
     c.parallel.devices = 0  # 0 for all
     c.parallel.accumulate = 1  # parts of a batch, one after the other
 
-    c.sweep = ConfigDict()
+    c.sweep = Config()
     c.sweep.seeds = (0,)
     c.sweep.variants = ConfigDict({"default": ConfigDict()})  # name -> {key: value}
     c.sweep.reference = "default"  # the variant that the others are compared with

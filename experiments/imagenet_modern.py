@@ -9,7 +9,7 @@ million parameters. Not run here: it takes days on eight accelerators.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from experiments.imagenet import base, per
 
 
 def get_config() -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.model.dialect = "torchvision"
     c.batch_size, c.epochs = 1024, 250.0
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
-    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.4, 5.0
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.4 * per(1024, c), 5.0
     c.optimizer.decay_depthwise = True
     c.data.train.color = 0.4
     c.data.eval.crop = "center"

@@ -13,7 +13,7 @@ a backbone that has seen COCO. Not run here: it takes hours on an accelerator.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from experiments.imagenet import base, per
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     c.data.train.crop, c.data.eval.crop = "scale", "pad"
     c.model.output_stride, c.model.dropout = 16, 0.1
     c.batch_size, c.eval_batch_size, c.steps = 16, 16, 30_000
-    c.optimizer.name, c.optimizer.schedule, c.optimizer.learning_rate = "sgd", "poly", 0.007
+    c.optimizer.name, c.optimizer.schedule = "sgd", "poly"
+    c.optimizer.learning_rate = 0.007 * per(16, c)
     c.eval_every_epochs = 5.0
     return c

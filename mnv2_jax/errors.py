@@ -32,6 +32,19 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown(value: object) -> str:
+    """Returns a given value as it is written, cut to a screen's width.
+
+    >>> shown("a"), shown("a" * 1000)[-3:], shown(10**5000)
+    ("'a'", 'aa…', 'a value of type int')
+    """
+    try:
+        text = repr(value)
+    except Exception:  # such as that of an integer of more than 4,300 digits
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
+
+
 def first_line(error: BaseException) -> str:
     r"""Returns the first line of an error that another library raised, cut to a screen's width.
 
@@ -71,9 +84,9 @@ def unknown(
     unknown key 'lr': did you mean 'rate'? The nearest are rate, momentum.
     """
     choices = sorted(choices)
-    near = nearest or difflib.get_close_matches(str(name)[:MAX_REASON], choices, n=3)
+    near = nearest or difflib.get_close_matches(shown(name)[1:-1], choices, n=3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = f"The choices are {', '.join(choices)}."
     if nearest or (near and len(choices) > MAX_LISTED):
         listed = f"The nearest are {', '.join(near)}." if len(near) > 1 else ""
-    return UsageError(f"unknown {kind} {name!r}: {hint}{listed}".rstrip())
+    return UsageError(f"unknown {kind} {shown(name)}: {hint}{listed}".rstrip())

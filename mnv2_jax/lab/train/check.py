@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, shown, unknown
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
 from mnv2_jax.lab.tasks import TASKS, make_model
 from mnv2_jax.lab.train.config import OVERRIDE, flatten
@@ -48,7 +48,7 @@ def flag(value: Any) -> str:
 
 def text(value: Any) -> str:
     """Any text."""
-    return "" if isinstance(value, str) else "a string"
+    return "" if isinstance(value, str) and "\0" not in value else "a text without null characters"
 
 
 def part(kind: str) -> Rule:
@@ -89,7 +89,7 @@ RULES: dict[str, Rule | Mapping[str, Any]] = {
         (optional(text), "data.root init.model teacher.model"),
         (flag, "data.on_device segment.aspp segment.decoder optimizer.staircase "
                "optimizer.nesterov optimizer.decay_depthwise init.frozen_norm"),
-        (number(0.0), "optimizer.learning_rate optimizer.power optimizer.epsilon "
+        (number(0.0, 1e9), "optimizer.learning_rate optimizer.power optimizer.epsilon "
                       "optimizer.weight_decay optimizer.clip_norm loss.mixup loss.cutmix "
                       "checkpoint_minutes"),
         (number(0.0, 1.0), "model.dropout data.bad_record_budget data.train.flip data.train.color "
@@ -113,7 +113,7 @@ RULES: dict[str, Rule | Mapping[str, Any]] = {
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
     "sweep.seeds": each(number(0, MAX_SEED)), "segment.rates": each(number(1, 1024)),
     "model.width": number(0.001, 64.0), "data.eval.fraction": number(0.001, 1.0),
-    "teacher.temperature": number(0.01), "model.bn_decay": optional(number(0.0, 1.0)),
+    "teacher.temperature": number(0.01, 1e9), "model.bn_decay": optional(number(0.0, 1.0)),
     "data.threads": optional(number(1, 1024)), "detect.max_objects": number(1, 1024),
     "data.train.pad": number(0, 2**13), "steps": number(0, MAX_STEPS),
 }  # fmt: skip
@@ -142,7 +142,7 @@ def _check_value(key: str, value: Any, rule: Rule | Mapping[str, Any]) -> None:
         if not isinstance(value, str) or value not in rule:
             raise unknown(key, value, rule)
     elif must := rule(value):
-        raise UsageError(f"{key} is {value!r}: it must be {must}.")
+        raise UsageError(f"{key} is {shown(value)}: it must be {must}.")
 
 
 def check_sweep(config: Any) -> None:

@@ -8,10 +8,12 @@ is refused with a UsageError.
 
 import ast
 import difflib
+import functools
 import importlib.util
 import inspect
 import json
 import math
+import operator
 import re
 import sys
 import traceback
@@ -22,9 +24,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
-from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.errors import UsageError, first_line, shown, unknown
 
-MAX_VALUE = 300  # characters of a given value in a message
 OVERRIDE = "--config."  # how a command line sets a key
 KINDS = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
 # Keys by what they were called before, and by what other projects call them.
@@ -53,10 +54,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
     wants = len(inspect.signature(get_config).parameters)
     if preset and not wants:
         raise UsageError(f"{name} has no presets, but {preset!r} was asked for: leave it out.")
-    with _told_in_a_line(name):
+    with told_in_a_line(name):
         config = get_config(preset) if preset else get_config()
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"get_config in {name} returned {config!r}: it must return a ConfigDict.")
+        raise UsageError(
+            f"get_config in {name} returned {shown(config)}: it must return a ConfigDict."
+        )
     config.lock()
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -85,11 +88,11 @@ def execute(file: Path, kind: str = "configuration") -> Any:
     parent = str(file.resolve().parent.parent)
     if parent not in sys.path:
         sys.path.append(parent)  # last, so that nothing there hides an installed package
-    with _told_in_a_line(name):
+    with told_in_a_line(name):
         spec.loader.exec_module(module)
     if not isinstance(parts := getattr(module, "PARTS", {}), Mapping):
         want = "give {kind: {name: part}}, as mnv2_jax.add_parts takes it"
-        raise UsageError(f"PARTS in {name!r} is {parts!r}: {want}.")
+        raise UsageError(f"PARTS in {name!r} is {shown(parts)}: {want}.")
     if parts:
         from mnv2_jax.models.build import add_parts  # JAX is slow to import, and needless for help
 
@@ -101,7 +104,7 @@ def execute(file: Path, kind: str = "configuration") -> Any:
 
 
 @contextmanager
-def _told_in_a_line(file: str) -> Iterator[None]:
+def told_in_a_line(file: str) -> Iterator[None]:
     """Makes whatever a user's own code raises one line that names the line of its file."""
     try:
         yield
@@ -113,15 +116,81 @@ def _told_in_a_line(file: str) -> Iterator[None]:
         where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
         kind, reason = type(error).__name__, first_line(error)
         reason = (reason if reason.startswith(kind) else f"{kind}: {reason}") + "."
-        absent, group = re.search(r'Key "(\w+)" does not exist', str(error)), frames[-1][0].f_locals
+        first: BaseException = error
+        while first.__context__:  # an attribute's error stands for a key's
+            first = first.__context__
+        *_, (frame, _) = traceback.walk_tb(first.__traceback__)
+        absent, group = re.search(r'Key "(\w+)" does not exist', str(error)), frame.f_locals
         if absent and isinstance(group.get("self"), ConfigDict):  # a key that the base lacks
             reason = str(unknown_key(absent[1], group["self"].keys()))
             reason += " One of your own is added inside `with config.unlocked():`."
         raise UsageError(f"configuration {file!r} does not load{where}: {reason}") from error
 
 
+class Optional(FieldReference):
+    """A placeholder for a value of a kind, for a key that None is a value of."""
+
+    def __init__(self, kind: type):
+        super().__init__(None, field_type=kind)
+
+
+class Config(ConfigDict):
+    """A configuration or a group of one; once it is locked, its keys keep the kinds they have.
+
+    A dictionary given to a group sets the keys that it names.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key in self and not isinstance(value, FieldReference):
+            group = self[key]
+            if isinstance(group, ConfigDict) and group.is_locked:
+                if not isinstance(value, (Mapping, ConfigDict)):
+                    raise TypeError(f"{key} is a group of keys, and is given {shown(value)}")
+                return group.update(value)
+            if not isinstance(group, ConfigDict):
+                value = as_kind(self, key, value)
+        return super().__setitem__(key, value)
+
+
+def as_kind(group: Any, key: str, value: Any) -> Any:
+    """Returns a value as the kind that a key has; elements of a tuple keep that of those before.
+
+    Raises:
+      TypeError: it is of another kind.
+    """
+    kind, old = group.get_type(key), group[key]
+    field = dict(group.items(preserve_field_references=True))[key]
+    if kind is type(None) or (value is None and isinstance(field, Optional)):
+        return value  # without a placeholder, the kind of None is not known
+    value, given = _plain_number(value, kind), value
+    if kind is tuple and isinstance(value, (list, tuple)):
+        of = type(old[0]) if old else object
+        value = tuple(_plain_number(item, of) for item in value)
+        if old and not all(type(item) is of for item in value):
+            value = None
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        takes = KINDS.get(kind, "a text") + ("" if old is None else f", such as {old!r}")
+        raise TypeError(f"{key!r} is given {shown(given)}: it takes {takes}")
+    return value
+
+
+def _plain_number(value: Any, kind: type) -> Any:
+    """Makes numpy's scalars Python's, and whole numbers floats where those are wanted."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if kind is not float or type(value) is not int:
+        return value
+    return float(value) if abs(value) < sys.float_info.max else math.inf
+
+
+def group_of(config: Any, key: str) -> tuple[Any, str]:
+    """Returns the group that holds a key, given by its dotted path, and its name there."""
+    *parents, leaf = key.split(".")
+    return functools.reduce(operator.getitem, parents, config), leaf
+
+
 def set_key(config: ConfigDict, key: str, text: str) -> None:
-    """Sets one key, by dotted path, from text that is read as the type the key already has.
+    """Sets one key, by dotted path, from text that is read as the kind that the key has.
 
     >>> c = ConfigDict({"model": {"width": 1.0, "spec": "imagenet"}})
     >>> set_key(c, "model.width", "0.5"); set_key(c, "model.spec", "small_32")
@@ -133,39 +202,12 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
         if inner := ", ".join(name for name in known if name.startswith(f"{key}.")):
             raise UsageError(f"configuration key {key!r} is a group: set one of {inner}.")
         raise unknown_key(key, known)
-    node: Any = config
-    *parents, leaf = key.split(".")
-    for name in parents:
-        node = node[name]
-    kind = node.get_type(leaf)
-    # Placeholders are the keys that None is a value of.
-    optional = isinstance(dict(node.items(preserve_field_references=True))[leaf], FieldReference)
-    node[leaf] = None if optional and text == "None" else _typed(key, text, kind, node[leaf])
-
-
-def _typed(key: str, text: str, kind: type, old: Any) -> Any:
-    """Reads text as a value of a type; elements of a tuple keep the type of those before."""
-    value = text if kind is str else _literal(text)
-    if kind is float:
-        value = _as_float(value)
-    if kind is tuple and isinstance(value, (list, tuple)):
-        value = tuple(value)
-        if old and isinstance(old[0], float):
-            value = tuple(map(_as_float, value))
-        if old and not all(type(item) is type(old[0]) for item in value):
-            value = None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        given = repr(text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…")
-        takes = KINDS.get(kind, "text") + ("" if old is None else f", such as {old!r}")
-        raise UsageError(f"configuration key {key!r} is given {given}: it takes {takes}.")
-    return value
-
-
-def _as_float(value: Any) -> Any:
-    """Makes whole numbers floats; an integer too large for one becomes infinite."""
-    if type(value) is not int:
-        return value
-    return float(value) if abs(value) < sys.float_info.max else math.inf
+    group, leaf = group_of(config, key)
+    value = text if group.get_type(leaf) is str and text != "None" else _literal(text)
+    try:
+        group[leaf] = as_kind(group, leaf, value)
+    except TypeError as error:
+        raise UsageError(f"configuration key {key!r}: {error}.") from error
 
 
 def unknown_key(key: str, known: Iterable[str], kind: str = "configuration key") -> UsageError:

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.files import write_json
 from mnv2_jax.lab.devices.hosts import agree, together
 from mnv2_jax.lab.devices.process import stoppable
 from mnv2_jax.lab.train.check import check, check_sweep
-from mnv2_jax.lab.train.config import difference, flatten, plain, unknown_key
+from mnv2_jax.lab.train.config import as_kind, difference, flatten, group_of, plain, unknown_key
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.record import (
@@ -122,13 +122,15 @@ def variant_config(config: Any, name: str) -> Any:
     known = {key: value for key, value in flatten(config).items() if "sweep.variants." not in key}
     if not isinstance(changes, ConfigDict):
         want = "give the keys that it changes, as in {'model': {'bottleneck': 'relu6'}}"
-        raise UsageError(f"variant {name!r} of the sweep is {changes!r}: {want}.")
-    for key, value in flatten(changes).items():
-        if key not in known and value != {}:
+        raise UsageError(f"variant {name!r} of the sweep is {shown(changes)}: {want}.")
+    for key in flatten(changes):
+        if key not in known:
             raise unknown_key(key, known, f"configuration key of variant {name!r}")
     try:
-        variant.update(changes.to_dict())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        for key, value in flatten(changes).items():
+            group, leaf = group_of(variant, key)
+            group[leaf] = as_kind(group, leaf, value)
+    except TypeError as error:
         why = f"variant {name!r} of the sweep cannot be applied: {first_line(error)}."
         raise UsageError(why) from error
     return variant

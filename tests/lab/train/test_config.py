@@ -1,14 +1,27 @@
 """Configuration files and overrides: what they may be, and one line for what they may not."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.ablate_linear import get_config as digits
 from experiments.imagenet import base
 from mnv2_jax import UsageError
+from mnv2_jax.lab.train import check as check_module
 from mnv2_jax.lab.train.check import check
-from mnv2_jax.lab.train.config import RENAMED, difference, flatten, load_config, set_key
+from mnv2_jax.lab.train.config import (
+    RENAMED,
+    difference,
+    flatten,
+    group_of,
+    load_config,
+    set_key,
+    told_in_a_line,
+)
+from mnv2_jax.lab.train.sweep import check_variants
 from mnv2_jax.models import build
 
 IMAGENET = "experiments/imagenet.py"
@@ -94,13 +107,85 @@ def test_files_that_cannot_be_used(tmp_path, content, message):
     [
         ("c.learning_rte = 0.1", "unknown configuration key 'learning_rte'"),
         ("c.optimizer.lr = 0.1", "unknown configuration key 'lr': did you mean 'learning_rate'?"),
-        ("c.batch_size = '64'", "TypeError: Could not override field 'batch_size'"),
+        ("c.batch_size = '64'", "TypeError: 'batch_size' is given '64': it takes an integer"),
     ],
 )
 def test_a_misspelt_key_in_a_file_is_refused_where_it_stands(tmp_path, line, message):
     path = written(tmp_path, f"from experiments.imagenet import base\n{BODY.format(line)}")
     text = refused(load_config, path)
     assert message in text and "does not load, line 4: " in text
+
+
+WRONG = [
+    None, "no such", ["a"], [None], 0.5, 1e30, -1, -0.5, True, math.nan, math.inf, -math.inf,
+    10**40, 10**5000, {}, {"a": 1}, ConfigDict({"a": 1}), (1, "a"), ((1,),), b"x", "x\0y", object(),
+    np.float32(0.5), np.float64("nan"), np.int64(-3), np.bool_(True), np.str_("y"), np.zeros(3),
+]  # fmt: skip
+LEAVES = {key: value for key, value in flatten(base()).items() if ".variants" not in key}
+ANY_TEXT = {key for key, value in LEAVES.items() if check_module.RULES[key] is check_module.text}
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_what_a_file_may_give_a_key(key):
+    """Whatever its type, a value is refused in one line that names the key, or is of its kind."""
+    for value in WRONG:
+        config = digits("digits")
+        group, leaf = group_of(config, key)
+        try:
+            with told_in_a_line("mine.py"):
+                group[leaf] = value
+            check(config)
+        except UsageError as error:
+            text = str(error)
+            assert leaf in text and "\n" not in text and len(text) < 700
+            continue
+        kept = flatten(config)[key]
+        assert type(kept) in (type(LEAVES[key]), *KINDS_OF_PLACEHOLDERS.get(key, ())), (value, kept)
+        json.dumps(kept, allow_nan=False)
+        if isinstance(value, str):
+            assert key in ANY_TEXT | {"data.root", "init.model", "teacher.model"}
+
+
+KINDS_OF_PLACEHOLDERS = {
+    **dict.fromkeys(("data.root", "init.model", "teacher.model"), (str,)),
+    **dict.fromkeys(("model.expansion", "model.output_stride", "data.threads"), (int,)),
+    "model.bn_decay": (float,),
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.threads = 4", "unknown configuration key 'threads'"),
+        ("c['bach_size'] = 8", "unknown configuration key 'bach_size': did you mean 'batch_size'?"),
+        ("c.update(bach_size=8)", "did you mean 'batch_size'?"),
+        ("c.update({'optimizer': {'lr': 1.0}})", "did you mean 'learning_rate'?"),
+        ("c.optimizer = {'name': 'sgd', 'lr': 1.0}", "did you mean 'learning_rate'?"),
+        ("c.optimizer = ConfigDict({'learning_rte': 1.0})", "did you mean 'learning_rate'?"),
+        ("c.optimiser = ConfigDict()", "did you mean 'optimizer'?"),
+        ("c.optimizer = 'sgd'", "optimizer is a group of keys, and is given 'sgd'"),
+        ("c.data.train = None", "train is a group of keys, and is given None"),
+        ("c.data.threads = 1.5", "'threads' is given 1.5: it takes an integer"),
+        ("c.optimizer.learning_rate = True", "is given True: it takes a number, such as"),
+        ("c.batch_size = None", "'batch_size' is given None: it takes an integer, such as 1536"),
+        (
+            "c.sweep.variants = {'default': {'model': {'widht': 1.0}}}",
+            "did you mean 'model.width'?",
+        ),
+        ("c.sweep.variants = {'default': {'model': {'width': True}}}", "'width' is given True"),
+        ("del c.optimizer.name", "locked, you have to unlock it"),
+    ],
+)
+def test_keys_that_a_file_may_not_set(tmp_path, line, message):
+    path = written(tmp_path, f"{HEADER}from experiments.imagenet import base\n{BODY.format(line)}")
+    assert message in refused(lambda: check_variants(load_config(path)))
+
+
+def test_a_dictionary_sets_the_keys_that_it_names():
+    config = base()
+    config.optimizer = {"name": "sgd", "learning_rate": np.float32(0.5)}
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("sgd", 0.5)
+    assert type(config.optimizer.learning_rate) is float and config.optimizer.momentum == 0.9
 
 
 def test_a_file_may_bring_parts_of_its_own(tmp_path):
