@@ -17,7 +17,7 @@ from experiments.imagenet import base, per
 def get_config() -> ConfigDict:
     c = base()
     c.name, c.title, c.task = "detect_coco", "SSDLite on COCO (Table 6)", "detect"
-    c.data.name, c.data.resolution = "coco", 320
+    c.data.name, c.data.eval_split, c.data.resolution = "coco", "val", 320
     c.data.train.crop, c.data.train.area, c.data.eval.crop = "ssd", (0.1, 1.0), "none"
     c.batch_size, c.eval_batch_size, c.steps = 24, 64, 200_000
     c.optimizer.learning_rate = 0.004 * per(24, c)

@@ -3,11 +3,11 @@
     python main.py --config experiments/finetune.py --config.data.root=/your/images \
         --config.init.model=runs/NAME/VARIANT/seed_0
 
-The images lie in `train/CLASS/` and `val/CLASS/`. The classifier is made anew where the number of
-classes differs. `:head` trains the classifier alone on frozen features and running statistics.
-Width, spec and dialect must be those of the saved model. The model is of a training here, or of
-published weights (`mnv2 import`); without one, imagenet_modern.py with `--config.data.name=folder`
-trains from nothing.
+The images lie in `train/CLASS/` and `val/CLASS/`, or in `CLASS/`, of which a fifth is held out. The
+classifier is made anew where the number of classes differs. `:head` trains the classifier alone on
+frozen features and running statistics. Width, spec and dialect must be those of the saved model.
+The model is of a training here, or of published weights (`mnv2 import`); without one,
+imagenet_modern.py with `--config.data.name=folder` trains from nothing.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from mnv2_jax.errors import unknown
 def get_config(preset: str = "whole") -> ConfigDict:
     c = base()
     c.name, c.title, c.needs = "finetune", "Fine-tuning", ("init.model",)
-    c.data.name = "folder"
+    c.data.name, c.data.eval_split = "folder", "val"
     c.batch_size, c.eval_batch_size, c.epochs = 64, 256, 20.0
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.02 * per(64, c), 1.0

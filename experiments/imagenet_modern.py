@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.4 * per(1024, c), 5.0
     c.optimizer.decay_depthwise = True
+    c.data.eval_split = "val"
     c.data.train.color = 0.4
     c.data.eval.crop = "center"
     return c

@@ -1,5 +1,6 @@
 """Files: the one way to write them, whole or not at all, and the one way to read a bounded one."""
 
+import codecs
 import gzip
 import io
 import json
@@ -124,21 +125,34 @@ def read_gzip(path: str | Path, limit: int) -> bytes:
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
-    """Reads a file of UTF-8, without its byte order mark; `UnreadableFile` if it is none."""
+    """Reads a file of UTF-8, or of Windows' UTF-16; `UnreadableFile` if it is none."""
+    content = _read_written(path, limit)
+    wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        return _read_written(path, limit).decode("utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableFile(path, f"is not text in UTF-8: {first_line(error)}") from error
+    if "\0" in text:
+        raise UnreadableFile(path, "is not text: it has bytes of zero")
+    return text
 
 
 def read_json(path: str | Path, limit: int = MAX_TEXT) -> Any:
-    """Reads a file of JSON; `UnreadableFile` if it is none, or nested too deep."""
+    """Reads a file of JSON; `UnreadableFile` if it is none, too deep, or gives a key twice."""
     try:
-        return json.loads(_read_written(path, limit))
+        return json.loads(_read_written(path, limit), object_pairs_hook=_object)
     except UnreadableFile:
         raise
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(path, f"cannot be read as JSON: {first_line(error)}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object has {next(k for k in found if keys.count(k) > 1)!r} twice")
+    return found
 
 
 def _read_written(path: str | Path, limit: int) -> bytes:

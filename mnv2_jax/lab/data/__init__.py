@@ -11,7 +11,7 @@ from mnv2_jax.lab.data.catalog import open_source
 from mnv2_jax.lab.data.pipeline import eval_batches, first_record, train_batches
 from mnv2_jax.lab.data.preparation import prepare
 from mnv2_jax.lab.data.shuffle import batch_ids, example_ids, record_rng
-from mnv2_jax.lab.data.source import ArraySource, BadRecord, Source, Transform
+from mnv2_jax.lab.data.source import ArraySource, BadRecord, Source, Transform, summary
 from mnv2_jax.lab.data.transforms import (
     detection_eval,
     detection_train,
@@ -38,6 +38,7 @@ __all__ = [
     "record_rng",
     "segmentation_eval",
     "segmentation_train",
+    "summary",
     "train_batches",
     "train_transform",
 ]

@@ -1,5 +1,6 @@
 """Data sets by name: one row for each, with the function that opens it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from mnv2_jax.files import user_path
 from mnv2_jax.lab.data.readers import cifar, cityscapes, coco, folder, idx, imagenet, prepared, voc
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "embedded"
 SCENE_CLASSES = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "ankle boot")
@@ -110,4 +113,8 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
         raise UsageError(f"{name} needs a root, the folder of its files. {row.root}.")
     if root is not None and row.root is None:
         raise UsageError(f"{name} is part of the package and takes no root, given {root!r}.")
-    return row.open(chosen_split(split, row.splits) if row.splits else split, root)
+    source = row.open(chosen_split(split, row.splits) if row.splits else split, root)
+    if left_out := getattr(source, "left_out", None):
+        parts = ", ".join(f"{n:,} {what}" for what, n in sorted(left_out.items()))
+        log.warning("%s of %s: left out: %s", split, root, parts)
+    return source

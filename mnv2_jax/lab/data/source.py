@@ -4,7 +4,9 @@ A source gives random access to the records of one split. `ArraySource` holds th
 `LazySource` reads each when asked for it; the readers return one or the other.
 """
 
-from collections.abc import Callable, Mapping
+import hashlib
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,12 +17,14 @@ Transform = Callable[[dict, np.random.Generator], dict]
 """What happens to a record between its source and a batch: `(record, rng) -> record`."""
 
 SPLITS = {
-    "train": ("train",),
-    "test": ("test", "val", "validation"),
-    "val": ("val", "validation", "test"),
-    "validation": ("validation", "val", "test"),
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
 }
-"""The names under which data sets keep a split, in the order in which they are looked for."""
+"""The names under which data sets keep a split, small or capital. Val and test stand for each other
+where a set has only one of them."""
+HELD_OUT = 0.2
+"""The share of a set without a split to evaluate on that is held out for it."""
 
 
 class BadRecord(ValueError):
@@ -108,8 +112,11 @@ class LazySource:
         read: Callable[[int], Mapping[str, Any]],
         classes: tuple[str, ...],
         pixel_classes: tuple[str, ...] | None = None,
+        counts: Sequence[int] | None = None,
+        left_out: Mapping[str, int] | None = None,
     ):
-        self.classes = classes
+        """Makes a source; `counts` are images or objects of each class, where they are known."""
+        self.classes, self.counts, self.left_out = classes, counts, dict(left_out or {})
         self.pixel_classes = classes if pixel_classes is None else pixel_classes
         self._length, self._read = length, read
 
@@ -123,18 +130,91 @@ class LazySource:
         return None
 
 
+def summary(source: Source) -> str:
+    """Says how large a source is: images, classes, smallest and largest class.
+
+    >>> summary(ArraySource(np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 1]), ("a", "b")))
+    "3 images, 2 classes, from 1 ('a') to 2 ('b')"
+    """
+    counts, arrays = getattr(source, "counts", None), source.arrays()
+    if arrays is not None:
+        counts = np.bincount(arrays["label"], minlength=len(source.classes))
+    text = f"{len(source):,} images, {len(source.classes):,} classes"
+    if counts is None or not len(counts):
+        return text
+    ends = (int(np.argmin(counts)), int(np.argmax(counts)))
+    return f"{text}, from " + " to ".join(f"{counts[i]:,} ({source.classes[i]!r})" for i in ends)
+
+
+def split_kind(name: str) -> str | None:
+    """Returns whether a name means train, val or test; None where it means none of them."""
+    return next((kind for kind, names in SPLITS.items() if name.lower() in names), None)
+
+
 def find_split(split: str, present: Callable[[str], bool]) -> str | None:
     """Returns the first of the names of a split that is present; None where there is none.
 
-    >>> find_split("val", ("train", "test").__contains__)
-    'test'
+    >>> find_split("val", ("train", "Test").__contains__)
+    'Test'
     """
-    return next(filter(present, SPLITS.get(split, (split,))), None)
+    kind, names = split_kind(split), [split]
+    if kind is not None:
+        names += SPLITS[kind] + SPLITS.get({"val": "test", "test": "val"}.get(kind, ""), ())
+    forms = (form for name in names for form in (name, name.lower(), name.title(), name.upper()))
+    return next(filter(present, forms), None)
 
 
 def chosen_split(split: str, choices: tuple[str, ...]) -> str:
     """Returns which of a data set's own splits is meant."""
     name = find_split(split, choices.__contains__)
     if name is None:
-        raise unknown("split", split, sorted({*choices, *SPLITS}))
+        raise unknown("split", split, sorted({*choices, *SPLITS, "validation"}))
     return name
+
+
+def find_part(split: str, present: Callable[[str], bool]) -> tuple[str | None, bool]:
+    """Returns the name of a split in a folder, and whether `share` must say what is in it.
+
+    It must where there is nothing to evaluate on: of `train`, or of a set without splits, whose
+    name is None.
+    """
+    if split_kind(split) is not None and find_split("val", present) is None:
+        return find_split("train", present), True
+    return find_split(split, present), False
+
+
+def share(names: Sequence[str], split: str) -> list[int]:
+    """Returns which records of a set without splits are in one: a fifth is not in train.
+
+    Which ones depends on the hash of each name alone, so that other files change nothing; but of
+    two names or more, at least one is on either side.
+
+    >>> names = [f"{i}.jpg" for i in range(10)]
+    >>> share(names, "val"), share(names, "train"), share(["only.jpg"], "val")
+    ([0], [1, 2, 3, 4, 5, 6, 7, 8, 9], [])
+    """
+    scores = [
+        int.from_bytes(hashlib.sha256(_bytes_of(name)).digest()[:4]) / 2**32 for name in names
+    ]
+    # The only record is one to train on.
+    bound = min(max(HELD_OUT, min(scores)), sorted(scores)[-2]) if len(scores) > 1 else -1
+    held_out = split_kind(split) != "train"
+    return [i for i, score in enumerate(scores) if (score <= bound) == held_out]
+
+
+def _bytes_of(name: str) -> bytes:
+    """The same for one name in either of Unicode's forms, and for names that are not UTF-8."""
+    return unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
+
+
+def class_name(name: str) -> str:
+    r"""Returns the name of a class as it can be compared and printed, whatever the file calls it.
+
+    >>> class_name("e\u0301t\xe9"), class_name("caf\udce9")
+    ('été', 'caf\\udce9')
+    """
+    unprintable = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        c if unicodedata.category(c) not in unprintable else c.encode("unicode_escape").decode()
+        for c in unicodedata.normalize("NFC", name)
+    )

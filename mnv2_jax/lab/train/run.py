@@ -1,5 +1,6 @@
 """What a configuration describes, built: data on its way to the devices, model, task and step."""
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import count
@@ -19,6 +20,7 @@ from mnv2_jax.lab.data import (
     eval_batches,
     first_record,
     open_source,
+    summary,
     train_batches,
     train_transform,
 )
@@ -122,8 +124,9 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
             f"{data.name} with this augmentation does not: set sweep.at_once to 1."
         )
     plan = make_plan(**config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size)
-    channels = image_channels(spec, source, data.name)
-    image_channels(spec, held_out, f"the {data.eval_split} split of {data.name}")
+    place = data.root or data.name
+    channels = image_channels(spec, source, f"{data.train_split} of {place}")
+    image_channels(spec, held_out, f"{data.eval_split} of {place}")
     steps, epoch_steps = _length(config, len(source))
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.init.frozen)
@@ -174,7 +177,10 @@ def _open(data: Any, sources: dict[Any, Source]) -> list[Source]:
     keys = [(data.name, split, data.root) for split in (data.train_split, data.eval_split)]
     for key in keys:
         if key not in sources:
-            sources[key] = open_source(*key)
+            name, split, root = key
+            sources[key] = open_source(name, split, root)
+            if jax.process_index() == 0:
+                print(f"{split} of {root or name}: {summary(sources[key])}", file=sys.stderr)
     return [sources[key] for key in keys]
 
 

@@ -1,7 +1,6 @@
 """Images with boxes: what readers of annotation files have in common."""
 
 import functools
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource
-
-log = logging.getLogger(__name__)
 
 MAX_SIDE = 1 << 20
 
@@ -59,13 +56,16 @@ class AnnotatedImages:
         self._images.append(_Annotated(path, size, cleaned.boxes, cleaned.classes))
 
     def source(self, name: str) -> LazySource:
-        """Makes the source, and logs how many objects were dropped, by reason."""
+        """Makes the source."""
         if not self._images:
             raise UsageError(f"{name} lists no images: give a set with at least one.")
-        if self.dropped:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped.items()))
-            log.warning("%s: objects left out: %s", name, reasons)
-        return LazySource(len(self._images), functools.partial(_read, self._images), self.classes)
+        classes = np.concatenate([image.classes for image in self._images])
+        counts = np.bincount(classes[classes >= 0], minlength=len(self.classes))
+        left_out = {f"objects ({reason})": n for reason, n in self.dropped.items()}
+        read = functools.partial(_read, self._images)
+        return LazySource(
+            len(self._images), read, self.classes, counts=counts.tolist(), left_out=left_out
+        )
 
 
 def _read(images: list[_Annotated], index: int) -> Mapping[str, Any]:

@@ -5,79 +5,147 @@ and the key named. Boxes that are none are dropped and counted, as the field's r
 stay, marked as `annotations` describes.
 """
 
+import os
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import read_json
 from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages, Object
-from mnv2_jax.lab.data.readers.files import read_json
-from mnv2_jax.lab.data.source import LazySource, find_split
+from mnv2_jax.lab.data.readers.files import MAX_JSON_BYTES, unwrapped
+from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
 YEARS = ("", "2017", "2014")  # that its own splits are named after
+# Where COCO, Roboflow, CVAT, FiftyOne and others keep the annotations of a split, or of all images.
+SPLIT_FILES = (
+    "annotations/instances_{}.json", "{}/annotations.json", "{}/_annotations.coco.json",
+    "annotations/{}.json", "{}/labels.json", "{}.json",
+)  # fmt: skip
+WHOLE_FILES = (
+    "annotations/instances_default.json", "annotations/instances.json", "annotations.json",
+    "_annotations.coco.json", "labels.json", "result.json",
+)  # fmt: skip
+FOLDERS = ("{}/images", "{}/data", "images/{}", "images", "data", "{}", "")
+TRIED = 8  # images whose place tells where the others are
 LAYOUT = (
-    "The layout is ROOT/annotations/instances_val2017.json with ROOT/val2017/*.jpg, or "
-    "ROOT/val/annotations.json with ROOT/val/images/*"
+    "The layout is ROOT/annotations/instances_val2017.json with ROOT/val2017/*.jpg, "
+    "ROOT/val/annotations.json with ROOT/val/images/*, or that of Roboflow or CVAT"
 )
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 80
+_shown = _REPR.repr  # bounded, whatever the file holds
 
 
 def open_coco(split: str, root: str) -> LazySource:
     """Opens one split of a set in COCO's format.
 
-    Classes are numbered in the order of their category ids.
+    Classes are numbered in the order of their category ids. Of a set without a split to evaluate
+    on, a fifth of the images is held out (see `source.share`).
 
     Raises:
       UsageError: files are missing, or the JSON is not what it should be; record and key are named.
     """
-    file, folder = _find(split, Path(root))
-    content = read_json(file)
+    file, top, stem, shared = _find(split, Path(root))
+    content = read_json(file, MAX_JSON_BYTES)
     for key in ("images", "annotations", "categories"):
         _field(content, key, list, f"{file}: the file")
-    categories = {_field(c, "id", int, f"{file}: category"): c for c in content["categories"]}
-    if not categories:
-        raise UsageError(f"{file} has no categories: add the classes of its objects.")
+    categories = _categories(content, file)
     order = {number: i for i, number in enumerate(sorted(categories))}
-    images = {_field(i, "id", int, f"{file}: image"): i for i in content["images"]}
+    images = _unique(content["images"], "id", int, "file_name", f"{file}: image")
+    names = _unique(content["images"], "file_name", str, "id", f"{file}: image")
+    marked = [a for a in content["annotations"] if isinstance(a, dict) and _is_id(a.get("id"))]
+    _unique(marked, "id", object, "image_id", f"{file}: annotation")
     objects: dict[int, list[Object]] = {number: [] for number in images}
     for annotation in content["annotations"]:
         _add_object(objects, annotation, order, file)
-    collected = AnnotatedImages(
-        tuple(_field(categories[n], "name", str, f"{file}: category {n}") for n in order)
-    )
-    for number, entry in images.items():
+    folder = _image_folder(top, stem, list(names))
+    collected = AnnotatedImages(tuple(categories[n] for n in order))
+    chosen = share(list(names), split) if shared else range(len(names))
+    for number, entry in (list(images.items())[i] for i in chosen):
         where = f"{file}: image {number}"
         size = _field(entry, "height", int, where), _field(entry, "width", int, where)
         if not 1 <= min(size) <= max(size) <= MAX_SIDE:
             shown = "{1}x{0}".format(*(str(n)[:12] for n in size))
             raise UsageError(f"{where} is {shown} pixels. Correct it.")
-        path = folder / _field(entry, "file_name", str, where)
-        try:
-            inside = path.resolve().is_relative_to(folder.resolve())
-        except ValueError:  # a NUL, or half of a character
-            inside = False
-        if not inside:
-            raise UsageError(f"{where} is not in {folder}: {str(path)!r}. It is refused.")
-        collected.add(path, size, objects[number], where)
+        collected.add(_inside(folder, entry["file_name"], where), size, objects[number], where)
     return collected.source(str(file))
 
 
-def _find(split: str, top: Path) -> tuple[Path, Path]:
-    """Returns the annotations of a split and the folder of its images."""
+def _find(split: str, root: Path) -> tuple[Path, Path, str, bool]:
+    """Returns the annotations of a split, the root, how it calls the split, and if it is shared."""
 
-    def places(name: str) -> list[tuple[Path, Path]]:
-        return [
-            place
-            for n in (name + year for year in YEARS)
-            for place in (
-                (top / "annotations" / f"instances_{n}.json", top / n),
-                (top / n / "annotations.json", top / n / "images"),
+    def files(top: Path, name: str | None) -> list[tuple[Path, Path, str]]:
+        stems = [f"{name}{year}" for year in YEARS] if name else [""]
+        places = SPLIT_FILES if name else WHOLE_FILES
+        found = [(top / place.format(stem), top, stem) for stem in stems for place in places]
+        return [row for row in found if os.path.isfile(row[0])]
+
+    def name_of(top: Path) -> tuple[str | None, bool]:
+        return find_part(split, lambda name: bool(files(top, name)))
+
+    top = unwrapped(root, lambda top: bool(files(top, name_of(top)[0])))
+    name, shared = name_of(top)
+    found = files(top, name) if name or shared else []
+    if not found:
+        raise UsageError(f"{root} has no annotations for the split {split!r}. {LAYOUT}.")
+    return *found[0], shared
+
+
+def _image_folder(top: Path, stem: str, names: list[str]) -> Path:
+    """Returns the folder where the images are; one that is likely, where there are none."""
+    places = [top / place.format(stem or ".") for place in FOLDERS]
+    for place in places:
+        if any(os.path.isfile(place / name.replace("\\", "/")) for name in names[:TRIED]):
+            return place
+    return next(filter(os.path.isdir, places), top)
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """Returns the path of an image that lies in the folder, also where Windows wrote the name."""
+    path = folder / name
+    if "\\" in name and not os.path.isfile(path):
+        path = folder / name.replace("\\", "/")
+    try:
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a NUL, or half of a character
+        inside = False
+    if not inside:
+        raise UsageError(f"{where} is not in {folder}: {str(path)!r}. It is refused.")
+    return path
+
+
+def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
+    """Returns names by id, without the group that Roboflow lists as a class of its own."""
+    where = f"{file}: category"
+    by_id = _unique(content["categories"], "id", int, "name", where)
+    used = [a.get("category_id") for a in content["annotations"] if isinstance(a, dict)]
+    used = set(filter(_is_id, used))
+    for number, entry in list(by_id.items()):
+        name = _field(entry, "name", str, f"{where} {number}")
+        others = (c.get("supercategory") for n, c in by_id.items() if n != number)
+        if entry.get("supercategory") == "none" and number not in used and name in others:
+            del by_id[number]
+    if not by_id:
+        raise UsageError(f"{file} has no categories: add the classes of its objects.")
+    _unique(list(by_id.values()), "name", str, "id", where)
+    return {number: class_name(entry["name"]) for number, entry in by_id.items()}
+
+
+def _unique(entries: list, key: str, kind: type, other: str, where: str) -> dict[Any, Any]:
+    """Returns entries by the value of a key, which no two may share; `other` tells them apart."""
+    found: dict[Any, Any] = {}
+    for entry in entries:
+        value = _field(entry, key, kind, where)
+        value = class_name(value) if key == "name" else value
+        first = found.setdefault(value, entry)
+        if first is not entry:
+            both = " and ".join(_shown(e.get(other)) for e in (first, entry))
+            raise UsageError(
+                f"{where} {key} {_shown(value)} is given twice, with {other} {both}: give each one "
+                "of its own, or remove one."
             )
-            if place[0].is_file()
-        ]
-
-    name = find_split(split, lambda name: bool(places(name)))
-    if name is None:
-        raise UsageError(f"{top} has no annotations for the split {split!r}. {LAYOUT}.")
-    return places(name)[0]
+    return found
 
 
 def _add_object(
@@ -86,25 +154,28 @@ def _add_object(
     """Adds one annotation to the objects of its image."""
     where = f"{file}: annotation"
     if isinstance(annotation, dict):
-        where += f" {annotation.get('id', '?')}"
+        where += f" {_shown(annotation.get('id', '?'))}"
     number = _field(annotation, "image_id", int, where)
     category = _field(annotation, "category_id", int, where)
     box = _field(annotation, "bbox", list, where)
     if number not in objects:
         raise UsageError(
-            f"{where} is for image {number}, which is not listed. List it, or drop it."
+            f"{where} is for image {_shown(number)}, which is not listed. List it, or drop it."
         )
     if category not in order:
         raise UsageError(
-            f"{where} has category_id {category}, which is not listed: the ids are "
-            f"{', '.join(map(str, list(order)[:8]))}{', …' if len(order) > 8 else ''}."
+            f"{where} has category_id {_shown(category)}, which is not listed: the ids are "
+            f"{', '.join(map(_shown, list(order)[:8]))}{', …' if len(order) > 8 else ''}."
         )
     if len(box) != 4 or not all(isinstance(v, float) or _is_small(v) for v in box):
-        given = repr(box)[:80]
-        raise UsageError(f"{where} has bbox {given}: it must be [left, top, width, height].")
+        raise UsageError(f"{where} has bbox {_shown(box)}: it must be [left, top, width, height].")
     left, top, width, height = box
     corners = (top, left, top + height, left + width)
     objects[number].append(Object(corners, order[category], bool(annotation.get("iscrowd"))))
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) in (int, str)
 
 
 def _is_small(value: Any) -> bool:
@@ -117,6 +188,6 @@ def _field(entry: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(entry, dict) or key not in entry:
         raise UsageError(f"{where} has no {key!r}. It is needed as in COCO's own files.")
     if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-        given = repr(entry[key])[:80]
+        given = _shown(entry[key])
         raise UsageError(f"{where} has {key} {given}: it must be of type {kind.__name__}.")
     return entry[key]

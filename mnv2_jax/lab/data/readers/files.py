@@ -1,14 +1,22 @@
 """Files of records and lists of names, read within bounds."""
 
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mnv2_jax import files
+from mnv2_jax.errors import UsageError
 from mnv2_jax.files import UnreadableFile
-from mnv2_jax.lab.data.source import BadRecord
+from mnv2_jax.lab.data.source import BadRecord, class_name
 
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".bmp", ".dib", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+)  # fmt: skip
+"""How the names of images end, in small letters or capitals."""
 MAX_RECORD_BYTES = 1 << 28
-MAX_LIST_BYTES = 1 << 32  # COCO's annotations take half a gigabyte
+MAX_LIST_BYTES = 1 << 26
+MAX_JSON_BYTES = 1 << 31  # COCO's annotations take half a gigabyte, those of LVIS a whole one
 MAX_UNZIPPED_BYTES = 1 << 28  # CIFAR takes 180 MB
 
 
@@ -35,6 +43,46 @@ def read_lines(path: Path) -> list[str]:
     return [s.strip() for s in files.read_text(path, MAX_LIST_BYTES).splitlines() if s.strip()]
 
 
-def read_json(path: Path) -> Any:
-    """Reads a file of JSON; `UnreadableFile` if it is none."""
-    return files.read_json(path, MAX_LIST_BYTES)
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Reads the names of classes, one a line, none of which may come twice."""
+    names = tuple(map(class_name, read_lines(path)))
+    if not names:
+        raise UsageError(f"{path} lists no classes: write one a line.")
+    refuse_twice(names, path)
+    return names
+
+
+def refuse_twice(names: Sequence[str], path: Path) -> None:
+    """Raises `UsageError` where a list has a name twice."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if first.setdefault(name, number) != number:
+            raise UsageError(
+                f"{path} lists {name!r} twice, as number {first[name]} and {number}: remove one."
+            )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems leave beside others."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Returns the sorted names of the folders in a folder, which may be missing."""
+    try:
+        with os.scandir(folder) as entries:
+            links = [e for e in entries if e.is_symlink() or e.is_dir(follow_symlinks=False)]
+    except (OSError, ValueError):
+        return []
+    return sorted(e.name for e in links if not is_hidden(e.name) and os.path.isdir(e.path))
+
+
+def unwrapped(root: Path, known: Callable[[Path], bool]) -> Path:
+    """Returns the folder of a known layout: the root, or what an archive has wrapped it in."""
+    place = root
+    for _ in range(3):
+        inner = subfolders(place)
+        if known(place) or len(inner) != 1:
+            break
+        place /= inner[0]
+    return place if known(place) else root

@@ -1,53 +1,81 @@
-"""Folders of images: `root/train/CLASS/*.jpg` beside `root/val` or `root/test`."""
+"""Folders of images: `root/train/CLASS/*.jpg` and `root/val` or `root/test`, or classes alone."""
 
 import functools
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data import image
-from mnv2_jax.lab.data.readers.files import read_record
-from mnv2_jax.lab.data.source import SPLITS, LazySource, find_split
+from mnv2_jax.lab.data.readers.files import SUFFIXES, is_hidden, read_record, subfolders, unwrapped
+from mnv2_jax.lab.data.source import (
+    SPLITS,
+    LazySource,
+    class_name,
+    find_part,
+    find_split,
+    share,
+    split_kind,
+)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-LAYOUT = "The layout is ROOT/train/CLASS/*.jpg, and ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg"
+LAYOUT = (
+    "The layout is ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg, or "
+    "ROOT/CLASS/*.jpg, of which a fifth is held out"
+)
 
 
 def open_folder(split: str, root: str) -> LazySource:
     """Opens one split of a folder of class folders; images are decoded when they are read.
 
-    Classes are numbered in the order of their sorted names. All splits that exist must have the
-    same classes, or labels would not mean the same thing.
+    Classes are those of `train`, numbered in the order of their sorted names; other splits may lack
+    some. Images lie at any depth in the folder of their class. Where there is nothing to evaluate
+    on, a fifth of the images is held out (see `source.share`).
+
+    Raises:
+        UsageError: a split, its classes or their images are missing.
     """
-    if split not in SPLITS:
+    if split_kind(split) is None:
         raise unknown("split", split, SPLITS)
-    top = Path(root)
-    name = find_split(split, lambda name: (top / name).is_dir())
-    if name is None:
-        looked = ", ".join(str(top / name) for name in SPLITS[split])
-        raise UsageError(f"there is no split {split!r} in {root}: looked for {looked}. {LAYOUT}.")
-    folder = top / name
-    classes = _class_names(folder)
-    for other in SPLITS:
-        if (top / other).is_dir():
-            _check_same_classes(folder, classes, top / other)
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        images = sorted(
-            entry.name
-            for entry in os.scandir(folder / name)
-            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+    top = unwrapped(Path(root), lambda place: any(map(split_kind, subfolders(place))))
+    name, shared = find_part(split, subfolders(top).__contains__)
+    if name is None and not (shared and subfolders(top)):
+        raise UsageError(f"{root} has no images for the split {split!r}. {LAYOUT}.")
+    folder = top / name if name else top
+    train = top / (find_split("train", subfolders(top).__contains__) or name or "")
+    own, classes = _classes(folder), tuple(_classes(train))
+    more = [f"+{name}" for name in own if name not in classes]
+    if more:
+        raise UsageError(
+            f"{folder} has classes that {train} lacks: {', '.join(more[:5])}. Give both the same "
+            "class folders."
         )
-        if not images:
+    if shared and len(classes) == 1:
+        raise UsageError(
+            f"{folder} has one class folder, {classes[0]!r}, and a classifier needs two: give the "
+            f"folder of the class folders as the root. {LAYOUT}."
+        )
+    left_out, files, labels = Counter(), [], []
+    for path in _walk(folder, left_out, deep=False):
+        left_out[f"{Path(path).suffix.lower()} files in no class"] += 1
+    for label, kind in enumerate(classes):
+        images = sorted(_walk(folder / own[kind], left_out)) if kind in own else []
+        if not images and folder == train:
             raise UsageError(
-                f"{folder / name} has no images. Add some ({', '.join(SUFFIXES)}) or remove it."
+                f"{folder / own[kind]} has no images. Add some ({', '.join(SUFFIXES)}), or remove "
+                "it."
             )
-        files += [f"{name}/{file}" for file in images]
-        labels += [label] * len(images)
+        images = [f"{own[kind]}/{path}" for path in images]
+        chosen = share(images, split) if shared else range(len(images))
+        files += [images[i] for i in chosen]
+        labels += [label] * len(chosen)
+    if not files:
+        raise UsageError(f"{folder} has no images. {LAYOUT}.")
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
     read = functools.partial(_read, folder, files, np.array(labels, np.int32))
-    return LazySource(len(files), read, classes)
+    return LazySource(len(files), read, classes, counts=counts, left_out=left_out)
 
 
 def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dict:
@@ -55,20 +83,39 @@ def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dic
     return {"image": image.decode(read_record(path), str(path)), "label": int(labels[index])}
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if not names:
+def _classes(folder: Path) -> dict[str, str]:
+    """The folder of each class."""
+    found: dict[str, str] = {}
+    for name in subfolders(folder):
+        other = found.setdefault(class_name(name), name)
+        if other != name:
+            raise UsageError(
+                f"{folder} has two folders of the class {class_name(name)!r}, whose names are "
+                f"{other!a} and {name!a}: make them one."
+            )
+    if not found:
         raise UsageError(f"{folder} has no class folders. {LAYOUT}.")
-    return tuple(names)
+    return found
 
 
-def _check_same_classes(folder: Path, classes: tuple[str, ...], other: Path) -> None:
-    theirs = set(_class_names(other))
-    differences = [f"-{name}" for name in sorted(set(classes) - theirs)]
-    differences += [f"+{name}" for name in sorted(theirs - set(classes))]
-    if differences:
-        shown = ", ".join(differences[:5]) + (", ..." if len(differences) > 5 else "")
-        raise UsageError(
-            f"{other} has other classes than {folder}: {shown}. Give both the same class folders."
-        )
+def _walk(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[str]:
+    """Yields the images in a folder, those in its subfolders too; counts what it leaves out."""
+    seen = set()
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # links in a loop, or two to one folder
+            left_out["folders met twice"] += 1
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if deep and not is_hidden(name)]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not is_hidden(name):
+                yield os.path.relpath(os.path.join(place, name), folder)
+            elif not is_hidden(name):
+                ending = os.path.splitext(name)[1].lower()
+                left_out[f"{ending} files" if ending else "files without an ending"] += 1
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"{error.filename} cannot be read: {first_line(error)}.") from error

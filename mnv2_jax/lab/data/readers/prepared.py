@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.files import user_path
+from mnv2_jax.files import read_json, user_path
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.cityscapes import CITYSCAPES
-from mnv2_jax.lab.data.readers.files import read_json, read_lines
+from mnv2_jax.lab.data.readers.files import read_classes
 from mnv2_jax.lab.data.readers.label_maps import label_table, labelled_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource, find_split
 
@@ -164,7 +164,7 @@ def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | 
     own, table = folder / CLASSES_FILE, None
     values = VALUES.get(name.partition(":")[0].partition("/")[0])
     if own.is_file():
-        names = read_lines(own)
+        names = read_classes(own)
     elif values is not None:
         names, table = values, label_table(values.values())
     else:

@@ -3,17 +3,28 @@
 Difficult objects are left out and counted, as in VOC's own evaluation.
 """
 
+import os
+import re
 import xml.etree.ElementTree as xml
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
 from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages, Object
-from mnv2_jax.lab.data.readers.files import MAX_RECORD_BYTES, read_lines
+from mnv2_jax.lab.data.readers.files import (
+    SUFFIXES,
+    is_hidden,
+    read_classes,
+    read_lines,
+    refuse_twice,
+    unwrapped,
+)
 from mnv2_jax.lab.data.readers.label_maps import paired_source
-from mnv2_jax.lab.data.source import LazySource, find_split
+from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
+MAX_XML_BYTES = 1 << 24
 BOXES_LAYOUT = (
     "The layout is that of VOC2012: ROOT/JPEGImages, ROOT/Annotations, "
     "ROOT/ImageSets/Main/SPLIT.txt"
@@ -32,25 +43,28 @@ VOC_CLASSES = (
 def open_voc(split: str, root: str) -> LazySource:
     """Opens one split with its boxes.
 
-    Classes are VOC's twenty, or the lines of `classes.txt`.
+    Classes are VOC's twenty, or the lines of `classes.txt`. Of a set without a list to evaluate on,
+    a fifth of the images is held out (see `source.share`).
 
     Raises:
       UsageError: files are missing, or an XML file is not what it should be; both are named.
     """
-    top, names = _listed(split, root, "Main", BOXES_LAYOUT)
+    top, names = _listed(split, root, "Main", "Annotations", ".xml", BOXES_LAYOUT)
     images = AnnotatedImages(_classes(top))
     index = {name: i for i, name in enumerate(images.classes)}
     for name in names:
         file = top / "Annotations" / f"{name}.xml"
         try:
-            tree = xml.fromstring(read_file(file, MAX_RECORD_BYTES))
-        except xml.ParseError as error:
+            tree = xml.fromstring(read_file(file, MAX_XML_BYTES))
+        except (xml.ParseError, LookupError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
             raise UsageError(f"{file} cannot be read as XML: {first_line(error)}.") from error
         size = (_pixels(tree, "size/height", file), _pixels(tree, "size/width", file))
         objects = []
         for i, entry in enumerate(tree.iter("object")):
             where = f"{file}: object {i}"
-            kind = _text(entry, "name", where)
+            kind = class_name(_text(entry, "name", where))
             if kind not in index:
                 raise UsageError(
                     f"{where} is a {kind!r}, which is not among the classes: list it in "
@@ -64,55 +78,75 @@ def open_voc(split: str, root: str) -> LazySource:
                 continue
             # They count from 1, and the last two are inclusive.
             objects.append(Object((upper - 1, left - 1, lower, right), index[kind]))
-        images.add(top / "JPEGImages" / f"{name}.jpg", size, objects, str(file))
+        images.add(_image(top, name), size, objects, str(file))
     return images.source(f"{top} {split}")
 
 
 def open_voc_segmentation(split: str, root: str) -> LazySource:
-    """Opens one split with its label maps.
+    """Opens one split with its label maps; the rest is as for `open_voc`.
 
     The split `trainaug` takes its maps from `SegmentationClassAug`, where the field keeps them.
-
-    Raises:
-      UsageError: files are missing.
     """
-    top, names = _listed(split, root, "Segmentation", MAPS_LAYOUT)
-    maps = top / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
-    pairs = [(top / "JPEGImages" / f"{name}.jpg", maps / f"{name}.png") for name in names]
+    folder = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
+    top, names = _listed(split, root, "Segmentation", folder, ".png", MAPS_LAYOUT)
+    pairs = [(_image(top, name), top / folder / f"{name}.png") for name in names]
     return paired_source(pairs, ("background", *_classes(top)), MAPS_LAYOUT)
 
 
 def _classes(top: Path) -> tuple[str, ...]:
     """Returns the classes of a folder, without background."""
     own = top / "classes.txt"
-    if not own.is_file():
-        return VOC_CLASSES
-    names = tuple(read_lines(own))
-    if not names or len(set(names)) < len(names):
-        raise UsageError(
-            f"{own} lists {len(names)} classes, {len(set(names))} different: give one a line."
-        )
-    return names
+    return read_classes(own) if os.path.lexists(own) else VOC_CLASSES
 
 
-def _listed(split: str, root: str, kind: str, layout: str) -> tuple[Path, list[str]]:
-    """Returns the folder and the names listed for a split."""
-    lists = Path(root) / "ImageSets" / kind
-    name = find_split(split, lambda name: (lists / f"{name}.txt").is_file())
-    if name is None:
+def _image(top: Path, name: str) -> Path:
+    """Returns the file of an image, whatever its ending; that of VOC where there is none."""
+    stem = os.path.join(top, "JPEGImages", name)
+    endings = (form for suffix in SUFFIXES for form in (suffix, suffix.upper()))
+    return Path(next((stem + e for e in endings if os.path.isfile(stem + e)), f"{stem}.jpg"))
+
+
+def _listed(
+    split: str, root: str, kind: str, folder: str, suffix: str, layout: str
+) -> tuple[Path, list[str]]:
+    """Returns the folder and the names of a split: those in its list, or a share of all files."""
+
+    def list_of(name: str) -> Path:
+        return top / "ImageSets" / kind / f"{name}.txt"
+
+    def exists(name: str) -> bool:
+        return os.path.isfile(top / folder / f"{name}{suffix}")
+
+    top = unwrapped(Path(root), lambda place: os.path.isdir(place / "JPEGImages"))
+    name, shared = find_part(split, lambda name: os.path.isfile(list_of(name)))
+    if name is not None:
+        file = list_of(name)
+        names = [_name(line, exists) for line in read_lines(file)]
+    elif shared and os.path.isdir(top / folder):
+        file = top / folder
+        files = sorted(n for n in os.listdir(file) if n.lower().endswith(suffix))
+        names = [os.path.splitext(n)[0] for n in files if not is_hidden(n)]
+    else:
         raise UsageError(f"{root} has no list ImageSets/{kind}/{split}.txt. {layout}.")
-    file = lists / f"{name}.txt"
-    names = [line.split()[0] for line in read_lines(file)]
     wrong = next((n for n in names if Path(n).name != n or not n.isprintable()), None)
     if not names or wrong:
         raise UsageError(f"{file} lists {wrong!r}: give the name of one image a line, no path.")
-    return Path(root), names
+    refuse_twice(names, file)
+    return top, [names[i] for i in share(names, split)] if shared else names
+
+
+def _name(line: str, exists: Callable[[str], bool]) -> str:
+    """Returns the image that a line names, also with its ending or VOC's mark of a class."""
+    plain = re.sub(r"\s+-?[01]$", "", line)
+    return next(filter(exists, (line, plain, os.path.splitext(line)[0])), plain)
 
 
 def _text(entry: Any, tag: str, where: str) -> str:
-    text = (entry.findtext(tag) or "").strip()
-    if not text:
-        raise UsageError(f"{where} has no {tag}. It is needed as in VOC's own files.")
+    found = entry.findall(tag)
+    text = (found[0].text or "").strip() if found else ""
+    if not text or len(found) > 1:
+        fault = f"has {tag} {len(found)} times" if text else f"has no {tag}"
+        raise UsageError(f"{where} {fault}. It is needed once, as in VOC's own files.")
     return text
 
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -82,8 +84,9 @@ def test_boxes_that_are_none_are_dropped_and_counted(coco, caplog):
     def edit(content):
         of_first = [a for a in content["annotations"] if a["image_id"] == 0]
         content["annotations"] = of_first
-        for box in ([0, 0, 0, 5], [5, 5, -3, 4], [900, 900, 5, 5], [float("nan"), 0, 4, 4]):
-            content["annotations"].append({**of_first[0], "id": 99, "bbox": box})
+        boxes = ([0, 0, 0, 5], [5, 5, -3, 4], [900, 900, 5, 5], [float("nan"), 0, 4, 4])
+        for i, box in enumerate(boxes):
+            content["annotations"].append({**of_first[0], "id": 90 + i, "bbox": box})
         content["annotations"].append({**of_first[0], "id": 98, "iscrowd": 1})
 
     before = open_source("coco", "val", str(coco))[0]["classes"].tolist()
@@ -91,7 +94,7 @@ def test_boxes_that_are_none_are_dropped_and_counted(coco, caplog):
     with caplog.at_level(logging.WARNING, "mnv2_jax"):
         source = open_source("coco", "val", str(coco))
     (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("mnv2_jax")]
-    for part in ("2 no area", "1 outside", "1 not finite"):
+    for part in ("2 objects (no area)", "1 objects (outside)", "1 objects (not finite)"):
         assert part in message
     assert "crowd" not in message
     after = source[0]["classes"].tolist()
@@ -155,3 +158,141 @@ def test_an_image_of_another_size_or_missing_is_a_bad_record(coco):
         source[1]
     with pytest.raises(BadRecord, match=r"000000000002.png: cannot be read: No such file"):
         source[2]
+
+
+def give_twice(key, of=0, to=1, **other):
+    def edit(content):
+        entries = content[key]
+        entries[to] |= {name: entries[of][value or name] for name, value in other.items()}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        (
+            give_twice("images", id=None),
+            "image id 0 is given twice, with file_name '000000000000.png' and '000000000001.png'",
+        ),
+        (
+            give_twice("images", file_name=None),
+            "image file_name '000000000000.png' is given twice, with id 0 and 1",
+        ),
+        (
+            give_twice("categories", id=None),
+            "category id 1 is given twice, with name 't-shirt' and 'trouser'",
+        ),
+        (give_twice("categories", name=None), "category name 't-shirt' is given twice"),
+        (
+            give_twice("annotations", to=2, id=None),
+            "annotation id 1 is given twice, with image_id",
+        ),
+        (lambda c: c["categories"][0].update(name="e\u0301"), None),
+        (
+            lambda c: [c["categories"][i].update(name=("e\u0301", "\xe9")[i]) for i in (0, 1)],
+            "category name 'é' is given twice, with id 1 and 2",
+        ),
+    ],
+)
+def test_what_is_given_twice_is_refused_with_both(coco, edit, part):
+    change(coco, edit)
+    if part is None:
+        assert open_source("coco", "val", str(coco)).classes[0] == "\xe9"
+    else:
+        assert part in refused(coco)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ('"images"', '"annotations": [], "images"', "an object has 'annotations' twice"),
+        ('"id": 3', '"id": 3, "id": 4', "an object has 'id' twice"),
+        ('{"images"', "[" * 100_000, "cannot be read as JSON"),
+        ('"id": 3', '"id": ' + "9" * 5000, "cannot be read as JSON"),
+        ('"category_id": ', '"category_id": [], "x": ', "category_id []: it must be of type int"),
+        ('"category_id": ', '"category_id": ' + "9" * 4000, "which is not listed"),
+        ('"bbox": [', '"bbox": [' + "[" * 50 + "]" * 50 + ",", "bbox [[[[[[[...]]]]]]"),
+        ('"file_name": "', '"file_name": "../' + "x" * 100_000, "is refused"),
+    ],
+)
+def test_json_that_is_odd_is_refused_in_a_few_words(coco, old, new, part):
+    file = coco / "val/annotations.json"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    message = refused(coco)
+    assert part in message and len(message) < 1500, message
+
+
+def moved(coco, annotations, images):
+    """Puts the set's files elsewhere."""
+    (coco / "val").rename(coco / ".before")
+    shutil.copytree(coco / ".before/images", coco / images)
+    (coco / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (coco / ".before/annotations.json").rename(coco / annotations)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("valid/_annotations.coco.json", "valid"),  # Roboflow
+        ("annotations/instances_Val.json", "images/Val"),  # CVAT
+        ("annotations/instances_val.json", "images"),
+        ("wrapped/annotations/instances_val2014.json", "wrapped/val2014"),
+        ("validation/labels.json", "validation/data"),  # FiftyOne
+        ("annotations/val.json", "val"),
+        ("val.json", "images/val"),
+    ],
+)
+def test_layouts_as_people_have_them(scenes, coco, annotations, images):
+    moved(coco, annotations, images)
+    source = open_source("coco", "val", str(coco))
+    assert len(source) == len(scenes)
+    np.testing.assert_array_equal(source[4]["image"], scenes[4]["image"])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("annotations/instances_default.json", "images"),  # CVAT
+        ("result.json", "images"),  # Label Studio
+        ("train/_annotations.coco.json", "train"),
+        ("annotations.json", "pictures"),
+    ],
+)
+def test_a_set_without_a_split_holds_images_out(scenes, coco, annotations, images):
+    if images == "pictures":
+
+        def edit(content):
+            for entry in content["images"]:
+                entry["file_name"] = "pictures\\" + entry["file_name"]
+
+        change(coco, edit)
+    moved(coco, annotations, images)
+    parts = [open_source("coco", split, str(coco)) for split in ("train", "val")]
+    assert parts[0].classes == parts[1].classes == scenes.classes
+    found = [part[i]["image"].tobytes() for part in parts for i in range(len(part))]
+    assert sorted(found) == sorted(scenes[i]["image"].tobytes() for i in range(len(scenes)))
+    assert min(map(len, parts)) > 0
+    assert open_source("coco", "test", str(coco))[0]["image"].tobytes() == found[-len(parts[1])]
+
+
+def test_the_group_that_roboflow_lists_is_no_class(scenes, coco):
+    def edit(content):
+        for category in content["categories"]:
+            category["supercategory"] = "clothes"
+        content["categories"].append({"id": 0, "name": "clothes", "supercategory": "none"})
+
+    change(coco, edit)
+    assert open_source("coco", "val", str(coco)).classes == scenes.classes
+
+
+def test_annotations_that_are_no_file(coco):
+    file = coco / "val/annotations.json"
+    for make in (os.mkfifo, os.mkdir, lambda f: os.symlink("/dev/zero", f)):
+        file.unlink(missing_ok=True)
+        make(file)
+        assert "has no annotations" in refused(coco)
+        if file.is_dir():
+            file.rmdir()

@@ -1,6 +1,8 @@
 """VOC's layout, boxes and label maps: what was written comes back, and bad files are named."""
 
 import logging
+import os
+import shutil
 import xml.etree.ElementTree as xml
 
 import numpy as np
@@ -21,6 +23,10 @@ def scenes():
 @pytest.fixture
 def voc(scenes, tmp_path):
     write_voc(scenes, tmp_path)
+    for kind in ("Main", "Segmentation"):  # without a list of val, a part would be held out
+        shutil.copy(
+            tmp_path / f"ImageSets/{kind}/train.txt", tmp_path / f"ImageSets/{kind}/val.txt"
+        )
     return tmp_path
 
 
@@ -62,7 +68,8 @@ def test_vocs_own_classes_without_a_list_and_difficult_objects(voc, caplog):
     ("old", "new", "part"),
     [
         ("<xmin>", "<xmim>", "cannot be read as XML"),
-        ("<bndbox>", "<bndbox><xmin>one</xmin>", "object 0 has bndbox/xmin 'one'"),
+        ("<xmin>", "<xmin>one", "object 0 has bndbox/xmin 'one"),
+        ("<bndbox>", "<bndbox><xmin>1</xmin>", "object 0 has bndbox/xmin 2 times"),
         ("<name>", "<name>flying ", "is a 'flying "),
         ("<height>", "<height>-", "size/height -40"),
         ("<width>56</width>", "", "the file has no size/width"),
@@ -130,3 +137,107 @@ def test_missing_files_and_lists_are_named(voc):
         open_source("voc_segmentation", "train", str(voc))
     with pytest.raises(UsageError, match=r"ImageSets/Segmentation/trainaug.txt"):
         open_source("voc_segmentation", "trainaug", str(voc))
+
+
+def write_list(voc, content, kind="Main"):
+    data = content if isinstance(content, bytes) else content.encode()
+    (voc / "ImageSets" / kind / "train.txt").write_bytes(data)
+
+
+def names_of(source):
+    return [image.path.name for image in source._read.args[0]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a cat 1\n000002\n",
+        "\ufeffa cat 1\r\n\r\n  000002  \r\n",
+        "a cat 1.jpg\n000002.jpg\n",
+        "a cat 1 -1\n000002  1\n",
+        "a cat 1\t1\n000002\t-1\n",
+        "a cat 1\r000002",
+        "a cat 1\n000002\n".encode("utf-16"),
+    ],
+)
+def test_lists_as_people_have_them(voc, content):
+    for folder, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (voc / folder / f"000001.{ending}").rename(voc / folder / f"a cat 1.{ending}")
+    write_list(voc, content)
+    source = open_source("voc", "train", str(voc))
+    assert names_of(source) == ["a cat 1.jpg", "000002.jpg"] and source[0]["boxes"].size
+
+
+@pytest.mark.parametrize("ending", [".JPG", ".png", ".jpeg", ".PNG", ".bmp"])
+def test_images_of_other_endings(voc, ending):
+    picture = voc / "JPEGImages/000001.jpg"
+    Image.open(picture).save(voc / f"JPEGImages/000001{ending}")
+    picture.unlink()
+    assert open_source("voc", "train", str(voc))[1]["image"].shape == (40, 56, 3)
+    assert open_source("voc_segmentation", "train", str(voc))[1]["image"].shape == (40, 56, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("000001\n000002\n000001\n", "train.txt lists '000001' twice, as number 1 and 3"),
+        ("000001.jpg\n000001\n", "lists '000001' twice, as number 1 and 2"),
+        (b"\xc3\x28", "not text in UTF-8"),
+        (b"\0\0\0\0", "train.txt"),
+        ("x" * 300, "File name too long"),
+        ("\n\n", "train.txt lists None"),
+    ],
+)
+def test_lists_that_cannot_be_meant(voc, content, part):
+    write_list(voc, content)
+    assert part in refused(voc)
+
+
+def test_sets_without_lists_are_shared(scenes, voc):
+    """Here in the folder that VOC's archive has around it."""
+    shutil.rmtree(voc / "ImageSets")
+    top = voc / "VOCdevkit/VOC2012"
+    top.mkdir(parents=True)
+    for folder in ("Annotations", "JPEGImages", "SegmentationClass", "classes.txt"):
+        (voc / folder).rename(top / folder)
+    train, held_out = (open_source("voc", split, str(voc)) for split in ("train", "val"))
+    assert sorted(names_of(train) + names_of(held_out)) == [f"{i:06}.jpg" for i in range(5)]
+    assert train.classes == held_out.classes == scenes.classes
+    assert len(open_source("voc_segmentation", "test", str(voc))) == len(held_out) > 0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "<?xml version='1.0' encoding='utf-99'?>",
+        "<?xml version='1.0' encoding='utf-16'?>",
+        "<?xml version='1.0' encoding='shift_jis'?>",
+        "<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;'>]><y>&b;",
+        "<a>" * 100_000,
+        "\0",
+    ],
+)
+def test_xml_that_is_odd_is_refused(voc, head):
+    file = voc / "Annotations/000001.xml"
+    file.write_text(head + file.read_text())
+    assert "000001.xml" in refused(voc)
+
+
+def test_files_that_are_none(voc):
+    file = voc / "Annotations/000001.xml"
+    for make in (os.mkfifo, lambda f: os.symlink("/dev/zero", f), lambda f: os.symlink(f, f)):
+        file.unlink()
+        make(file)
+        assert "000001.xml" in refused(voc)
+    (voc / "classes.txt").unlink()
+    os.mkfifo(voc / "classes.txt")
+    assert "classes.txt' is not a regular file" in refused(voc)
+
+
+def test_classes_that_are_listed_twice_or_written_in_two_forms(voc):
+    file = voc / "classes.txt"
+    names = file.read_text()
+    file.write_text(f"\ufeff{names}")
+    assert open_source("voc", "train", str(voc)).classes == tuple(names.split("\n")[:-1])
+    file.write_text("cafe\u0301\ndog\ncaf\xe9\n")
+    assert "lists 'caf\xe9' twice, as number 1 and 3" in refused(voc)
