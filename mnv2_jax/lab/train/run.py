@@ -149,7 +149,7 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
         seeds_at_once=seeds_at_once,
         steps=steps,
         epoch_steps=epoch_steps,
-        fresh=make_fresh(config, task, model, optimizer, plan),
+        fresh=make_fresh(config, task, model, optimizer, plan, classes),
         step=launch(step, plan),
         evaluate=make_evaluate(task, eval_set, plan),
         train=feed,

@@ -3,7 +3,7 @@
 The step runs under jit, shard_map, pmap and vmap alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -18,6 +18,7 @@ from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.devices.sharding import Plan
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.lab.tasks.task import Batch, Sums, Task, TrainedModel, backbone_of
+from mnv2_jax.models.classes import same_classes
 
 
 @flax.struct.dataclass
@@ -63,9 +64,12 @@ def new_state(variables: dict[str, Any], optimizer: Any, ema: bool) -> TrainStat
 
 
 def make_fresh(
-    config: Any, task: Task, model: Any, optimizer: Any, plan: Plan
+    config: Any, task: Task, model: Any, optimizer: Any, plan: Plan, classes: Sequence[str]
 ) -> Callable[[Array], TrainState]:
-    """Returns (keys) -> the state before the first step; a start that does not fit is refused."""
+    """Returns (keys) -> the state before the first step; a start that does not fit is refused.
+
+    Layers that belong to classes are taken from the start only if it knows the same `classes`.
+    """
     start = load_model(config.init.model) if config.init.model else None
     if start is not None:
         _check_dialect(start.model, model)
@@ -73,7 +77,8 @@ def make_fresh(
     def first(key: Array) -> TrainState:
         variables = task.init(key)
         if start is not None:
-            variables = start_from(_variables_to_start_from(start, variables), variables)
+            known = same_classes(start.classes, classes)
+            variables = start_from(_variables_to_start_from(start, variables), variables, known)
         return new_state(variables, optimizer, config.ema_decay > 0)
 
     many = plan.seeds_at_once
@@ -116,8 +121,10 @@ def _variables_to_start_from(saved: TrainedModel, fresh: Any) -> Any:
     return {kind: {**own, "backbone": backbone(kind, own)} for kind, own in fresh.items()}
 
 
-def start_from(saved: Any, fresh: Any) -> Any:
+def start_from(saved: Any, fresh: Any, known: bool = True) -> Any:
     """Replaces fresh variables by a saved model's, all but layers of other classes.
+
+    Where the model has not `known` these classes, their layers stay fresh whatever their shape.
 
     Raises:
       UsageError: anything else differs in name or shape; the message lists what.
@@ -137,6 +144,8 @@ def start_from(saved: Any, fresh: Any) -> Any:
             f"the saved model does not fit this configuration (- saved, + configured): {shown}. "
             "Set model.width and model.spec to those of the saved model."
         )
+    if not known:
+        fit -= {name for name in fit if any(part in name for part in OF_CLASSES)}
     merged = {name: old[name] if name in fit else leaf for name, leaf in new.items()}
     return unflatten_dict(merged, sep="/")
 

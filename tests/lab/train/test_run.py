@@ -16,7 +16,7 @@ import pytest
 from mnv2_jax import UsageError, normalize
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.devices.sharding import make_plan
-from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train import step as step_module
@@ -316,6 +316,28 @@ def test_fine_tuning_makes_the_classifier_of_other_classes_anew(trained, tmp_pat
         state_of["params"]["stem"]["conv"]["kernel"],
         saved.variables["params"]["stem"]["conv"]["kernel"],
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda names: names, True),
+        (lambda names: [], True),  # the number decides
+        (lambda names: names[1:] + names[:1], False),
+        (lambda names: [f"other {name}" for name in names], False),
+    ],
+)
+def test_a_classifier_of_as_many_other_classes_is_made_anew(trained, tmp_path, change, kept):
+    saved = load_model(trained)
+    description = saved.description | {"classes": change(list(saved.classes))}
+    save_model(tmp_path, saved.variables, description)
+    run = make_run(one(init={"model": str(tmp_path)}), 1)
+    params = jax.device_get(run.fresh(run.keys((0,))).params)
+    same = {
+        name: jax.tree.all(jax.tree.map(np.array_equal, params[name], leaves))
+        for name, leaves in saved.variables["params"].items()
+    }
+    assert same.pop("classifier") == kept and all(same.values())
 
 
 def test_a_saved_model_of_another_width_is_refused_with_what_differs(trained):
