@@ -137,7 +137,7 @@ def test_configurations_that_cannot_be_used(refused, tmp_path):
         (["--config=~/own.py"], "'{home}/own.py' is not a file"),
         (["--config", "~nobody-here/own.py"], "'~nobody-here/own.py' is of no user here"),
         (["--config", ABLATION, "--config.data.name=folder", "--config.data.root=~/x"],
-         "looked for {home}/x/train"),
+         "{home}/x has no images"),
         (["--config", ABLATION, "--config.data.name=folder", "--config.data.root="],
          "the root of the data is empty"),
         (["--config", ABLATION, "--config.data.name=folder", "--config.data.root=~nobody-here"],

@@ -1,6 +1,5 @@
 """What a configuration describes, built: data on its way to the devices, model, task and step."""
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import count
@@ -20,7 +19,6 @@ from mnv2_jax.lab.data import (
     eval_batches,
     first_record,
     open_source,
-    summary,
     train_batches,
     train_transform,
 )
@@ -177,10 +175,7 @@ def _open(data: Any, sources: dict[Any, Source]) -> list[Source]:
     keys = [(data.name, split, data.root) for split in (data.train_split, data.eval_split)]
     for key in keys:
         if key not in sources:
-            name, split, root = key
-            sources[key] = open_source(name, split, root)
-            if jax.process_index() == 0:
-                print(f"{split} of {root or name}: {summary(sources[key])}", file=sys.stderr)
+            sources[key] = open_source(*key)
     return [sources[key] for key in keys]
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.files import write_json
+from mnv2_jax.lab.data import summary
 from mnv2_jax.lab.devices.hosts import agree, together
 from mnv2_jax.lab.devices.process import stoppable
 from mnv2_jax.lab.train.check import check, check_sweep
@@ -62,6 +63,9 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
             }
         try:
             identity = claim(workdir, config, lock)
+            if jax.process_index() == 0:
+                for (data, split, root), source in sources.items():
+                    print(f"{split} of {root or data}: {summary(source)}", file=sys.stderr)
             for number, (name, left) in enumerate(waiting.items(), 1):
                 by_size = runs.pop(name)
                 for seeds in left:
