@@ -14,8 +14,16 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+
+from tests import runtime_types
+
+# Before the first import of the package: every call checks the shapes and dtypes that it states.
+# An array of numpy's is as good as one of JAX's.
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook("mnv2_jax", f"{runtime_types.__name__}.checked")
 
 with warnings.catch_warnings(action="ignore"):  # that this is not done yet
     from mnv2_jax.ops import compiler
@@ -23,6 +31,7 @@ with warnings.catch_warnings(action="ignore"):  # that this is not done yet
 compiler.apply()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +39,31 @@ def compilation_cache(request):
     """Keeps compiled programs between runs: the second run of the tests starts much faster."""
     jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def promotion():
+    """For code of others, such as Optax, Flax and a reader's own, which may mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def float64(promotion):
+    """Forms are compared in float64, where a wrong term cannot hide behind rounding.
+
+    Parameters and statistics stay float32, so that dtypes are mixed on purpose.
+    """
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """For tests that hand in what a signature forbids, to read the error that a user gets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -180,6 +180,7 @@ def some(model, size):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=title)
 def test_python_runs(page, place, monkeypatch):
     import jax

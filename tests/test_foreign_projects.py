@@ -11,7 +11,7 @@ from flax import nnx
 from mnv2_jax import ConvNorm, InvertedResidual, MobileNetV2, convolution
 from mnv2_jax.models.spec import Row, Spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("promotion")]
 SPEC = Spec(stem=8, stem_stride=2, rows=(Row(3, 8, 1, 2),), last=16)
 
 

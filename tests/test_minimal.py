@@ -78,6 +78,7 @@ def test_counts_are_the_packages(minimal, width):
     assert minimal.multiply_adds(minimal.TABLE_2, 224, 1000, width) == counted.madds
 
 
+@pytest.mark.usefixtures("promotion")
 def test_a_short_training_learns(minimal):
     model = minimal.MobileNetV2(classes=10, architecture=minimal.TINY)
     accuracy = minimal.train(model, minimal.load_digits(), [0], steps=50)

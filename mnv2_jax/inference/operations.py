@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Num
 
 from mnv2_jax.models.deeplab import resize_aligned
 from mnv2_jax.ops.convolution import convolution
@@ -177,7 +177,7 @@ OPERATIONS: dict[str, Callable[..., Array]] = {
 
 def run(
     graph: Graph,
-    images: Float[Array, "b h w c"],
+    images: Num[Array, "b ..."],
     after: Callable[[str, Array], Array] = lambda name, value: value,
     convolve: Callable[..., Array] = convolve_anywhere,
 ) -> list[Array]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Num
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.inference.graph import IMAGES, Graph, Node, run, with_weights
@@ -236,7 +236,7 @@ def dequantized(quantized: Quantized) -> Graph:
     return with_weights(quantized.graph, values)
 
 
-def simulate(quantized: Quantized, images: Float[Array, "b h w c"]) -> list[Array]:
+def simulate(quantized: Quantized, images: Num[Array, "b ..."]) -> list[Array]:
     """Computes the integer network in JAX: float arithmetic on values that integers stand for."""
 
     def after(name: str, value: Array) -> Array:
@@ -271,7 +271,7 @@ def simulate_training(
     graph: Graph,
     activations: Mapping[str, Scale],
     weights: Mapping[str, tuple[Any, Any]],
-    images: Float[Array, "b h w c"],
+    images: Num[Array, "b ..."],
 ) -> list[Array]:
     """Computes the integer network of float weights, so that a loss can be minimized (QAT).
 

@@ -71,7 +71,7 @@ class MobileNetV2(BlockSettings):
         images: Float[Array, "b h w c"],
         train: bool = False,
         mask: Float[Array, " b"] | None = None,
-    ) -> Float[Array, "b classes"]:
+    ) -> Float[Array, "b ..."]:
         """Returns the logits, or the last feature map where there is no classifier.
 
         Args:

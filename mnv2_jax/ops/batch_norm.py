@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -69,7 +70,9 @@ class BatchNorm(nn.BatchNorm):
         """
         if not self.is_written_out:
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
-            return activation(super().__call__(x, mask=rows))  # pyright: ignore[reportArgumentType]
+            with jax.numpy_dtype_promotion("standard"):  # Flax mixes x with float32 statistics
+                out = super().__call__(x, mask=rows)  # pyright: ignore[reportArgumentType]
+            return activation(out)
         channels = (x.kernel if isinstance(x, Operands) else x).shape[-1:]
         running = (
             self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32),
@@ -85,7 +88,7 @@ class BatchNorm(nn.BatchNorm):
             results = normalized(x, scale, bias, mask, setting)
         out, *moments, count = cast(tuple[Array, ...], results)
         if not self.is_initializing():
-            share = (1 - self.momentum) * (count > 0)
+            share = jnp.where(count > 0, 1 - self.momentum, 0.0)
             for variable, now in zip(running, moments, strict=True):
                 variable.value = (1 - share) * variable.value + share * now
         return out
@@ -116,7 +119,7 @@ def normalized(
 
 
 def _normalized_forward(x, scale, bias, mask, setting):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(np.promote_types(x.dtype, jnp.float32))
     kept = _kept(wide, mask)
     sums = jnp.stack([kept.sum((0, 1, 2)), (kept * kept).sum((0, 1, 2))])
     (mean, square), count = _means(sums, x, mask, setting)

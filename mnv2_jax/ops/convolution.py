@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -194,7 +195,7 @@ def _weighted_sum(taps: Iterable[tuple[tuple[int, int], Array]], kernel: Array) 
 
     In `lax` alone: what `jnp` does around each of the many operations doubles the time of tracing.
     """
-    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    wide = np.promote_types(kernel.dtype, jnp.float32)
     rows, channels = kernel.astype(wide), kernel.shape[3]
 
     def product(i: int, j: int, tap: Array) -> Array:
@@ -277,7 +278,7 @@ def _phase(
 def _kernel_gradient(x: Array, dy: Array, shape: Sequence[int], window: Window) -> Array:
     """Gradient for the kernel: by position, the sum over batch and space of tap · dy, float32."""
     kh, kw, _, c = shape
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, jnp.float32)
     # A loop over images gathers them where a compiled program spreads them over devices.
     sums = _sums_by_band if jax.device_count() == 1 else _sums_at_once
     padded = _pad(x, window.padding)

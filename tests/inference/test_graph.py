@@ -25,6 +25,11 @@ class Own(nn.Module):
         return self.then(x)
 
 
+def avg_pool(x):
+    with jax.numpy_dtype_promotion("standard"):  # Flax divides by an integer
+        return nn.avg_pool(x, (2, 2))
+
+
 def graph_of(randomize, module):
     """Traces, and compares with the module for a batch of another size."""
     variables = randomize(module, (1, *SIZE, 3))
@@ -55,7 +60,7 @@ def graph_of(randomize, module):
         (nn.gelu, "conv pow mul add mul tanh add mul mul"),
         # What has no place among the operations is computed as JAX does.
         (lambda x: jnp.swapaxes(x, 1, 2).max(axis=2), "conv transpose reduce_max"),
-        (lambda x: nn.avg_pool(x, (2, 2)), "conv reduce_window_sum mul"),
+        (avg_pool, "conv reduce_window_sum mul"),
         (nn.leaky_relu, "conv ge mul select_n"),
         (lambda x: x * (x > 0).astype(x.dtype), "conv gt convert_element_type mul"),
         (lambda x: x.reshape(x.shape[0], -1)[:, 1:-1], "conv reshape slice"),

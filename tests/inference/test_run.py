@@ -141,6 +141,7 @@ def test_nothing_of_batch_norm_or_grouped_convolution_is_left(randomize):
     assert "rsqrt" not in text and "conv_general_dilated" not in text
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_images_are_checked(randomize):
     model = MobileNetV2(7, spec=THIN)
     folded = fold(model, randomize(model, (1, 8, 8, 3)))

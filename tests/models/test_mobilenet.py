@@ -239,6 +239,7 @@ def test_a_dialect_by_name_where_the_value_is_meant():
         MobileNetV2(dialect="slim")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [

@@ -19,13 +19,6 @@ from mnv2_jax.ops.batch_norm import BatchNorm, Operands
 OPTIONS = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-3}
 
 
-@pytest.fixture
-def float64():
-    """Forms are compared in float64, where a missing term cannot hide behind rounding."""
-    with jax.enable_x64(True):
-        yield
-
-
 class Ours(nn.Module):
     """A 1×1 convolution and batch norm; `together` computes them as one."""
 
@@ -44,7 +37,8 @@ class Ours(nn.Module):
         options = {**OPTIONS, "axis_name": self.axis_name, "dtype": self.dtype, "name": "norm"}
         if self.peer:
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
-            return self.activation(nn.BatchNorm(**options)(y, mask=rows))
+            with jax.numpy_dtype_promotion("standard"):
+                return self.activation(nn.BatchNorm(**options)(y, mask=rows))
         given = Operands(x, kernel) if self.together else y
         return BatchNorm(**options)(given, mask, self.activation)
 
@@ -64,7 +58,7 @@ def everything(module, variables, x, mask=None):
         )
         weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
         stats = sum((v**2).sum() for v in jax.tree.leaves(update))
-        return (weights * out).sum() + stats, (out, update)
+        return (weights * out).sum() + stats.astype(out.dtype), (out, update)
 
     grads, aux = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
     return aux, grads

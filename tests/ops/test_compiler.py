@@ -173,7 +173,8 @@ def test_loss_gradients_and_statistics_agree_with_float64(name, randomize):
 
     with optimized(True):
         ours = compute(jnp.float32)
-    with jax.enable_x64(True), optimized(False):
+    mixed = jax.numpy_dtype_promotion("standard")
+    with jax.enable_x64(True), mixed, optimized(False):
         exact = compute(jnp.float64, compiler_options={compiler.OPTION.removeprefix("--"): ""})
 
     for part, tolerance in {

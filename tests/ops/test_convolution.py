@@ -16,11 +16,7 @@ from mnv2_jax.ops.convolution import convolution
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    """Forms are compared in float64, where a wrong tap cannot hide behind rounding."""
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @st.composite

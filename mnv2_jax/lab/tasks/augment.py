@@ -88,10 +88,10 @@ def cutmix(
     _, h, w, _ = images.shape
     share_key, centre_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
-    centre = jax.random.uniform(centre_key, (2,)) * jnp.array([h, w])
-    half = side * jnp.array([h, w]) / 2
-    inside_rows = jnp.abs(jnp.arange(h) + 0.5 - centre[0]) < half[0]
-    inside_columns = jnp.abs(jnp.arange(w) + 0.5 - centre[1]) < half[1]
+    centre = jax.random.uniform(centre_key, (2,)) * jnp.array([h, w], jnp.float32)
+    half = side * jnp.array([h, w], jnp.float32) / 2
+    inside_rows = jnp.abs(jnp.arange(h, dtype=jnp.float32) + 0.5 - centre[0]) < half[0]
+    inside_columns = jnp.abs(jnp.arange(w, dtype=jnp.float32) + 0.5 - centre[1]) < half[1]
     inside = inside_rows[:, None] & inside_columns[None, :]
     kept = 1 - inside.mean()
     mixed = jnp.where(inside[None, :, :, None], images[::-1], images)

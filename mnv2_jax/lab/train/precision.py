@@ -91,7 +91,8 @@ def _trained(graph: Graph, compute: Callable[[Any, Any], Any], batches: Batches)
             logits = compute(weights, images)[0]
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-        updates, state = optimizer.update(jax.grad(loss)(weights), state)
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes its count with floats
+            updates, state = optimizer.update(jax.grad(loss)(weights), state)
         return optax.apply_updates(weights, updates), state
 
     state = optimizer.init(weights)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.devices.sharding import Plan
@@ -34,13 +34,13 @@ class TrainState:
       skipped_in_a_row: those since the last good step.
     """
 
-    step: Int[Array, ""]
+    step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
     ema: Any
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    skipped: Array
+    skipped_in_a_row: Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -218,7 +218,8 @@ def make_step(
         count = jnp.maximum(sums["loss"][1], 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
         norm = tree_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's schedules mix their count with floats
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = _average(state, {"params": params, "batch_stats": stats}, ema_decay)
         sane = jnp.isfinite(sums["loss"][0]) & jnp.isfinite(norm)

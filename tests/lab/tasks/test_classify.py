@@ -123,6 +123,7 @@ def test_masked_rows_of_evaluation_count_nowhere(variables):
         assert float(pair[1]) == 8
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "options", [{}, {"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}]
 )

@@ -155,6 +155,7 @@ def test_labels_that_are_no_class_count_nowhere(task, variables, wrong):
     assert float(ours["loss"][1]) == (rows()["label"] != 255).sum()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_a_masked_row_holds_changes_nothing(task, variables):
     batch = rows(6)
     batch["mask"][[1, 4]] = 0

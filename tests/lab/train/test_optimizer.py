@@ -28,7 +28,8 @@ def trajectory(optimizer, start, gradients):
     state, params, found = optimizer.init(start), start, []
     update = jax.jit(optimizer.update)
     for gradient in gradients:
-        updates, state = update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes its count with floats
+            updates, state = update(gradient, state, params)
         params = jax.tree.map(np.asarray, optax.apply_updates(params, updates))
         found.append(params)
     return found

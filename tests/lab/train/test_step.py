@@ -162,6 +162,7 @@ def poisoned(rows):
     return bad
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_batch_that_is_not_finite_changes_nothing_but_the_counters():
     step, state = simple_step(make_task(), optax.adam(0.01), ema_decay=0.9)
     good, bad = batch(16), poisoned(batch(16))
@@ -184,6 +185,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_the_counters():
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state, before)), strict=True))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("launcher", ["shard_map", pytest.param("jit", marks=pytest.mark.slow)])
 def test_one_bad_row_on_one_device_skips_the_step_on_all(launcher):
     rows = batch(32)
@@ -207,6 +209,7 @@ def test_an_update_that_overflows_is_skipped_too():
     assert int(state.skipped) == 3
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_one_seed_that_goes_astray_leaves_the_others_alone():
     task, optimizer = make_task(), optax.sgd(0.1)
     step = make_step(task, optimizer)
