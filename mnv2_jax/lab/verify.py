@@ -68,6 +68,7 @@ def verify(workdir: Path) -> Iterator[Checked]:
     except UsageError as error:
         problem = str(error)
     yield Checked("configuration", CONFIG, problem)
+    # Without its configuration, nothing can be told from what is another run's.
     identity, rows = (identity_of(config) if config else Identity()), {}
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         for step, problem, record in _checkpoints(folder, identity, config):
@@ -124,24 +125,27 @@ def _of_a_seed(
 
 
 def _problems_of_a_result(folder: Path, identity: Identity) -> dict[str, str]:
+    """What is wrong with a result and the files that it names, by their names."""
     seed = folder if folder.name.startswith("seed_") else folder.parent
     number = seed.name.removeprefix("seed_")
     own = (int(number) if number.isdecimal() else -1,)
     try:
         identity = identity._replace(variant=seed.parent.name, seeds=own)
-        return changed_files(folder, read_result(folder, identity, files=False))
+        result = read_result(folder, identity, files=False)
     except ValueError as error:
         return {RESULT: str(error).removeprefix(f"{RESULT} ")}
+    problems = changed_files(folder, result)
+    if "files" not in result and not problems:  # of release 0.1.0
+        try:
+            load_model(folder)
+        except (UsageError, OSError) as error:
+            problems[TENSORS] = str(error)
+    return problems
 
 
 def _of_a_model(folder: Path, problems: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
     yield "result", folder / RESULT, problems.pop(RESULT, "")
-    problem = problems.pop(TENSORS, "")
-    try:
-        load_model(folder)
-    except (UsageError, OSError) as error:
-        problem = problem or str(error)
-    yield "model", folder / TENSORS, problem
+    yield "model", folder / TENSORS, problems.pop(TENSORS, "")
     for name in problems.keys() - {METRICS}:
         yield "file", folder / name, problems[name]
 

@@ -124,6 +124,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
         check_seal(config, must=False)
+        if not isinstance(config.get("sweep.seeds"), list):
+            raise ValueError("is not the configuration of a training")
     except ValueError as error:
         raise UsageError(
             f"{path} {error}. Give another --workdir; or remove this file, and the same command "
