@@ -19,6 +19,7 @@ from mnv2_jax.lab.train.config import Config, Optional
 
 def get_config(preset: str = "paper") -> ConfigDict:
     config = base()
+    config.data.eval_split = "val"
     if preset == "slim":
         config.name = "imagenet-slim"
         config.batch_size = 96 * 8

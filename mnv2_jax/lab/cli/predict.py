@@ -68,7 +68,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"images": len(source), **scores}))
         return
-    print(f"{len(source):,} images of {arguments.data}, split {arguments.split}")
+    place = arguments.root or arguments.data
+    print(f"{len(source):,} images of {place}, split {arguments.split}")
     for name, value in scores.items():
         print(f"{name:>10}  {value:.4f}")
 

@@ -1,12 +1,9 @@
 """What annotations of objects and pixels must look like, and what becomes of those that do not.
 
-Detection data sets contain boxes without area, with crossed corners or outside of their image. The
-field's readers drop those, and so does `clean_objects`, which says how many and why. A class that
-the data set does not have means that the list of classes is wrong, so the record is refused.
-
-COCO's crowds are boxes around many objects of a class. Nothing is learned from them, and in an
-evaluation detections in one count neither as hits nor as mistakes. Among the classes of a record, a
-crowd of class c stands as `crowd_of(c)`, so that what looks for objects (0 or more) passes it over.
+Boxes that are none are dropped and counted, as the field's readers do; a class that the set does
+not have means that its list of classes is wrong. Nothing is learned from COCO's crowds, boxes
+around many objects of a class, and detections in one count neither as hits nor as mistakes: a crowd
+of class c stands as `crowd_of(c)`, so that what looks for objects (0 or more) passes it over.
 """
 
 from typing import Any, NamedTuple
@@ -21,17 +18,11 @@ FIRST_CROWD = -2
 
 
 class Objects(NamedTuple):
-    """The objects of one image, in fixed shapes.
+    """The objects of one image, in fixed shapes."""
 
-    Attributes:
-      boxes: (n, 4) float32: top, left, bottom, right in fractions of the image; padded with zeros.
-      classes: (n,) int32, padded with -1; a crowd of class c is `crowd_of(c)`.
-      dropped: how many objects were left out, by reason.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    dropped: dict[str, int]
+    boxes: np.ndarray  # (n, 4) float32: top, left, bottom, right in fractions; padded with zeros
+    classes: np.ndarray  # (n,) int32, padded with -1; a crowd of class c is `crowd_of(c)`
+    dropped: dict[str, int]  # how many were left out, by reason
 
 
 def crowd_of(classes: Any) -> Any:

@@ -39,8 +39,7 @@ def _open_scenes(split: str, root: None) -> Source:
     """Scenes of 96×96 with one or two embedded items: 20,000 to train on, 1,000 held out.
 
     Shirts, t-shirts, pullovers and coats are one class, for even people confuse them, and a quarter
-    of them is used, so that all classes are as frequent. At least 0.7 of every item is seen. Scenes
-    held out show items that no training scene has.
+    of them is used, so that all classes are as frequent. Those held out show items of their own.
     """
     arrays = _load_embedded("fashion_mnist_small")
     labels = np.array(SCENE_CLASS_OF)[arrays[f"{split}_label"]]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.lab.data.readers.files import read_unzipped
+from mnv2_jax.lab.data.readers.files import MAX_UNZIPPED_BYTES, read_unzipped
 
 MAX_MEMBER_BYTES = 1 << 28
 TAR_BLOCK = 512
@@ -26,6 +26,8 @@ def read_tar_gz(path: Path, names: Collection[str]) -> dict[str, bytes]:
             for member in archive:
                 base = PurePosixPath(member.name).name
                 if base in names and member.isreg() and (file := archive.extractfile(member)):
+                    if base in files or member.size > MAX_UNZIPPED_BYTES:  # of a sparse file
+                        raise tarfile.TarError(f"it has {base} twice, or too large")
                     files[base] = file.read()
     except tarfile.TarError as error:
         raise UsageError(
@@ -46,12 +48,7 @@ class Member(NamedTuple):
 
 
 def tar_members(file: int, archive: str, start: int, end: int) -> Iterator[Member]:
-    """Walks the headers of an uncompressed tar file at [start, end) of a file descriptor.
-
-    Raises:
-        UsageError: `archive` is cut short, damaged, or holds a link, a device or a path that climbs
-            out.
-    """
+    """Walks the headers of an uncompressed tar file at [start, end) of a file descriptor."""
     position = start
     while True:
         header = os.pread(file, TAR_BLOCK, position) if position + TAR_BLOCK <= end else b""

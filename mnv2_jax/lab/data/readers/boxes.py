@@ -33,11 +33,7 @@ class _Annotated(NamedTuple):
 
 
 class AnnotatedImages:
-    """Collects images and their boxes, and makes a source of them.
-
-    Its records have `image` (h, w, 3) uint8, `boxes` (n, 4) float32 and `classes` (n,) int32, below
-    -1 for crowds (see `annotations.crowd_of`). Images are decoded when they are read.
-    """
+    """Collects images and their boxes, and makes a source of them; it decodes what is read."""
 
     def __init__(self, classes: tuple[str, ...]):
         self.classes = classes

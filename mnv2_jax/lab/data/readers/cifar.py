@@ -4,6 +4,7 @@ Pickles of the Python version are read without running anything they name.
 """
 
 import io
+import operator
 import pickle
 from pathlib import Path
 from typing import NamedTuple
@@ -45,11 +46,7 @@ CIFAR = {
 
 
 def open_cifar(name: str, split: str, root: str) -> ArraySource:
-    """Opens CIFAR-10 or CIFAR-100 from the official archive, or its unpacked folder, in `root`.
-
-    Raises:
-        UsageError: neither is there, or a file is damaged.
-    """
+    """Opens CIFAR-10 or CIFAR-100 from the official archive, or its unpacked folder, in `root`."""
     archive, layout, top = name.replace("cifar", "cifar-"), CIFAR[name], Path(root)
     binary, python = (top / f"{archive}-{kind}.tar.gz" for kind in ("binary", "python"))
     for tar, folder, suffix, names, read in (
@@ -94,7 +91,8 @@ def _read_python(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple
                 names = tuple(name.decode("ascii") for name in values[names_key])
                 continue
             pixels = np.frombuffer(values[b"data"].buffer, np.uint8)
-            labels.append(np.array(values[layout.python_labels], np.int64))
+            listed = values[layout.python_labels]
+            labels.append(np.fromiter(map(operator.index, listed), np.int64, len(listed)))
             images.append(_planes_to_images(pixels.reshape(len(labels[-1]), PIXELS)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(

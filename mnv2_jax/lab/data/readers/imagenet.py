@@ -11,13 +11,14 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import replacing
+from mnv2_jax.files import opened, replacing
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
 from mnv2_jax.lab.data.source import BadRecord, LazySource
@@ -54,7 +55,8 @@ def open_imagenet(split: str, root: str) -> LazySource:
             f"{path} has {images:,} images and {DEVKIT} {labels:,} labels. "
             "Download the one that is cut short again."
         )
-    return LazySource(images, functools.partial(_read, path, index), classes)
+    counts = np.bincount(index["label"], minlength=len(classes)).tolist()
+    return LazySource(images, functools.partial(_read, path, index), classes, counts=counts)
 
 
 def _read(path: Path, index: dict[str, np.ndarray], i: int) -> dict:
@@ -100,6 +102,9 @@ def _as_arrays(path: Path, rows: list[tuple]) -> dict[str, np.ndarray]:
     if large is not None:
         raise UsageError(f"{path} holds {large}, above {MAX_MEMBER_BYTES:,} bytes.")
     names, offsets, sizes, labels = zip(*rows, strict=True)
+    if len({*names}) < len(names):
+        twice = next(a for a, b in pairwise(sorted(names)) if a == b)
+        raise UsageError(f"{path} holds {twice!r} twice. Download it again.")
     return {
         "name": np.array([name.encode() for name in names]),
         "offset": np.array(offsets, np.int64),
@@ -137,16 +142,16 @@ def _cached_index(
 
 def _load_index(place: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
     """Loads an index that belongs to this very archive; None if there is none or it is damaged."""
+    if not os.path.lexists(place):
+        return None
     try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with opened(place) as file, np.load(file, allow_pickle=False) as arrays:
             index = dict(arrays)
         if not np.array_equal(index.pop("stamp"), stamp):
             return None
         ends = index["offset"] + index["size"]
         sound = len(index["name"]) == len(index["label"]) == len(ends) and ends.max() <= stamp[1]
         return index if sound else None
-    except FileNotFoundError:
-        return None
     except Exception as error:  # zipfile and numpy raise anything on damaged files
         log.warning("ignoring the damaged index %s: %s", place, error)
         return None

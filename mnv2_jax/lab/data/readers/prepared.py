@@ -5,6 +5,7 @@ sets say what its values mean: `MASKS` lists the names that the stock sets use, 
 where a stock set leaves it to its documentation; for any other set a file states it.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,7 +28,7 @@ FORMAT = "array_record"
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in features.json
 IMAGES = ("image", "image_left")
 MASKS = ("segmentation_mask", "segmentation_label", "segmentation", "mask", "annotation", "label")
-CLASSES_FILE = "pixel_classes.txt"
+CLASSES_FILE, INFO = "pixel_classes.txt", "dataset_info.json"
 VALUES: Mapping[str, Mapping[str, int]] = {
     "cityscapes": CITYSCAPES,
     "oxford_iiit_pet": {"pet": 1, "background": 2, "border": 3},
@@ -77,7 +78,7 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
             f"{folder} holds {builder.info.file_format.value} files, which only TensorFlow reads. "
             f"Prepare it as {FORMAT} in another folder: mnv2 prepare {name}"
         )
-    missing = [path.name for path in splits[known].filepaths if not path.exists()]
+    missing = [path.name for path in splits[known].filepaths if not os.path.isfile(path)]
     if missing:
         raise UsageError(f"{folder} cannot be read: {missing[0]} is missing. Prepare it again.")
     try:
@@ -150,10 +151,7 @@ def _labels_or_objects(features: dict[str, Any]) -> Content | None:
 
 
 def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | None:
-    """Describes a set of images with label maps.
-
-    The folder of the version may have a `pixel_classes.txt` with the classes, one a line from 0 on.
-    """
+    """Describes a set of images with label maps; `pixel_classes.txt` may name the classes."""
     import tensorflow_datasets as tfds
 
     kinds = (tfds.features.Image, tfds.features.LabeledImage)
@@ -163,7 +161,7 @@ def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | 
         return None
     own, table = folder / CLASSES_FILE, None
     values = VALUES.get(name.partition(":")[0].partition("/")[0])
-    if own.is_file():
+    if os.path.lexists(own):
         names = read_classes(own)
     elif values is not None:
         names, table = values, label_table(values.values())
@@ -182,6 +180,7 @@ def _open_builder(folder: Path) -> Any:
     import tensorflow_datasets as tfds
 
     _check_features(folder)
+    read_json(folder / INFO)  # which tfds would wait for, were it a pipe
     try:
         builder = tfds.builder_from_directory(folder)
         complete = bool(builder.info.features and builder.info.splits)
@@ -201,7 +200,7 @@ def _find_prepared(name: str, root: Path) -> Path:
             f"{name!r} is not the name of a data set: write NAME, NAME/CONFIG or NAME:1.0.0."
         )
     path, _, version = name.partition(":")
-    pattern = f"{version or '*'}/dataset_info.json"
+    pattern = f"{version or '*'}/{INFO}"
     found = list((root / path).glob(pattern)) or list((root / path).glob(f"*/{pattern}"))
     versions = [file.parent for file in found]
     configs = {folder.parent for folder in versions}

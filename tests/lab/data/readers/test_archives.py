@@ -1,14 +1,17 @@
 """Tar files: where members lie, and archives that are cut short, damaged or hostile."""
 
+import gzip
 import io
 import tarfile
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data.readers.archives import tar_members
+from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.data.readers.archives import read_tar_gz, tar_members
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -71,6 +74,35 @@ def test_a_damaged_tar_header_is_refused(tmp_path_factory, position, value):
         assert same or members_of(path) == [("a.jpg", 512, 500)]
     else:
         assert "\n" not in error
+
+
+def gzip_of(length: int) -> bytes:
+    """Zeros, compressed in parts that are each the same."""
+    part = gzip.compress(bytes(1 << 24))
+    return part * (length >> 24)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-binary.tar.gz", "train-images-idx3-ubyte.gz"])
+def test_a_bomb_is_refused_before_it_is_large(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip_of(1 << 33))
+    data = "cifar10" if name.startswith("cifar") else "mnist"
+    tracemalloc.start()
+    with pytest.raises(UsageError, match="has more than 256 MiB inside"):
+        open_source(data, "train", str(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 512 << 20
+    tracemalloc.stop()
+
+
+def test_a_sparse_member_is_refused(tmp_path):
+    member = tarfile.TarInfo("batches.meta.txt")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = tarfile.itn(1 << 32, 12)  # how large it claims to be
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(bytes(header) + bytes(1024)))
+    with pytest.raises(UsageError, match="too large"):
+        read_tar_gz(path, ["batches.meta.txt"])
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.jpg", "a/../../x.jpg"])

@@ -120,6 +120,14 @@ def test_cifar(tmp_path, name, write):
     assert len(open_source(name, "train", str(tmp_path))) == 4 * (5 if name == "cifar10" else 1)
 
 
+def doubled(times):
+    """A list of 2^times zeros, each level of it once in memory."""
+    values = [0]
+    for _ in range(times):
+        values = [values, values]
+    return values
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch executed",)
@@ -135,6 +143,7 @@ class Malicious:
         pickle.dumps([1, 2]),
         pickle.dumps({b"data": 3, b"labels": [1]}),
         pickle.dumps({b"labels": [1]}),
+        pickle.dumps({b"data": 3, b"labels": doubled(60)}),
         b"",
         b"garbage",
     ],

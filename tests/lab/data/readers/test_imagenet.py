@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,27 @@ def test_the_index_follows_the_archive(tmp_path, monkeypatch, caplog):
     (tmp_path / imagenet.TRAIN).write_bytes(tar_bytes(one_class))
     assert len(open_source("imagenet2012", "train", str(tmp_path))) == 1
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_pipe_in_place_of_the_index_or_an_archive_is_not_waited_for(tmp_path, caplog):
+    write_imagenet(tmp_path)
+    index = tmp_path / f"{imagenet.TRAIN}.index.npz"
+    os.mkfifo(index)
+    train = open_source("imagenet2012", "train", str(tmp_path))
+    assert train.counts == [2, 2, 2] and index.is_file()
+    assert "not a regular file" in caplog.text
+    (tmp_path / imagenet.DEVKIT).unlink()
+    os.mkfifo(tmp_path / imagenet.DEVKIT)
+    assert f"{imagenet.DEVKIT} is not in" in refused("imagenet2012", "test", str(tmp_path))
+
+
+def test_an_archive_that_has_a_class_or_an_image_twice_is_refused(tmp_path):
+    write_imagenet(tmp_path)
+    inner = tar_bytes({"n01_1.JPEG": encoded(photo())})
+    part, end = tar_bytes({"n01.tar": inner})[: 512 + len(inner)], bytes(1024)
+    for split, name in (("train", imagenet.TRAIN), ("test", imagenet.TEST)):
+        (tmp_path / name).write_bytes(part + part + end)
+        assert "twice" in refused("imagenet2012", split, str(tmp_path))
 
 
 def test_the_index_goes_to_the_cache_where_the_data_is_read_only(tmp_path, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Sets that TensorFlow Datasets has prepared: labels, boxes, label maps, and damaged ones."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -84,7 +85,8 @@ def copy_of(folder, to, **replace):
     ("damage", "message"),
     [
         ({"features": lambda c: b"{"}, "cannot be read"),
-        ({"dataset_info": lambda c: b"{"}, "cannot be opened"),
+        ({"dataset_info": lambda c: b"{"}, "cannot be read"),
+        ({"dataset_info": lambda c: b"[]"}, "cannot be opened"),
         ({"features": lambda c: c.replace(b'"image"', b'"picture"', 1)}, "needs an image"),
         (
             {"features": lambda c: c.replace(b"tensorflow_datasets.core.features", b"os.path", 1)},
@@ -96,6 +98,16 @@ def copy_of(folder, to, **replace):
 def test_damaged_metadata_is_refused(prepared, tmp_path, damage, message):
     root = copy_of(prepared[1], tmp_path, **damage)
     assert message in refused("tfds:fashion_mnist", "train", root)
+
+
+def test_pipes_in_place_of_metadata_and_shards_are_not_waited_for(prepared, tmp_path):
+    root = copy_of(prepared[1], tmp_path)
+    for file in sorted((tmp_path / "fashion_mnist" / "3.0.1").iterdir(), reverse=True):
+        if file.name != "label.labels.txt":
+            file.unlink()
+            os.mkfifo(file)
+            message = refused("tfds:fashion_mnist", "train", root)
+            assert "3.0.1" in message or file.name in message
 
 
 def test_features_are_checked_in_every_spelling(prepared, tmp_path):
