@@ -87,6 +87,8 @@ def base() -> ConfigDict:
     c.eval_batch_size = 1024
     c.epochs = 300.0
     c.steps = 0  # instead of epochs, where above 0
+    c.patience = 0  # evaluations without a better one that end a training; 0 is off
+    c.time = ""  # that ends a training, such as 10m or 2h, evaluated and with its model
 
     c.detect = Config()  # for the task detect; see mnv2_jax.models.ssdlite
     c.detect.heads = "ssdlite"  # or ssd, with full convolutions (Table 5)

@@ -193,9 +193,18 @@ class HostRequests:
     steps that they agree on ahead: every second or so, since an exchange waits for the devices.
     """
 
-    def __init__(self, save_after: float, stop: Callable[[], bool] = lambda: False):
-        """Starts counting: a request to save every `save_after` seconds, one to stop by `stop`."""
+    def __init__(
+        self,
+        save_after: float,
+        stop: Callable[[], bool] = lambda: False,
+        is_over: Callable[[], bool] = lambda: False,
+    ):
+        """Starts counting: a request to save every `save_after` seconds, one to stop by `stop`.
+
+        Once `is_over` is true, `over` becomes so on all hosts together.
+        """
         self.stop, self._save_after, self._saved = stop, save_after, time.monotonic()
+        self.over, self._is_over = False, is_over
         self._interval, self._next, self._exchanged = 1, 0, time.monotonic()
 
     def saved(self) -> None:
@@ -213,14 +222,17 @@ class HostRequests:
         now = time.monotonic()
         own = (now - self._saved > self._save_after, self.stop())
         if jax.process_count() == 1:
+            self.over = self._is_over()
             return own
         if step < self._next:
             return False, False
         wait()
-        told = [json.loads(words) for words in gather(json.dumps([*own, now - self._exchanged]))]
+        words = json.dumps([*own, now - self._exchanged, self._is_over()])
+        told = [json.loads(words) for words in gather(words)]
+        self.over = any(any(more) for _, _, _, *more in told)
         self._exchanged = time.monotonic()
         # All go by host 0's clock.
         pace = min(EXCHANGE_EVERY, self._save_after) / max(told[0][2], 1e-3)
         self._interval = max(1, min(2 * self._interval, int(self._interval * pace)))
         self._next = step + self._interval
-        return any(save for save, *_ in told), any(stop for _, stop, _ in told)
+        return any(save for save, *_ in told), any(stop for _, stop, *_ in told)

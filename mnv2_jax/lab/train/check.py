@@ -4,6 +4,7 @@ What cannot be used is refused with a UsageError.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from mnv2_jax.models.ssdlite import HEADS
 MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
 MAX_SEED = 2**32 - 1  # jax.random.key takes no more bits, and would give larger seeds' keys twice
 ANY_CLASSES, ANY_CHANNELS = 2, 3  # the data's own are not known yet
+
+DURATION = r"(\d{1,9}(\.\d{1,9})?[smhd]?)*"
 
 # (value) -> what it has to be; "" if it is that.
 Rule = Callable[[Any], str]
@@ -49,6 +52,22 @@ def flag(value: Any) -> str:
 def text(value: Any) -> str:
     """Any text."""
     return "" if isinstance(value, str) and "\0" not in value else "a text without null characters"
+
+
+def seconds_of(duration: str) -> float:
+    """Returns the seconds of a time as configurations give it; 0 for none.
+
+    >>> seconds_of(""), seconds_of("90"), seconds_of("1h30m")
+    (0.0, 90.0, 5400.0)
+    """
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    return sum((float(n) * units[u] for n, u in re.findall(r"([\d.]+)([smhd]?)", duration)), 0.0)
+
+
+def duration(value: Any) -> str:
+    """A text that `seconds_of` reads."""
+    good = isinstance(value, str) and re.fullmatch(DURATION, value)
+    return "" if good else "a text such as '90', which is seconds, '10m' or '1h30m'"
 
 
 def part(kind: str) -> Rule:
@@ -89,7 +108,7 @@ RULES: dict[str, Rule | Mapping[str, Any]] = {
         (optional(text), "data.root init.model teacher.model"),
         (flag, "data.on_device segment.aspp segment.decoder optimizer.staircase "
                "optimizer.nesterov optimizer.decay_depthwise init.frozen_norm"),
-        (number(0.0, 1e9), "optimizer.learning_rate optimizer.power optimizer.epsilon "
+        (number(0.0, 1e38), "optimizer.learning_rate optimizer.power optimizer.epsilon "
                       "optimizer.weight_decay optimizer.clip_norm loss.mixup loss.cutmix "
                       "checkpoint_minutes"),
         (number(0.0, 1.0), "model.dropout data.bad_record_budget data.train.flip data.train.color "
@@ -113,9 +132,10 @@ RULES: dict[str, Rule | Mapping[str, Any]] = {
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
     "sweep.seeds": each(number(0, MAX_SEED)), "segment.rates": each(number(1, 1024)),
     "model.width": number(0.001, 64.0), "data.eval.fraction": number(0.001, 1.0),
-    "teacher.temperature": number(0.01, 1e9), "model.bn_decay": optional(number(0.0, 1.0)),
+    "teacher.temperature": number(0.01, 1e38), "model.bn_decay": optional(number(0.0, 1.0)),
     "data.threads": optional(number(1, 1024)), "detect.max_objects": number(1, 1024),
-    "data.train.pad": number(0, 2**13), "steps": number(0, MAX_STEPS),
+    "data.train.pad": number(0, 2**13), "time": duration,
+    "patience": number(0, MAX_STEPS), "steps": number(0, MAX_STEPS),
 }  # fmt: skip
 
 

@@ -61,6 +61,7 @@ class Progress(NamedTuple):
       losses: of that row, for each seed.
       evaluated: whether the step, if it is one to evaluate at, has been.
       rows: of each seed's log, with the time of each; None from release 0.1.0.
+      end: the best result so far, evaluations since, and why the training ends here, if it does.
     """
 
     seconds: float = 0.0
@@ -68,6 +69,7 @@ class Progress(NamedTuple):
     losses: list[float] | None = None
     evaluated: bool = True
     rows: list[list[Any]] | None = None
+    end: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
 
 
 class Restored(NamedTuple):

@@ -169,7 +169,9 @@ def as_kind(group: Any, key: str, value: Any) -> Any:
         if old and not all(type(item) is of for item in value):
             value = None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        takes = KINDS.get(kind, "a text") + ("" if old is None else f", such as {old!r}")
+        takes = KINDS.get(kind, "a text") + (f", such as {old!r}" if old is not None else "")
+        if kind is tuple and old:
+            takes = f"a tuple, each item {KINDS.get(type(old[0]), 'a text')}, such as {old!r}"
         raise TypeError(f"{key!r} is given {shown(given)}: it takes {takes}")
     return value
 

@@ -1,5 +1,6 @@
 """The one training loop: batches in, logs, checkpoints and a trained model out."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
 from mnv2_jax.lab.devices.process import Interrupted, Stop
 from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
+from mnv2_jax.lab.train.check import seconds_of
 from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
 from mnv2_jax.lab.train.log import RunLog, progress_bar, rows_before
 from mnv2_jax.lab.train.precision import low_precision_scores
@@ -82,11 +84,12 @@ class Session:
     losses: list[float] | None  # of the last row of the log, for each seed
     requests: HostRequests
     stop: Stop
+    end: dict[str, Any]  # see `Progress`
 
 
 def fit(
     run: Run, config: Any, folder: Path, identity: Identity, stop: Stop, title: str, quiet: bool
-) -> None:
+) -> str:
     """Trains a run to its end, from its newest checkpoint if there is one.
 
     Writes for each seed, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events, the trained
@@ -100,6 +103,9 @@ def fit(
       stop: whether to stop.
       title: for the progress bar.
       quiet: no progress bar.
+
+    Returns:
+      Why it ended before its last step, if it did.
 
     Raises:
       Interrupted: on a signal, after saving.
@@ -119,6 +125,11 @@ def fit(
     # The state before the first step is evaluated too.
     state, before = restored or (run.fresh(keys), Progress(evaluated=False))
     start, due, first_process = step_of(state), not before.evaluated, jax.process_index() == 0
+    limit, began = seconds_of(config.time) or math.inf, time.monotonic() - before.seconds
+    requests = HostRequests(
+        60 * config.checkpoint_minutes, stop, lambda: time.monotonic() - began >= limit
+    )
+    requests.over = before.seconds >= limit
     session = Session(
         run=run,
         config=config,
@@ -127,11 +138,12 @@ def fit(
         checkpoints=checkpoints,
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
-        began=time.monotonic() - before.seconds,
+        began=began,
         sums=MetricSums(before.sums),
         losses=before.losses,
-        requests=HostRequests(60 * config.checkpoint_minutes, stop),
+        requests=requests,
         stop=stop,
+        end=before.end,
     )
     try:
         stop.at_once = False  # what was trained is saved first
@@ -140,9 +152,10 @@ def fit(
         stop.told = _saved_at(step_of(state))
         stop.at_once = jax.process_count() == 1  # several hosts leave together
         stop.check()
-        _finish(session, identity, state, folder)
+        return _finish(session, identity, state, folder)
     except jax.errors.JaxRuntimeError as error:
         leave(error)  # what follows would wait for the host that is gone
+        raise
     finally:
         session.bar.close()
         for log in session.logs:
@@ -165,19 +178,33 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
     run, config, requests = session.run, session.config, session.requests
     eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
     resident = jax.device_put(run.train.resident(), run.plan.everywhere)
-    if due and _evaluate(session, state, start) is None:
-        _save(session, state, evaluated=False)
-        _leave(session, state)
+    session.bar.set_postfix_str("compiling, which may take minutes")
+    if due:
+        if (monitor := _evaluate(session, state, start)) is not None:
+            _compare(session, monitor)
+        else:
+            _save(session, state, evaluated=False)
+            _leave(session, state)
     for step in range(start + 1, run.steps + 1):
+        if session.end.get("why"):
+            break
+        last = step == run.steps or requests.over
         state, metrics = run.step(state, resident, next(session.rows), session.keys)
         _check_finite(config, session.sums.add(metrics), step)
+        if step == start + 1:  # compiled; the time left is told by the steps
+            session.bar.set_postfix_str("", refresh=False)
+            session.bar.unpause()
         session.bar.update(1)
-        last = step == run.steps
         if step % config.log_every == 0 or last:
             _log_row(session, step)
         due = bool(config.eval_every_epochs and step % eval_every == 0) or last
         monitor = _evaluate(session, state, step) if due else None
         evaluated = monitor is not None or not due
+        if monitor is not None:
+            _compare(session, monitor)
+        if last and step < run.steps:
+            session.end = session.end | {"why": f"for the time of {config.time} is up"}
+        last = last or bool(session.end.get("why"))
         save, stop = requests(step, session.sums.wait)
         stop = stop and not (last and evaluated)
         if save or stop or monitor is not None:
@@ -190,11 +217,21 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
 def _save(session: Session, state: Any, evaluated: bool, monitor: float | None = None) -> None:
     seconds = time.monotonic() - session.began
     rows = [log.rows for log in session.logs]
-    progress = Progress(seconds, session.sums.wait(), session.losses, evaluated, rows)
+    sums = session.sums.wait()
+    progress = Progress(seconds, sums, session.losses, evaluated, rows, session.end)
     for log in session.logs:
         log.flush()
     session.checkpoints.save(state, progress, monitor)
     session.requests.saved()
+
+
+def _compare(session: Session, monitor: float) -> None:
+    """Counts evaluations since the best; too many of them are the end."""
+    best, patience = session.end.get("best"), session.config.patience
+    worse = 0 if best is None or monitor > best else session.end["worse"] + 1
+    session.end = session.end | {"best": best if worse else monitor, "worse": worse}
+    if 0 < patience <= worse:
+        session.end["why"] = f"for {worse} evaluations gave no better result"
 
 
 def _leave(session: Session, state: Any) -> None:
@@ -257,8 +294,9 @@ def _evaluate(session: Session, state: Any, step: int) -> float | None:
     return float(list(results.values())[-1][run.monitor].mean())
 
 
-def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> None:
+def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> str:
     """Writes each seed's model and, last of all, its result; hosts leave together."""
+    why = session.end.get("why", "") if step_of(state) < session.run.steps else ""
     run, config, seconds = session.run, session.config, time.monotonic() - session.began
     best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
     scores = {split: run.evaluate(variables) for split, variables in best.items()}
@@ -282,11 +320,12 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> N
             "metrics": metrics,
             "model_sha256": hash_file(place / TENSORS),
             "skipped": int(np.atleast_1d(skipped)[i]),
-        }
+        } | ({"ended": why} if why else {})
         files = [place / name for name in (TENSORS, DESCRIPTION, CARD, METRICS)] + log.events()
         write_result(place, result, whose, files)
     if any(gather("stop" if session.stop() else "")):
         raise Interrupted(session.stop.told, session.stop.number or signal.SIGTERM)
+    return why
 
 
 def describe(run: Run, config: Any) -> dict[str, Any]:

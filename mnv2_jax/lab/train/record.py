@@ -21,7 +21,7 @@ MAX_JSON, MAX_FILE = 1 << 28, 1 << 36  # bytes; what is more is no file of ours
 # What another start may change in the folder of a run: no step computes anything else with it.
 # Of the length, see `sweep.check_owner`.
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
-FREE += ("keep_checkpoints", "stop_after_skipped")
+FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time")
 LENGTH = ("steps", "epochs")
 # What a result has at least, as all releases wrote it.
 FIELDS: Mapping[str, Any] = {

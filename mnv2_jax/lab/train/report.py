@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mnv2_jax.accounting import account
-from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.errors import UsageError, first_line, one_line
 from mnv2_jax.files import replacing, write_file, write_json
 from mnv2_jax.lab.model_folder import DESCRIPTION, EARLIEST
 from mnv2_jax.lab.tasks import TASKS
@@ -32,6 +32,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Okabe and Ito's colors, which can be told apart with any color vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")  # the next one is taken when the colors are used up
+MAX_OF_START = 0.05  # of running statistics, at the end of a training
 IMAGES = ("train_images", "eval_images")  # numbers in a model's description
 Results = dict[str, Any]  # the content of `results.json`
 
@@ -94,7 +95,7 @@ def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict
     return {
         "title": config.title or config.name, "averaged": averaged, "steps": steps,
         "metric": next(iter(TASKS[config.task].metrics.values())),
-        "data": config.data.name, "split": config.data.eval_split,
+        "data": config.data.name, "split": config.data.eval_split, "root": config.data.root,
         "batch_size": config.batch_size, "networks": describe_networks(workdir, seeds),
     }  # fmt: skip
 
@@ -115,7 +116,14 @@ def _network(path: Path) -> dict[str, Any]:
         raise UsageError(why) from error
     cost = account(model, (1, size, size, options.get("in_channels", 3)))
     network = {"options": options, "resolution": size, "params": cost.params, "madds": cost.madds}
+    if IMAGES[0] in description:
+        network["bn_decay"] = decay_of(model)
     return network | {key: description[key] for key in IMAGES if key in description}
+
+
+def decay_of(model: Any) -> float:
+    """Returns the decay of a network's running statistics."""
+    return getattr(model, "backbone", model).dialect.bn_decay
 
 
 def scores_of(results: Results) -> dict[str, list[float]]:
@@ -126,9 +134,9 @@ def scores_of(results: Results) -> dict[str, list[float]]:
 
 def measured(setting: Mapping[str, Any]) -> str:
     """Returns what was measured, as a sentence without its period."""
-    metric = setting["metric"]
+    metric, place = setting["metric"], setting.get("root") or setting["data"]
     return (
-        f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {setting['data']} "
+        f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {one_line(place)} "
         f"after {setting['steps']} steps of {setting['batch_size']} images"
         f"{', with averaged weights' * setting['averaged']}"
     )
@@ -155,6 +163,7 @@ def report_text(results: Results) -> str:
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
         *[f"- {skipped} steps were not finite and were skipped."] * bool(skipped),
+        *_notes(results),
     ]
     paragraphs = [
         f"# {setting['title']}",
@@ -168,6 +177,40 @@ def report_text(results: Results) -> str:
         "\n".join(facts),
     ]
     return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -> list[str]:
+    """Says what is likely to go wrong in a training, from its flattened configuration.
+
+    `decay` is batch norm's, `images` are those to train on.
+    """
+    found, batch = [], config["batch_size"]
+    if batch > images:
+        found.append(
+            f"batch_size is {batch}, and there are {images} images to train on: {steps} steps see "
+            f"each {steps * batch / images:.0f} times. Make it smaller for more steps."
+        )
+    if decay**steps > MAX_OF_START and not config["init.frozen_norm"]:
+        found.append(
+            f"batch norm's running statistics decay by {decay:g} a step: after {steps} steps "
+            f"{decay**steps:.0%} of them are what they began with, and an evaluation lags behind. "
+            "Set model.bn_decay to 0.9, or train for longer."
+        )
+    return found
+
+
+def _notes(results: Results) -> list[str]:
+    """Lists what is likely to have gone wrong, and the seeds that ended before their last step."""
+    lines = []
+    for name, network in results["setting"]["networks"].items():
+        runs = results["runs"][name]
+        if "bn_decay" in network:
+            known = (network["bn_decay"], runs[0]["steps"], network[IMAGES[0]])
+            lines += [f"- note: {caution}" for caution in cautions(results["config"], *known)]
+        for run in (run for run in runs if "ended" in run):
+            what = f"ended at step {run['steps']}, {run['ended']}"
+            lines.append(f"- {name}, seed {run['seed']}: {what}.")
+    return list(dict.fromkeys(lines))
 
 
 def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:

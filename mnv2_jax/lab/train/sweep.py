@@ -34,7 +34,7 @@ from mnv2_jax.lab.train.record import (
     read_result,
     sealed,
 )
-from mnv2_jax.lab.train.report import write_report
+from mnv2_jax.lab.train.report import cautions, decay_of, write_report
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.version import __version__
 
@@ -61,6 +61,8 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
                 name: {n: make_run(variants[name], n, sources) for n in {len(own) for own in left}}
                 for name, left in waiting.items()
             }
+        if not quiet and jax.process_index() == 0:
+            _warn(variants, runs)
         try:
             identity = claim(workdir, config, lock)
             if jax.process_index() == 0:
@@ -72,15 +74,25 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
                     title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
                     began, own = time.monotonic(), identity._replace(variant=name, seeds=seeds)
                     run, place = by_size[len(seeds)], workdir / name
-                    fit(run, variants[name], place, own, stop, title, quiet)
+                    ended = fit(run, variants[name], place, own, stop, title, quiet)
                     if not quiet and jax.process_index() == 0:
-                        print(f"{title}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+                        took = f"{time.monotonic() - began:.0f} s" + f", {ended}" * bool(ended)
+                        print(f"{title}: {took}", file=sys.stderr)
             return write_report(workdir, config, command) if jax.process_index() == 0 else None
         except OSError as error:
             raise UsageError(
                 f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
                 "space or choose another --workdir, and give the same command again to go on."
             ) from error
+
+
+def _warn(variants: dict[str, Any], runs: dict[str, dict[int, Any]]) -> None:
+    found = {}
+    for name, run in ((name, run) for name, own in runs.items() for run in own.values()):
+        known = (decay_of(run.model), run.steps, run.images["train_images"])
+        found |= dict.fromkeys(cautions(flatten(variants[name]), *known))
+    for caution in found:
+        print(f"note: {caution}", file=sys.stderr)
 
 
 def _waiting(config: Any, workdir: Path, lock: Lock) -> dict[str, list[tuple[int, ...]]]:

@@ -11,7 +11,14 @@ from scipy import stats
 
 from mnv2_jax import account, build
 from mnv2_jax.lab.train.log import RunLog, read_rows, rows_before
-from mnv2_jax.lab.train.report import paired_difference, report_text, verdicts, write_report
+from mnv2_jax.lab.train.report import (
+    cautions,
+    measured,
+    paired_difference,
+    report_text,
+    verdicts,
+    write_report,
+)
 from tests.events import scalars
 from tests.lab.train.setting import tiny
 
@@ -82,6 +89,34 @@ def write_runs(workdir, config, scores, extra=None):
             (folder / "result.json").write_text(json.dumps(result(seed, score, **more)))
 
 
+def test_what_is_likely_to_go_wrong_is_told_and_nothing_else():
+    config = {"batch_size": 64, "init.frozen_norm": False}
+    assert cautions(config, 0.9, 300, 1437) == []
+    assert cautions(config | {"init.frozen_norm": True}, 0.997, 10, 64) == []
+    (crowded,) = cautions(config, 0.9, 100, 12)
+    assert "batch_size is 64, and there are 12 images" in crowded and "each 533 times" in crowded
+    (lagging,) = cautions(config, 0.997, 333, 5000)
+    assert "after 333 steps 37% of them are what they began with" in lagging
+    assert "model.bn_decay" in lagging
+    assert cautions(config, 0.997, 1000, 5000) == [] and cautions(config, 0.997, 990, 5000)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"data": "digits", "root": None}, "on the test split of digits"),
+        ({"data": "digits"}, "on the test split of digits"),  # of an earlier version
+        ({"data": "folder", "root": "photos/cats"}, "on the test split of photos/cats"),
+        ({"data": "coco", "root": "~/boxes"}, "on the test split of ~/boxes"),
+        ({"data": "folder", "root": "caf\udce9"}, r"on the test split of caf\udce9"),
+        ({"data": "folder", "root": "a\nb"}, r"on the test split of a\nb"),
+    ],
+)
+def test_a_report_says_where_the_images_are_not_how_they_lie(setting, said):
+    of = {"metric": "accuracy", "split": "test", "steps": 1, "batch_size": 1, "averaged": False}
+    assert said in measured(of | setting)
+
+
 def test_the_report_gives_n_mean_std_and_how_to_repeat_it(tmp_path):
     config = tiny(seeds=(0, 1, 2))
     scores = {"linear": [0.9, 0.8, 0.85], "relu6": [0.7, 0.71, 0.75]}
@@ -105,6 +140,10 @@ def test_the_report_gives_n_mean_std_and_how_to_repeat_it(tmp_path):
     for part in ("'a b.py'", "seeds: 0, 1, 2", "versions: ", "device: ", "after 12 steps of 16"):
         assert part in text
     assert "skipped" not in text and "averaged" not in text
+    assert text.count("- note: batch_size is 16, and there are 7 images to train on: 12 steps") == 1
+    assert (
+        text.count("- note: batch norm's running statistics decay by 0.997 a step: after 12") == 1
+    )
     # What was measured is in the results as values, and the report is made of them alone.
     results = json.loads((tmp_path / "results.json").read_text())
     model = build(spec="one_block", num_classes=10, in_channels=1)

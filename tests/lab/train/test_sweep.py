@@ -39,7 +39,8 @@ def quickly(monkeypatch):
         return make_plan(devices=devices or 1, **others)
 
     def built(config, seeds_at_once, sources):
-        key = str(flatten(config)), seeds_at_once
+        # What ends a training is the loop's alone.
+        key = str(flatten(config) | {"patience": 0, "time": ""}), seeds_at_once
         BUILT[key] = BUILT.get(key) or make(config, seeds_at_once, sources)
         return BUILT[key]
 
@@ -172,6 +173,68 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     train(one(), tmp_path)
     assert seen[0] == step  # nothing lost, nothing done twice
     assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def rows_until(workdir, step):
+    return [r for r in read_rows(workdir / "linear/seed_0/metrics.jsonl") if r["step"] <= step]
+
+
+def stopped(monkeypatch, step, config, workdir):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(loop.Interrupted):
+            train(config, workdir)
+
+
+def ended(config, workdir, step, why):
+    """Trains to an end before the last step, twice, and looks at what is told of it."""
+    train(config, workdir)
+    result = json.loads((workdir / "linear/seed_0/result.json").read_text())
+    assert (result["steps"], result["ended"]) == (step, why)
+    assert (workdir / "linear/seed_0/model.safetensors").is_file()
+    text = (workdir / "report.md").read_text()
+    assert f"- linear, seed 0: ended at step {step}, {why}." in text
+    (saved,) = (workdir / "linear").glob("checkpoints_*")
+    assert max(int(p.name) for p in saved.iterdir() if p.name.isdigit()) == step
+    before = outcome(workdir)
+    train(config, workdir)
+    assert outcome(workdir) == before
+
+
+@pytest.mark.parametrize("cut", [None, 4, 6, 9])
+def test_a_training_ends_where_patience_does_also_if_it_was_stopped_before(
+    undisturbed, tmp_path, monkeypatch, cut
+):
+    scores, evaluate = {0: 0.1, 3: 0.5, 6: 0.4, 9: 0.5, 12: 0.9}, loop._evaluate
+
+    def scripted(session, state, step):
+        return None if evaluate(session, state, step) is None else scores[step]
+
+    monkeypatch.setattr(loop, "_evaluate", scripted)
+    if cut is not None:
+        stopped(monkeypatch, cut, one(patience=2), tmp_path)
+    ended(one(patience=2), tmp_path, 9, "for 2 evaluations gave no better result")
+    assert rows_until(tmp_path, 9) == rows_until(undisturbed, 9)
+
+
+@pytest.mark.parametrize("cut", [None, 4, 5])
+def test_a_training_ends_evaluated_when_its_time_is_up(undisturbed, tmp_path, monkeypatch, cut):
+    """One step after that was told, as all hosts are told at the same step."""
+
+    class Hurried(loop.HostRequests):
+        def __call__(self, step, wait):
+            asked = super().__call__(step, wait)
+            self.over = step >= 4
+            return asked
+
+    monkeypatch.setattr(loop, "HostRequests", Hurried)
+    if cut is not None:
+        stopped(monkeypatch, cut, one(time="10m"), tmp_path)
+        monkeypatch.setattr(loop, "seconds_of", lambda _: 1e-9)  # it was up before
+    ended(one(time="10m"), tmp_path, 5, "for the time of 10m is up")
+    assert rows_until(tmp_path, 4) == rows_until(undisturbed, 4)
+    splits = [row["split"] for row in rows_until(tmp_path, 5) if row["step"] == 5]
+    assert splits == ["train", "eval", "eval_ema"]
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path, monkeypatch):
@@ -423,7 +486,7 @@ def config_with(**sweep_changes):
     ],
 )
 def test_sweeps_that_cannot_be_run_are_refused(tmp_path, changes, message):
-    with pytest.raises(UsageError, match=message) as error:
+    with pytest.raises((UsageError, TypeError), match=message) as error:
         train(config_with(**changes), tmp_path / "new")
     assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
 
@@ -433,7 +496,7 @@ def test_sweeps_that_cannot_be_run_are_refused(tmp_path, changes, message):
     [
         ({"model": {"widht": 0.5}}, "'model.widht': did you mean 'model.width'"),
         ({"modle": {"width": 0.5}}, "variant 'b'.*'modle.width'"),
-        ({"model": {"width": "wide"}}, "variant 'b' of the sweep cannot be applied: .*float"),
+        ({"model": {"width": "wide"}}, "variant 'b' of the sweep cannot be applied: .*number"),
         ({"model": 3}, "variant 'b'"),
         (7, "variant 'b' of the sweep is 7: give the keys"),
     ],
