@@ -219,7 +219,8 @@ def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     except UnreadableFile as error:
         raise UsageError(f"image {error} Give the path of a JPEG, PNG or the like.") from error
     except BadRecord as bad:
-        raise UsageError(f"image {bad}: give an image that opens elsewhere.") from bad
+        remedy = ": give an image that opens elsewhere" if "decoded" in bad.reason else ""
+        raise UsageError(f"image {bad}{remedy}.") from bad
 
 
 def _is_image(image: Any) -> bool:

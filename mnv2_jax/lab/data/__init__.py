@@ -22,23 +22,8 @@ from mnv2_jax.lab.data.transforms import (
 )
 
 __all__ = [
-    "ArraySource",
-    "BadRecord",
-    "Source",
-    "Transform",
-    "batch_ids",
-    "detection_eval",
-    "detection_train",
-    "eval_batches",
-    "eval_transform",
-    "example_ids",
-    "first_record",
-    "open_source",
-    "prepare",
-    "record_rng",
-    "segmentation_eval",
-    "segmentation_train",
-    "summary",
-    "train_batches",
-    "train_transform",
-]
+    "ArraySource", "BadRecord", "Source", "Transform", "batch_ids", "detection_eval",
+    "detection_train", "eval_batches", "eval_transform", "example_ids", "first_record",
+    "open_source", "prepare", "record_rng", "segmentation_eval", "segmentation_train",
+    "summary", "train_batches", "train_transform",
+]  # fmt: skip

@@ -15,7 +15,6 @@ from mnv2_jax.lab.data.image import apply_pillow
 
 Picture = Image.Image
 Operation = Callable[[Picture, float], Picture]
-
 GRAY = 128
 MAX_MAGNITUDE = 30
 
@@ -47,8 +46,7 @@ def hue(picture: Picture, shift: float) -> Picture:
 def autocontrast(picture: Picture) -> Picture:
     """Stretches each channel to the full range; Pillow's own rounds some values to one less."""
     tables = []
-    extrema = np.reshape(picture.getextrema(), (-1, 2)).tolist()
-    for low, high in extrema:
+    for low, high in np.reshape(picture.getextrema(), (-1, 2)).tolist():
         stretched = (np.arange(256) - low) * (255 / (high - low)) if low < high else np.arange(256)
         tables += np.clip(stretched, 0, 255).astype(np.uint8).tolist()
     return picture.point(tables)
@@ -75,7 +73,7 @@ def rotate(picture: Picture, degrees: float) -> Picture:
 # Ranges of the operations of RandAugment and TrivialAugment: (narrow, wide), from the two papers'
 # code. The narrow shift is 150 of 331 pixels of the side.
 NARROW, WIDE = 0, 1
-RANGES = {"turn": (30, 135), "slant": (0.3, 0.99), "color": (0.9, 0.99), "bits": (4, 6)}
+TURN, SLANT, COLOR, BITS = (30, 135), (0.3, 0.99), (0.9, 0.99), (4, 6)
 
 
 def policy_operations(space: int) -> Mapping[str, Operation]:
@@ -83,7 +81,7 @@ def policy_operations(space: int) -> Mapping[str, Operation]:
 
     Those without a direction use its size.
     """
-    turn, slant, color, bits = (RANGES[key][space] for key in ("turn", "slant", "color", "bits"))
+    turn, slant, color, bits = TURN[space], SLANT[space], COLOR[space], BITS[space]
 
     def shift(side: int, s: float) -> int:
         return round((32 if space == WIDE else 150 / 331 * side) * s)
@@ -106,11 +104,12 @@ def policy_operations(space: int) -> Mapping[str, Operation]:
     }
 
 
-_NARROW, _WIDE = (tuple(policy_operations(space).values()) for space in (NARROW, WIDE))
+_OPERATIONS = [tuple(policy_operations(space).values()) for space in (NARROW, WIDE)]
 
 
-def _drawn(operations: tuple[Operation, ...], rng: np.random.Generator) -> tuple[Operation, int]:
+def _drawn(space: int, rng: np.random.Generator) -> tuple[Operation, int]:
     """Draws an operation and a sign."""
+    operations = _OPERATIONS[space]
     return operations[rng.integers(len(operations))], 1 if rng.random() < 0.5 else -1
 
 
@@ -119,14 +118,14 @@ def rand_augment(
 ) -> np.ndarray:
     """Applies `count` random operations at one magnitude of 0 to 30 (Cubuk et al., 2020)."""
     for _ in range(count):
-        operation, sign = _drawn(_NARROW, rng)
+        operation, sign = _drawn(NARROW, rng)
         image = apply_pillow(image, operation, sign * magnitude / MAX_MAGNITUDE)
     return image
 
 
 def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Applies one random operation at a random magnitude, wide space (Müller & Hutter, 2021)."""
-    operation, sign = _drawn(_WIDE, rng)
+    operation, sign = _drawn(WIDE, rng)
     return apply_pillow(image, operation, sign * rng.integers(MAX_MAGNITUDE + 1) / MAX_MAGNITUDE)
 
 

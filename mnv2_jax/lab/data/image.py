@@ -8,23 +8,31 @@ import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data.source import BadRecord
 
-MAX_PIXELS = 1 << 26  # 67 megapixels: 200 MB as RGB, in each thread
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # none that calls other programs
-LABEL_FORMATS = ("PNG", "TIFF", "BMP")
+LARGE = 1 << 25  # pixels that are read as they are; of more, a half or a quarter of each side
+ALONE = 1 << 23  # what has more pixels is decoded by one thread at a time
+# Formats and the most pixels that are decoded within 450 MB; none of them calls other programs.
+# JPEG is made smaller while it is decoded, WebP takes 14 bytes a pixel.
+FORMATS = dict.fromkeys(("PNG", "BMP", "GIF", "PPM", "TIFF"), 1 << 26)
+FORMATS |= {"JPEG": 1 << 28, "WEBP": 3 << 23}
+PROGRESSIVE = 3 << 26  # the most numbers in a JPEG that is in memory before it is decoded
+LABEL_FORMATS = {name: FORMATS[name] for name in ("PNG", "TIFF", "BMP")}
 MEAN_PIXEL = 127  # which the authors pad segmenters' images with, 0 in their input range
-EXIF_WITHIN = 4096  # the tag's segment comes first in the file, or after the JFIF header
+ORIENTATIONS = (b"Exif\0\0", b"tiff:Orientation")  # one of them is in a JPEG that may lie
 INCEPTION_ASPECT = (3 / 4, 4 / 3)  # width over height
 KEYS_CUBIC_A = -0.5  # as Pillow's and TensorFlow's bicubic
 METHODS = ("bilinear", "bicubic", "nearest")
+
+_large = threading.Lock()
 
 
 @functools.cache
@@ -52,81 +60,132 @@ def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np
 
     CMYK, palette and 16-bit images are converted, transparency is dropped. JPEG goes through
     simplejpeg where it is installed and the file is flawless, everything else through Pillow; both
-    use libjpeg-turbo and give the same pixels.
-
-    Args:
-        data: the whole file.
-        name: names the record in errors.
-        channels: 3 for RGB, 1 for gray.
-        orient: whether to turn the image upright by its EXIF tag. The reference pipelines for
-            ImageNet do not.
+    use libjpeg-turbo and give the same pixels. A large picture is read smaller, see `read_size`.
+    With `orient` it is turned upright by its EXIF or XMP tag, which the reference pipelines for
+    ImageNet do not do.
 
     Raises:
-        BadRecord: the file is empty, damaged, of another format or larger than `MAX_PIXELS`; the
-            size is taken from the header, before any memory is set aside.
+        BadRecord: of this name; the file is empty, damaged, of another format or larger than
+            `FORMATS` allows, by its header, before any memory is set aside.
     """
     if not data:
         raise BadRecord(name, "the file is empty")
-    pixels = _decode_jpeg(data, name, channels) if data[:2] == b"\xff\xd8" else None
-    if pixels is not None and not (orient and data.find(b"Exif\0\0", 0, EXIF_WITHIN) >= 0):
-        return pixels
+    if data[:2] == b"\xff\xd8" and not (orient and any(tag in data for tag in ORIENTATIONS)):
+        pixels = _decode_jpeg(data, channels)
+        if pixels is not None:
+            return pixels
     with _opened(data, name, FORMATS) as picture:
-        if orient:
-            picture = ImageOps.exif_transpose(picture)
         if picture.mode in ("I", "F"):
             raise BadRecord(name, f"pixels of mode {picture.mode} have no known range")
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
-    return pixels.reshape(*pixels.shape[:2], channels)
+        pixels = _pixels(picture, "RGB" if channels == 3 else "L")
+        turn = _orientation(picture) if orient else 1
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    if turn > 1:
+        pixels = pixels[:: -1 if turn in (3, 4, 6, 7) else 1, :: -1 if turn in (2, 3, 7, 8) else 1]
+        pixels = np.ascontiguousarray(pixels if turn < 5 else pixels.swapaxes(0, 1))
+    return pixels
 
 
 def decode_labels(data: bytes, name: str) -> np.ndarray:
     """Decodes a label map, (h, w) uint8: a gray picture, or the indices of one with a palette.
 
-    Raises:
-        BadRecord: it is damaged, too large or in color.
+    A large one is read smaller, as its picture is. `BadRecord` if it cannot be used.
     """
     with _opened(data, name, LABEL_FORMATS) as picture:
         if picture.mode not in ("P", "L"):
             raise BadRecord(name, f"a picture of mode {picture.mode} is not a label map")
-        return np.array(picture)
+        labels = np.array(picture)
+    return resize(labels[..., None], *read_size(*labels.shape), "nearest")[..., 0]
+
+
+def read_size(height: int, width: int) -> tuple[int, int]:
+    """Returns the size in which a picture is read: its own, or that of a half, quarter, eighth.
+
+    >>> read_size(3000, 4000), read_size(9000, 12001)
+    ((3000, 4000), (4500, 6001))
+    """
+    factor = _factor(height, width)
+    return -(-height // factor), -(-width // factor)
+
+
+def _factor(height: int, width: int) -> int:
+    return next(f for f in (1 << n for n in range(64)) if height * width <= LARGE * f * f)
 
 
 @contextlib.contextmanager
-def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _opened(data: bytes, name: str, formats: Mapping[str, int]) -> Iterator[Image.Image]:
     """Opens a picture that is not too large; whatever goes wrong in the block is a `BadRecord`."""
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as picture:
-            _check_size(name, picture.height, picture.width)
-            yield picture
+        format_, picture = _identified(data, formats)
+        with picture:
+            pixels, limit = picture.height * picture.width, formats[format_]
+            if picture.info.get("progressive"):
+                sizes = [across * down for _, across, down, _ in picture.layer]  # pyright: ignore
+                format_, limit = "progressive JPEG", PROGRESSIVE * max(sizes) // sum(sizes)
+            if not 0 < pixels <= limit:
+                size = f"{picture.width}x{picture.height} pixels, {pixels / 1e6:.1f} megapixels"
+                limits = f"the limit is {limit / 1e6:.1f} for {format_}: make it smaller"
+                raise BadRecord(name, f"is a picture of {size}; {limits}")
+            with _large if pixels > ALONE else contextlib.nullcontext():
+                yield picture
     except BadRecord:
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged files
-        reason = first_line(error)
-        if "cannot identify image file" in reason:  # it goes on with an address in memory
-            reason = "not an image of a known format"
-        raise BadRecord(name, f"cannot be decoded ({reason})") from error
+        raise BadRecord(name, f"cannot be decoded ({first_line(error)})") from error
 
 
-def _check_size(name: str, height: int, width: int) -> None:
-    if not 0 < height * width <= MAX_PIXELS:
-        raise BadRecord(name, f"{width}x{height} pixels; the limit is {MAX_PIXELS:,}")
+def _identified(data: bytes, formats: Iterable[str]) -> tuple[str, Image.Image]:
+    """Opens as `Image.open` does, without its limit, which is one for the whole process."""
+    Image.init()
+    for name in formats:
+        factory, accepts = Image.OPEN[name]
+        if accepts is None or accepts(data[:16]) is True:
+            return name, factory(io.BytesIO(data), "")
+    raise ValueError("not an image of a known format")
 
 
-def _decode_jpeg(data: bytes, name: str, channels: int) -> np.ndarray | None:
-    """Decodes with simplejpeg; None if it is absent or refuses the file."""
+def _orientation(picture: Image.Image) -> int:
+    """Returns how a picture has to be turned, 1 to 8; 1 where its tags are damaged."""
+    try:
+        turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises anything on damaged tags
+        return 1
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def _pixels(picture: Image.Image, mode: str) -> np.ndarray:
+    """Converts a picture by strips, so that little is in memory twice, and makes it smaller."""
+    size, factor = picture.size, _factor(*picture.size)
+    picture.draft(None, (max(1, size[0] // factor), max(1, size[1] // factor)))  # for JPEG
+    factor = factor if picture.size == size else 1
+    picture.load()
+    width, height = picture.size  # of TIFF, once it is turned by its tag, which loading does
+    rows = factor * max(1, (1 << 22) // (width * factor))
+    bands = (3,) if mode == "RGB" else ()
+    pixels = np.empty((-(-height // factor), -(-width // factor), *bands), np.uint8)
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        strip = picture if rows >= height else picture.crop(box)
+        if strip.mode.startswith("I;16"):
+            strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+        strip = strip.convert(mode)
+        into = pixels[top // factor : -(-box[3] // factor)]
+        into[...] = strip.reduce(factor) if factor > 1 else strip
+    return pixels
+
+
+def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
+    """Decodes with simplejpeg; None if it is absent, refuses the file, or the file is large."""
     simplejpeg = _simplejpeg()
     if simplejpeg is None:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(name, int(height), int(width))
-        if colorspace in ("CMYK", "YCCK") or (channels == 1 and colorspace != "Gray"):
+        if not 0 < height * width <= LARGE or colorspace in ("CMYK", "YCCK"):
+            return None
+        if channels == 1 and colorspace != "Gray":
             return None
         return simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
-    except BadRecord:
-        raise
     except ValueError:
         return None
 
@@ -141,17 +200,13 @@ def apply_pillow(
 
 
 def resize(
-    image: np.ndarray,
-    height: int,
-    width: int,
-    method: str = "bilinear",
-    antialias: bool = True,
+    image: np.ndarray, height: int, width: int, method: str = "bilinear", antialias: bool = True
 ) -> np.ndarray:
     """Resizes to (height, width), with pixel centers at half-integers.
 
     With `antialias` the kernel widens when shrinking, as in Pillow and `jax.image.resize`; without,
-    its support is fixed, as in `tf.image.resize` and OpenCV, which is nine times faster (0.14
-    against 1.28 ms from 350x300 to 224x224) and gives another sharpness.
+    its support is fixed, as in `tf.image.resize` and OpenCV, which is nine times faster and gives
+    another sharpness.
     """
     if method not in METHODS:
         raise unknown("resize method", method, METHODS)
@@ -189,10 +244,7 @@ def _interpolate(values: np.ndarray, size: int, method: str) -> np.ndarray:
 
 
 def inception_crop(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    size: int,
-    area: tuple[float, float] = (0.08, 1.0),
+    image: np.ndarray, rng: np.random.Generator, size: int, area: tuple[float, float] = (0.08, 1)
 ) -> np.ndarray:
     """Cuts a random rectangle and stretches it to a square: the crop of Szegedy et al. (2015).
 
@@ -220,21 +272,19 @@ def inception_crop(
     return resize(window, size, size, antialias=False)
 
 
-def center_crop(image: np.ndarray, size: int, fraction: float = 0.875, **kernel: Any) -> np.ndarray:
+def center_crop(image: np.ndarray, size: int, fraction: float, **kernel: Any) -> np.ndarray:
     """Cuts the central square, `fraction` of the shorter side, and resizes it (see `resize`).
 
     With 0.875 = 224 / 256 it sees what resizing the shorter side to 256 and cutting 224 sees.
 
-    >>> center_crop(np.zeros((100, 200, 3), np.uint8), 56).shape
+    >>> center_crop(np.zeros((100, 200, 3), np.uint8), 56, 0.875).shape
     (56, 56, 3)
     """
     side = max(1, round(fraction * min(image.shape[:2])))
     return resize(central(image, side, side), size, size, **kernel)
 
 
-def stretch_crop(
-    image: np.ndarray, size: int, fraction: float = 0.875, **kernel: Any
-) -> np.ndarray:
+def stretch_crop(image: np.ndarray, size: int, fraction: float, **kernel: Any) -> np.ndarray:
     """Cuts the central `fraction` of each side and stretches it to a square, as TF-slim does."""
     height, width = (max(1, round(fraction * side)) for side in image.shape[:2])
     return resize(central(image, height, width), size, size, **kernel)
@@ -278,10 +328,7 @@ def with_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
 
 
 def flip(image: np.ndarray) -> np.ndarray:
-    """Mirrors left and right.
-
-    The result is contiguous: stacking mirrored views into a batch takes as long as decoding them.
-    """
+    """Mirrors left and right; contiguous, for stacking mirrored views takes as long as decoding."""
     cv2 = _cv2()
     if cv2 is not None:
         return cv2.flip(image, 1).reshape(image.shape)
@@ -296,5 +343,4 @@ def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.nd
     """
     height, width = image.shape[:2]
     top, left = rng.integers(2 * pad + 1, size=2)
-    framed = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    return framed[top : top + height, left : left + width]
+    return np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[top : top + height, left : left + width]

@@ -50,10 +50,9 @@ def train_batches(
         seed: fixes the order of the examples and their augmentation.
         start_step: the first batch; the stream does not depend on where it was entered.
         steps: how many batches to yield; without it the stream is endless.
-        transform: `(record, rng) -> record`, applied to each record in a thread.
+        transform: applied to each record in a thread.
         shard: (this host's index, number of hosts).
-        threads: how many records are read at once; by default one a core, at most 16. Decoding
-            does not hold the interpreter's lock; more threads than cores only help slow storage.
+        threads: how many records are read at once; by default one a core, at most 16.
         prefetch: how many batches are prepared ahead.
         bad_record_budget: the fraction of records that may be bad before the run stops; the first
             10 are always allowed.
@@ -130,11 +129,7 @@ def eval_batches(
 
 
 def first_record(source: Source, transform: Transform | None = None) -> dict:
-    """Returns the first record that can be used, transformed.
-
-    Raises:
-        UsageError: there is none; the first is named, and why it cannot be used.
-    """
+    """Returns the first record that can be used, transformed; `UsageError` if there is none."""
     first = None
     for index in range(len(source)):
         record = _read(source, index, transform, 0, 0)
@@ -150,13 +145,9 @@ def first_record(source: Source, transform: Transform | None = None) -> dict:
 
 
 def _check(
-    source: Source,
-    kind: str,
-    batch_size: int,
-    shard: tuple[int, int],
-    threads: int | None,
+    source: Source, kind: str, batch_size: int, shard: tuple[int, int], threads: int | None,
     prefetch: int,
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int]:  # fmt: skip
     """Gives the number of rows of each host, the first row of this one, and the threads."""
     index, count = shard
     if threads is None:
@@ -189,13 +180,9 @@ def _read(
 
 
 def _threaded_rows(
-    row: Callable[[int], dict | BadRecord | None],
-    source: Source,
-    local: int,
-    steps: int | None,
-    threads: int,
-    prefetch: int,
-) -> Iterator[list]:
+    row: Callable[[int], dict | BadRecord | None], source: Source, local: int, steps: int | None,
+    threads: int, prefetch: int,
+) -> Iterator[list]:  # fmt: skip
     """Yields the rows of one batch after the other, read by grain's threads in order.
 
     A grain element costs about 0.2 ms whatever it holds, so one carries several rows: a divisor of

@@ -23,17 +23,11 @@ MOST_OBJECTS = 254  # instances are numbered in a byte
 
 
 class Scene(NamedTuple):
-    """One picture and what is in it.
+    """One picture and what is in it."""
 
-    Attributes:
-      image: (h, w, 3) uint8.
-      classes: (n,) int32, one for each object, indices from 0.
-      instances: (h, w) uint8: 0 where there is no object, i + 1 where object i is seen.
-    """
-
-    image: np.ndarray
-    classes: np.ndarray
-    instances: np.ndarray
+    image: np.ndarray  # (h, w, 3) uint8
+    classes: np.ndarray  # (n,) int32, one for each object, from 0
+    instances: np.ndarray  # (h, w) uint8: 0 where no object is, i + 1 where object i is seen
 
     @property
     def labels(self) -> np.ndarray:
@@ -74,19 +68,12 @@ class Scenes(LazySource):
         seed: int = 0,
         least_visible: float = LEAST_VISIBLE,
     ):
-        """Describes a set of scenes.
+        """Describes `length` scenes of `size` (h, w) with up to `max_objects` items each.
 
-        Args:
-          items: pictures on black, small enough to be kept in memory.
-          length: number of scenes.
-          size: height and width.
-          max_objects: a scene has up to this many; fewer where they would hide one another.
-          scales: smallest and largest height of an item, as a share of the image's shorter side.
-          seed: sets with other seeds have other scenes.
-          least_visible: share of every item's pixels that others leave to be seen.
-
-        Raises:
-          UsageError: a number that no scene can have.
+        The items are pictures on black that fit in memory. `scales` are the smallest and largest
+        height of an item, as a share of the image's shorter side; `least_visible` is the share of
+        every item's pixels that others leave to be seen. `UsageError` for a number that no scene
+        can have.
         """
         arrays = items.arrays()
         if arrays is None or not len(items):
@@ -112,11 +99,7 @@ class Scenes(LazySource):
         return {"image": scene.image, "boxes": boxes, "classes": classes, "label": scene.labels}
 
     def scene(self, index: int) -> Scene:
-        """Composes one scene.
-
-        Raises:
-          IndexError: there is none of this index.
-        """
+        """Composes one scene; `IndexError` if there is none of this index."""
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length}")
         rng = np.random.default_rng((self.seed, index))
@@ -141,10 +124,7 @@ class Scenes(LazySource):
     def _cut_out(
         self, item: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        """Gives the pixels that are a resized item's own (h, w), and what paints it (h, w, 3).
-
-        Most items find no place, and those need no paint.
-        """
+        """Gives a resized item's own pixels (h, w) and, for few find a place, what paints it."""
         rows, columns = (np.flatnonzero((item[..., 0] > FAINTEST).any(a)) for a in (1, 0))
         if not len(rows):  # an all-black picture is an object as it is
             rows, columns = np.arange(item.shape[0]), np.arange(item.shape[1])

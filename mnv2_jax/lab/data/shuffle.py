@@ -20,21 +20,13 @@ def philox(seed: int, index: int, stream: int) -> np.random.Philox:
 
 
 def example_ids(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Permutes the n examples of a data set for one epoch.
+    """Permutes the n examples of a data set for one epoch, counted from 0: int64 (n,).
 
     It is the order of n Philox draws. Philox is a published algorithm and numpy keeps raw bits
     stable, so the permutation is the same in every version, unlike `Generator.permutation`.
 
     >>> example_ids(6, seed=0, epoch=0)
     array([0, 2, 1, 5, 4, 3])
-
-    Args:
-        n: the number of examples.
-        seed: the seed of the run.
-        epoch: counted from 0; every epoch has its own permutation.
-
-    Returns:
-        int64 (n,), every number below n once.
     """
     return np.argsort(philox(seed, epoch, SHUFFLE).random_raw(n), kind="stable")
 
@@ -56,14 +48,10 @@ def stream_ids(n: int, seed: int, start: int, count: int) -> np.ndarray:
     >>> stream_ids(6, seed=0, start=4, count=3)[:2]
     array([4, 3])
     """
-    parts = []
-    position, end = start, start + count
-    while position < end:
-        epoch, offset = divmod(position, n)
-        part = _cached_epoch(n, seed, epoch)[offset : offset + end - position]
-        parts.append(part)
-        position += len(part)
-    return np.concatenate(parts)
+    end, epochs = start + count, range(start // n, -(-(start + count) // n))
+    return np.concatenate(
+        [_cached_epoch(n, seed, e)[max(0, start - e * n) : end - e * n] for e in epochs]
+    )
 
 
 def batch_ids(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:

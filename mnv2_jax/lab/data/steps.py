@@ -43,19 +43,13 @@ def fixed(function: Callable[..., np.ndarray], **options: Any) -> Transform:
 def _change_image(
     change: Callable[..., np.ndarray], random: bool, record: dict, rng: np.random.Generator
 ) -> dict:
-    pixels = record["image"]
-    return record | {"image": change(pixels, rng) if random else change(pixels)}
+    numbers = (rng,) if random else ()
+    return record | {"image": change(record["image"], *numbers)}
 
 
-def resize(
-    record: dict,
-    _: np.random.Generator,
-    size: int,
-    method: str = "bilinear",
-    antialias: bool = False,
-) -> dict:
-    """Stretches image and labels to a square."""
-    return _resized(record, size, size, antialias, method)
+def resize(record: dict, _: np.random.Generator, size: int, **kernel: Any) -> dict:
+    """Stretches image and labels to a square; without widening the kernel, unless told to."""
+    return _resized(record, size, size, **kernel)
 
 
 def fit(record: dict, _: np.random.Generator, size: int) -> dict:
@@ -120,7 +114,7 @@ def scale_crop(
     steps = math.floor((scale[1] - scale[0]) / SCALE_STEP + 1e-6)
     factor = scale[0] + SCALE_STEP * int(rng.integers(steps + 1))
     height, width = (max(1, round(n * factor)) for n in record["label"].shape)
-    record = _padded(_resized(record, height, width, antialias=False), size)
+    record = _padded(_resized(record, height, width), size)
     top, left = (int(rng.integers(n - size + 1)) for n in record["label"].shape)
     window = slice(top, top + size), slice(left, left + size)
     return {key: array[window] for key, array in record.items()}
@@ -159,7 +153,7 @@ def pad_objects(record: dict, _: np.random.Generator, rows: int) -> dict:
 
 
 def _resized(
-    record: dict, height: int, width: int, antialias: bool, method: str = "bilinear"
+    record: dict, height: int, width: int, method: str = "bilinear", antialias: bool = False
 ) -> dict:
     """Resizes the image, and its label map to the nearest label: none lies between two classes."""
     changed = {"image": image.resize(record["image"], height, width, method, antialias)}

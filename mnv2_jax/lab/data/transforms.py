@@ -45,18 +45,14 @@ def train_transform(
 ) -> Transform:
     """Composes the training transform of a classifier: crop, flip, policy, color, erasing.
 
+    The crop is "inception" (a random rectangle with a share of the image in `area`, stretched),
+    "pad" (padding by `pad` pixels, then a random window; images of another size are resized first)
+    or "none" (resized only). `color` is the strength of changes of brightness, contrast and
+    saturation, 0.4 in slim and torchvision; `erasing` the probability of random erasing.
+
     >>> record = {"image": np.zeros((30, 40, 3), np.uint8), "label": 1}
     >>> train_transform(16)(record, np.random.default_rng(0))["image"].shape
     (16, 16, 3)
-
-    Args:
-        crop: "inception" (a random rectangle, stretched), "pad" (padding by `pad`, then a random
-            window; images of another size are resized first) or "none" (resized only).
-        area: the rectangle's share of the image, for "inception".
-        pad: pixels on each side, for "pad".
-        color: strength of brightness, contrast and saturation changes; slim and torchvision 0.4.
-        policy: "none", "rand_augment" or "trivial_augment".
-        erasing: probability of random erasing.
     """
     _check_choice("training crop", crop, CROPS)
     _check_choice("augmentation policy", policy, POLICIES)
@@ -85,16 +81,13 @@ def eval_transform(
 ) -> Transform:
     """Composes the evaluation transform of a classifier, which draws nothing at random.
 
+    The crop is "center" (the central square, a `fraction` of the shorter side), "stretch" (the
+    central `fraction` of each side, stretched, as TF-slim evaluates) or "none" (the whole image,
+    stretched). `method` and `antialias` are those of `image.resize`.
+
     >>> record = {"image": np.zeros((30, 40, 3), np.uint8), "label": 1}
     >>> eval_transform(24)(record, None)["image"].shape
     (24, 24, 3)
-
-    Args:
-        crop: "center" (the central square), "stretch" (the central share of each side, stretched,
-            as TF-slim evaluates) or "none" (the whole image, stretched).
-        fraction: the share of the side, for "center" and "stretch".
-        method: "bilinear", "bicubic" or "nearest".
-        antialias: widens the kernel when shrinking.
     """
     _check_choice("evaluation crop", crop, EVAL_CROPS)
     _check_choice("resize method", method, image.METHODS)
@@ -121,12 +114,9 @@ def detection_train(
 ) -> Transform:
     """Composes SSD's training transform: crop, photometric distortion, resize, flip.
 
-    Args:
-      max_objects: rows of `boxes` and `classes`; of more objects the largest are kept.
-      crop: "ssd", see `steps.ssd_crop`, or "none".
-      area: the crop's share of the image.
-      color: strength of `augment.photometric_distortion`; SSD's is 0.5, the authors' detectors
-        have 0.
+    There are `max_objects` rows of `boxes` and `classes`; of more objects the largest are kept. The
+    crop is "ssd" (`steps.ssd_crop`, with a share of the image in `area`) or "none"; `color` is the
+    strength of `augment.photometric_distortion`, 0.5 for SSD and 0 for the authors' detectors.
     """
     _check_choice("training crop for detection", crop, DETECTION_CROPS)
     _check_numbers(channels, size=size, max_objects=max_objects, flip=flip, color=color)
@@ -169,19 +159,17 @@ def segmentation_train(
 ) -> Transform:
     """Composes DeepLab's training transform: scale, crop, photometric distortion, flip.
 
-    Args:
-      crop: "scale", see `steps.scale_crop`, or "none" (stretched).
-      scale: smallest and largest factor.
-      color: strength of `augment.photometric_distortion`; the authors' segmenters have 0.
+    The crop is "scale" (`steps.scale_crop`, by a factor in `scale`) or "none" (stretched); `color`
+    is the strength of `augment.photometric_distortion`, 0 for the authors' segmenters.
     """
     _check_choice("training crop for segmentation", crop, SEGMENTATION_CROPS)
     _check_numbers(channels, size=size, flip=flip, color=color)
     _check_pair("scale", scale, math.inf)
+    cut = partial(steps.scale_crop, scale=scale) if crop == "scale" else steps.resize
     return _compose(
         channels,
         steps.select_labels,
-        partial(steps.scale_crop, size=size, scale=scale) if crop == "scale" else None,
-        partial(steps.resize, size=size) if crop == "none" else None,
+        partial(cut, size=size),
         steps.random(augment.photometric_distortion, strength=color) if color else None,
         partial(steps.flip, probability=flip),
     )
@@ -190,23 +178,17 @@ def segmentation_train(
 def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None) -> Transform:
     """Composes the evaluation transform of a segmenter.
 
-    Args:
-      crop: "pad" keeps the resolution, and shrinks what does not fit; "none" stretches.
+    The crop is "pad", which keeps the resolution and shrinks what does not fit, or "none", which
+    stretches.
     """
     _check_choice("evaluation crop for segmentation", crop, SEGMENTATION_EVAL_CROPS)
     _check_numbers(channels, size=size)
-    return _compose(
-        channels,
-        steps.select_labels,
-        partial(steps.fit if crop == "pad" else steps.resize, size=size),
-    )
+    cut = steps.fit if crop == "pad" else steps.resize
+    return _compose(channels, steps.select_labels, partial(cut, size=size))
 
 
 def _compose(channels: int | None, *chosen: Transform | None) -> Transform:
-    """Chains the steps that are not None, and gray or color at last, into one transform.
-
-    It pickles if they do.
-    """
+    """Chains the steps that are not None, then gray or color; it pickles if they do."""
     last = steps.fixed(image.with_channels, channels=channels)
     return partial(_apply, (*filter(None, chosen), last))
 

@@ -1,7 +1,10 @@
 """Decoding of every kind of file, and transforms against Pillow and plain numpy."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -70,16 +73,8 @@ def test_sixteen_bits_keep_the_high_byte(decoders):
     np.testing.assert_array_equal(decoded[..., 0], values >> 8)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(decoders, orientation):
-    upright = photo(40, 64)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(upright)
-    out = io.BytesIO()
-    stored.save(out, "JPEG", quality=95, exif=exif)
-    plain = image.decode(encoded(upright), "x")
-    turned = {
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
         3: lambda p: p[::-1, ::-1],
@@ -88,9 +83,64 @@ def test_exif_orientation(decoders, orientation):
         6: lambda p: p[::-1].swapaxes(0, 1),
         7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
         8: lambda p: p.swapaxes(0, 1)[::-1],
-    }[orientation]
-    np.testing.assert_array_equal(image.decode(out.getvalue(), "x"), turned(plain))
-    np.testing.assert_array_equal(image.decode(out.getvalue(), "x", orient=False), plain)
+    }[orientation](pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(decoders, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data, plain = (encoded(photo(40, 64), kind, **given) for given in ({"exif": exif}, {}))
+    plain = image.decode(plain, "x")
+    np.testing.assert_array_equal(image.decode(data, "x"), turned(plain, orientation))
+    if kind != "TIFF":  # which Pillow turns while it loads
+        np.testing.assert_array_equal(image.decode(data, "x", orient=False), plain)
+
+
+def exif_segment(orientation: int, order: str) -> bytes:
+    number = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
+    tags = struct.pack(order + "IH", 8, 1) + entry + bytes(4)
+    return b"\xe1" + b"Exif\0\0" + number + tags
+
+
+XMP = b"\xe1http://ns.adobe.com/xap/1.0/\0<x:xmpmeta>%s</x:xmpmeta>"
+SEGMENTS = {
+    "EXIF": [exif_segment(6, "<"), exif_segment(3, ">")],
+    "XMP": [XMP % b"<a/>", XMP % b'<r:D tiff:Orientation="8"/>'],
+    "ICC": [b"\xe2ICC_PROFILE\0\1\1" + bytes(9000)],
+    "other": [b"\xfea comment with Exif\0\0 in it", b"\xedPhotoshop 3.0\0", b"\xe1" + bytes(60000)],
+    "damaged": [
+        b"\xe1Exif\0\0no tags",
+        b"\xe1Exif\0\0",
+        exif_segment(9, "<"),
+        exif_segment(6, "<")[:-6],
+    ],
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of the damaged ones
+@given(
+    chosen=st.lists(st.sampled_from([s for kind in SEGMENTS.values() for s in kind]), max_size=5)
+)
+@settings(max_examples=60, deadline=None)
+def test_both_decoders_find_the_orientation_in_whatever_order_the_segments_come(chosen):
+    plain = encoded(photo(24, 40))
+    data = (
+        plain[:2]
+        + b"".join(b"\xff" + s[:1] + struct.pack(">H", len(s) + 1) + s[1:] for s in chosen)
+        + plain[2:]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        decoded = [image.decode(data, "x")]
+        patch.setattr(image, "_simplejpeg", lambda: None)
+        decoded.append(image.decode(data, "x"))
+    np.testing.assert_array_equal(*decoded)
+    tags = [s for s in chosen if s in SEGMENTS["EXIF"]]
+    if len(tags) == 1 and not set(chosen) & set(SEGMENTS["damaged"]):
+        expected = turned(image.decode(plain, "x"), 6 if tags == SEGMENTS["EXIF"][:1] else 3)
+        np.testing.assert_array_equal(decoded[0], expected)
 
 
 def test_one_pixel(decoders):
@@ -100,8 +150,8 @@ def test_one_pixel(decoders):
         rng = np.random.default_rng(0)
         for made in (
             image.inception_crop(one, rng, 8),
-            image.center_crop(one, 8),
-            image.stretch_crop(one, 8),
+            image.center_crop(one, 8, 0.875),
+            image.stretch_crop(one, 8, 0.875),
         ):
             assert made.shape == (8, 8, 3)
             np.testing.assert_array_equal(made, np.broadcast_to(one, (8, 8, 3)))
@@ -120,11 +170,79 @@ def jpeg_claiming(width, height) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("data", [png_header(20000, 20000), jpeg_claiming(20000, 20000)])
-def test_a_400_megapixel_image_is_refused_from_its_header(decoders, data):
-    with pytest.raises(BadRecord, match="pixels"):
+@pytest.mark.parametrize(
+    "data", [png_header(20000, 20000), jpeg_claiming(20000, 20000), png_header(12000, 9000)]
+)
+def test_a_picture_that_is_too_large_is_refused_from_its_header(decoders, data):
+    told = r"is a picture of \d+x\d+ pixels, \d+.0 megapixels; the limit is (67.1|268.4) for .*EG?"
+    with pytest.raises(BadRecord, match=told.replace("EG?", "(PNG|JPEG)").replace(".*", "")):
         image.decode(data, "bomb")
+
+
+MEASURED = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from mnv2_jax.lab.data import image
+def memory(kind):
+    return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) / 1024
+file = io.BytesIO()
+Image.new("RGB", (12000, 9000), (9, 9, 9)).save(file, "JPEG")
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+pixels = image.decode(file.getvalue(), "x")
+print(pixels.shape, pixels[7, 7].tolist(), memory("VmHWM") - before < 400)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_108_megapixels_are_read_at_half_their_size_within_400_mb():
+    ran = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True)
+    assert ran.stdout == "(4500, 6000, 3) [9, 9, 9] True\n", ran.stderr
+
+
+LARGE = {
+    "JPEG": {},
+    "JPEG progressive": {"progressive": True},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+}
+
+
+@pytest.mark.parametrize("kind", [*LARGE, "PNG P", "PNG L", "PNG RGBA", "PNG I;16", "JPEG CMYK"])
+@pytest.mark.parametrize("size", [(64, 80), (61, 83), (1, 4001)])
+def test_large_pictures_are_read_smaller(decoders, monkeypatch, kind, size):
+    """With a limit of 1,000 pixels instead of 33 million: at a quarter of the sides."""
+    pixels, (form, _, mode) = photo(*size), kind.partition(" ")
+    options = LARGE.get(kind, {})
+    if mode == "I;16":
+        pixels = (pixels[..., :1] // 2).repeat(3, axis=2)
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8)
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        data = file.getvalue()
+    else:
+        data = encoded(
+            pixels, form, **options, mode=mode if mode in ("P", "L", "RGBA", "CMYK") else None
+        )
+    whole = image.decode(data, "x")
+    monkeypatch.setattr(image, "LARGE", 1000)
+    small = image.decode(data, "x")
+    assert small.shape == (*image.read_size(*size), 3)
+    factor = 4
+    mean = np.pad(whole, [(0, -n % factor) for n in size] + [(0, 0)], "edge")
+    mean = mean.reshape(small.shape[0], factor, small.shape[1], factor, 3).mean((1, 3))
+    assert np.abs(small - mean).mean() < 3
+
+
+def test_a_large_label_map_has_the_size_of_its_picture_and_no_new_labels(monkeypatch):
+    monkeypatch.setattr(image, "LARGE", 1000)
+    labels = np.zeros((61, 83, 1), np.uint8)
+    labels[:, 40:] = 200
+    small = image.decode_labels(encoded(labels, "PNG"), "x")
+    assert small.shape == image.read_size(61, 83) == image.decode(encoded(labels), "x").shape[:2]
+    assert set(np.unique(small)) == {0, 200}
 
 
 @pytest.mark.parametrize(

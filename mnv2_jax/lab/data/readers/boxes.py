@@ -68,7 +68,7 @@ def _read(images: list[_Annotated], index: int) -> Mapping[str, Any]:
     path, size, boxes, classes = images[index]
     # Boxes are those of the stored pixels, whatever their EXIF tag says.
     pixels = image.decode(read_record(path), str(path), orient=False)
-    if pixels.shape[:2] != size:
+    if pixels.shape[:2] != image.read_size(*size):
         decoded = "{1}x{0}".format(*pixels.shape)
         raise BadRecord(str(path), f"{decoded} pixels, annotated as {size[1]}x{size[0]}")
     return {"image": pixels, "boxes": boxes, "classes": classes}
