@@ -22,8 +22,10 @@ LARGE = 1 << 25  # pixels that are read as they are; of more, a half or a quarte
 ALONE = 1 << 23  # what has more pixels is decoded by one thread at a time
 # Formats and the most pixels that are decoded within 450 MB; none of them calls other programs.
 # JPEG is made smaller while it is decoded, WebP takes 14 bytes a pixel.
-FORMATS = dict.fromkeys(("PNG", "BMP", "GIF", "PPM", "TIFF"), 1 << 26)
-FORMATS |= {"JPEG": 1 << 28, "WEBP": 3 << 23}
+FORMATS: Mapping[str, int] = {
+    "JPEG": 1 << 28, "WEBP": 3 << 23,
+    **dict.fromkeys(("PNG", "BMP", "GIF", "PPM", "TIFF"), 1 << 26),
+}  # fmt: skip
 PROGRESSIVE = 3 << 26  # the most numbers in a JPEG that is in memory before it is decoded
 LABEL_FORMATS = {name: FORMATS[name] for name in ("PNG", "TIFF", "BMP")}
 MEAN_PIXEL = 127  # which the authors pad segmenters' images with, 0 in their input range
@@ -109,7 +111,7 @@ def read_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _factor(height: int, width: int) -> int:
-    return next(f for f in (1 << n for n in range(64)) if height * width <= LARGE * f * f)
+    return next(f for f in (1, 2, 4, 8, 16, 32) if height * width <= LARGE * f * f)
 
 
 @contextlib.contextmanager
@@ -181,7 +183,7 @@ def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if not 0 < height * width <= LARGE or colorspace in ("CMYK", "YCCK"):
+        if read_size(int(height), int(width)) != (height, width) or colorspace in ("CMYK", "YCCK"):
             return None
         if channels == 1 and colorspace != "Gray":
             return None
