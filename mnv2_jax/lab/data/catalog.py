@@ -66,10 +66,8 @@ CATALOG: Mapping[str, DataSet] = {
     "scenes": DataSet(_open_scenes, None, TWO),
     "fashion_mnist": DataSet(idx.open_fashion_mnist, "", TWO),
     "mnist": DataSet(idx.open_mnist, "It holds the four *-ubyte.gz files", TWO),
-    **{
-        name: DataSet(partial(cifar.open_cifar, name), f"It holds {archive}-binary.tar.gz", TWO)
-        for name, archive in (("cifar10", "cifar-10"), ("cifar100", "cifar-100"))
-    },
+    "cifar10": DataSet(partial(cifar.open_cifar, "cifar10"), cifar.LAYOUT.format(10), TWO),
+    "cifar100": DataSet(partial(cifar.open_cifar, "cifar100"), cifar.LAYOUT.format(100), TWO),
     "imagenet2012": DataSet(imagenet.open_imagenet, imagenet.LAYOUT, TWO),
     "folder": DataSet(folder.open_folder, folder.LAYOUT),
     "coco": DataSet(coco.open_coco, coco.LAYOUT),

@@ -1,10 +1,7 @@
-"""What a data set is to everything that reads one: `Source`, its records, and what may be wrong.
-
-A source gives random access to the records of one split. `ArraySource` holds them in memory,
-`LazySource` reads each when asked for it; the readers return one or the other.
-"""
+"""What a data set is to everything that reads one: `Source`, its records, and what may be wrong."""
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -53,12 +50,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Reads one record. Raises `BadRecord` if it cannot be decoded.
+        """Reads one record; raises `BadRecord` if it cannot be decoded.
 
-        Each has an `image`, uint8 (height, width, channels); for classification a `label`; for
-        detection `boxes` (n, 4) and `classes` (n,), below -1 for crowds (see `annotations`); for
-        segmentation a `label` (h, w), whose source may name a background, which boxes do not have,
-        in `pixel_classes`.
+        It has an `image`, uint8 (h, w, channels); for classification a `label`; for detection
+        `boxes` (n, 4) and `classes` (n,), below -1 for crowds (see `annotations`); for segmentation
+        a `label` (h, w); the source's `pixel_classes`, if any, are those with the background.
         """
         ...
 
@@ -68,7 +64,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """A set whose images have one size and fit in memory.
+    """A set whose images have one size and are held in memory.
 
     >>> source = ArraySource(np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 1]), ("a", "b"))
     >>> len(source), source[2]["label"], source[2]["image"].shape
@@ -136,14 +132,13 @@ def summary(source: Source) -> str:
     >>> summary(ArraySource(np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 1]), ("a", "b")))
     "3 images, 2 classes, from 1 ('a') to 2 ('b')"
     """
-    counts, arrays = getattr(source, "counts", None), source.arrays()
+    arrays, names = source.arrays(), source.classes
+    counts: Any = getattr(source, "counts", None)
     if arrays is not None:
-        counts = np.bincount(arrays["label"], minlength=len(source.classes))
-    text = f"{len(source):,} images, {len(source.classes):,} classes"
-    if counts is None or not len(counts):
-        return text
-    ends = (int(np.argmin(counts)), int(np.argmax(counts)))
-    return f"{text}, from " + " to ".join(f"{counts[i]:,} ({source.classes[i]!r})" for i in ends)
+        counts = np.bincount(arrays["label"], minlength=len(names)).tolist()
+    ends = (counts.index(min(counts)), counts.index(max(counts))) if counts else ()
+    parts = " to ".join(f"{counts[i]:,} ({names[i]!r})" for i in ends)
+    return f"{len(source):,} images, {len(names):,} classes" + (f", from {parts}" if parts else "")
 
 
 def split_kind(name: str) -> str | None:
@@ -173,10 +168,9 @@ def chosen_split(split: str, choices: tuple[str, ...]) -> str:
 
 
 def find_part(split: str, present: Callable[[str], bool]) -> tuple[str | None, bool]:
-    """Returns the name of a split in a folder, and whether `share` must say what is in it.
+    """Returns the name of a split that is present, and whether `share` must say what is in it.
 
-    It must where there is nothing to evaluate on: of `train`, or of a set without splits, whose
-    name is None.
+    It must where there is nothing to evaluate on: of train, or of all there is, which has no name.
     """
     if split_kind(split) is not None and find_split("val", present) is None:
         return find_split("train", present), True
@@ -186,25 +180,18 @@ def find_part(split: str, present: Callable[[str], bool]) -> tuple[str | None, b
 def share(names: Sequence[str], split: str) -> list[int]:
     """Returns which records of a set without splits are in one: a fifth is not in train.
 
-    Which ones depends on the hash of each name alone, so that other files change nothing; but of
-    two names or more, at least one is on either side.
+    The hash of each name decides, so that other files change nothing; but of two names or more, at
+    least one is on either side.
 
     >>> names = [f"{i}.jpg" for i in range(10)]
     >>> share(names, "val"), share(names, "train"), share(["only.jpg"], "val")
     ([0], [1, 2, 3, 4, 5, 6, 7, 8, 9], [])
     """
-    scores = [
-        int.from_bytes(hashlib.sha256(_bytes_of(name)).digest()[:4]) / 2**32 for name in names
-    ]
-    # The only record is one to train on.
+    hashes = (hashlib.sha256(class_name(name).encode()).digest() for name in names)
+    scores = [int.from_bytes(digest[:4]) / 2**32 for digest in hashes]
     bound = min(max(HELD_OUT, min(scores)), sorted(scores)[-2]) if len(scores) > 1 else -1
     held_out = split_kind(split) != "train"
     return [i for i, score in enumerate(scores) if (score <= bound) == held_out]
-
-
-def _bytes_of(name: str) -> bytes:
-    """The same for one name in either of Unicode's forms, and for names that are not UTF-8."""
-    return unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
 
 
 def class_name(name: str) -> str:
@@ -213,8 +200,8 @@ def class_name(name: str) -> str:
     >>> class_name("e\u0301t\xe9"), class_name("caf\udce9")
     ('été', 'caf\\udce9')
     """
-    unprintable = ("Cc", "Cs", "Zl", "Zp")
-    return "".join(
-        c if unicodedata.category(c) not in unprintable else c.encode("unicode_escape").decode()
-        for c in unicodedata.normalize("NFC", name)
+    return re.sub(
+        r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
+        lambda found: found[0].encode("unicode_escape").decode(),
+        unicodedata.normalize("NFC", name),
     )

@@ -17,6 +17,7 @@ from mnv2_jax.lab.data.readers.files import read_unzipped
 from mnv2_jax.lab.data.source import ArraySource
 
 PIXELS = 3 * 32 * 32
+LAYOUT = "It holds cifar-{}-binary.tar.gz"
 
 
 class Layout(NamedTuple):

@@ -28,10 +28,8 @@ WHOLE_FILES = (
 )  # fmt: skip
 FOLDERS = ("{}/images", "{}/data", "images/{}", "images", "data", "{}", "")
 TRIED = 8  # images whose place tells where the others are
-LAYOUT = (
-    "The layout is ROOT/annotations/instances_val2017.json with ROOT/val2017/*.jpg, "
-    "ROOT/val/annotations.json with ROOT/val/images/*, or that of Roboflow or CVAT"
-)
+LAYOUT = "The layout is ROOT/annotations/instances_val2017.json with ROOT/val2017/*.jpg, "
+LAYOUT += "ROOT/val/annotations.json with ROOT/val/images/*, or that of Roboflow or CVAT"
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = 80
 _shown = _REPR.repr  # bounded, whatever the file holds
@@ -42,9 +40,6 @@ def open_coco(split: str, root: str) -> LazySource:
 
     Classes are numbered in the order of their category ids. Of a set without a split to evaluate
     on, a fifth of the images is held out (see `source.share`).
-
-    Raises:
-      UsageError: files are missing, or the JSON is not what it should be; record and key are named.
     """
     file, top, stem, shared = _find(split, Path(root))
     content = read_json(file, MAX_JSON_BYTES)
@@ -54,8 +49,8 @@ def open_coco(split: str, root: str) -> LazySource:
     order = {number: i for i, number in enumerate(sorted(categories))}
     images = _unique(content["images"], "id", int, "file_name", f"{file}: image")
     names = _unique(content["images"], "file_name", str, "id", f"{file}: image")
-    marked = [a for a in content["annotations"] if isinstance(a, dict) and _is_id(a.get("id"))]
-    _unique(marked, "id", object, "image_id", f"{file}: annotation")
+    known = [a for a in content["annotations"] if type(a) is dict and type(a.get("id")) is int]
+    _unique(known, "id", int, "image_id", f"{file}: annotation")
     objects: dict[int, list[Object]] = {number: [] for number in images}
     for annotation in content["annotations"]:
         _add_object(objects, annotation, order, file)
@@ -119,8 +114,8 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
     """Returns names by id, without the group that Roboflow lists as a class of its own."""
     where = f"{file}: category"
     by_id = _unique(content["categories"], "id", int, "name", where)
-    used = [a.get("category_id") for a in content["annotations"] if isinstance(a, dict)]
-    used = set(filter(_is_id, used))
+    marked = [a.get("category_id") for a in content["annotations"] if isinstance(a, dict)]
+    used = {number for number in marked if isinstance(number, int)}
     for number, entry in list(by_id.items()):
         name = _field(entry, "name", str, f"{where} {number}")
         others = (c.get("supercategory") for n, c in by_id.items() if n != number)
@@ -152,9 +147,8 @@ def _add_object(
     objects: dict[int, list[Object]], annotation: Any, order: dict[int, int], file: Path
 ) -> None:
     """Adds one annotation to the objects of its image."""
-    where = f"{file}: annotation"
-    if isinstance(annotation, dict):
-        where += f" {_shown(annotation.get('id', '?'))}"
+    own = _shown(annotation.get("id", "?")) if isinstance(annotation, dict) else ""
+    where = f"{file}: annotation {own}".strip()
     number = _field(annotation, "image_id", int, where)
     category = _field(annotation, "category_id", int, where)
     box = _field(annotation, "bbox", list, where)
@@ -172,10 +166,6 @@ def _add_object(
     left, top, width, height = box
     corners = (top, left, top + height, left + width)
     objects[number].append(Object(corners, order[category], bool(annotation.get("iscrowd"))))
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) in (int, str)
 
 
 def _is_small(value: Any) -> bool:

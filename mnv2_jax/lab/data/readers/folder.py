@@ -19,7 +19,7 @@ from mnv2_jax.lab.data.source import (
     find_split,
     share,
     split_kind,
-)
+)  # fmt: skip
 
 LAYOUT = (
     "The layout is ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg, or "
@@ -33,9 +33,6 @@ def open_folder(split: str, root: str) -> LazySource:
     Classes are those of `train`, numbered in the order of their sorted names; other splits may lack
     some. Images lie at any depth in the folder of their class. Where there is nothing to evaluate
     on, a fifth of the images is held out (see `source.share`).
-
-    Raises:
-        UsageError: a split, its classes or their images are missing.
     """
     if split_kind(split) is None:
         raise unknown("split", split, SPLITS)
@@ -54,8 +51,7 @@ def open_folder(split: str, root: str) -> LazySource:
         )
     if shared and len(classes) == 1:
         raise UsageError(
-            f"{folder} has one class folder, {classes[0]!r}, and a classifier needs two: give the "
-            f"folder of the class folders as the root. {LAYOUT}."
+            f"{folder} has one class folder, {classes[0]!r}, and a classifier needs two. {LAYOUT}."
         )
     left_out, files, labels = Counter(), [], []
     for path in _walk(folder, left_out, deep=False):

@@ -10,7 +10,6 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,16 +22,13 @@ from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
 from mnv2_jax.lab.data.source import BadRecord, LazySource
 
-TRAIN = "ILSVRC2012_img_train.tar"
-TEST = "ILSVRC2012_img_val.tar"
+TRAIN, TEST = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-SYNSETS = "meta.mat"
-LAYOUT = (
-    f"Register at https://image-net.org/download, and put {TRAIN}, {TEST} and {DEVKIT} in one "
-    "folder, as they are"
-)
-INDEX_FORMAT = 1
+GROUND_TRUTH, SYNSETS = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+LAYOUT = f"Register at https://image-net.org/download, and put {TRAIN}, {TEST} and {DEVKIT} in one "
+LAYOUT += "folder, as they are"
+INDEX_FORMAT = 2
+Index = dict[str, np.ndarray]
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +40,9 @@ def open_imagenet(split: str, root: str) -> LazySource:
         if not (Path(root) / name).is_file():
             raise UsageError(f"imagenet2012: {name} is not in {root}. {LAYOUT}.")
     path = Path(root) / needed[0]
-    index = _cached_index(path, _index_train if split == "train" else _index_test)
-    if split == "train":
-        classes = tuple(index.pop("classes").tolist())
-    else:
+    index = _cached_index(path, split == "train")
+    classes = tuple(index["classes"].tolist())
+    if split != "train":
         index["label"], classes = read_devkit(Path(root) / DEVKIT)
     images, labels = len(index["name"]), len(index["label"])
     if images != labels:
@@ -59,7 +54,7 @@ def open_imagenet(split: str, root: str) -> LazySource:
     return LazySource(images, functools.partial(_read, path, index), classes, counts=counts)
 
 
-def _read(path: Path, index: dict[str, np.ndarray], i: int) -> dict:
+def _read(path: Path, index: Index, i: int) -> dict:
     """Reads a JPEG file inside an uncompressed tar file, by its offset."""
     name, size = f"{path}:{index['name'][i].decode()}", int(index["size"][i])
     try:
@@ -72,30 +67,24 @@ def _read(path: Path, index: dict[str, np.ndarray], i: int) -> dict:
     return {"image": image.decode(data, name, orient=False), "label": int(index["label"][i])}
 
 
-def _index_train(path: Path) -> dict[str, np.ndarray]:
-    """Indexes one tar file for each class, named by WordNet id, in a tar file."""
+def _make_index(path: Path, nested: bool) -> Index:
+    """Indexes a tar file of images in the order of their names, which the labels follow.
+
+    Where they are nested, each class has a tar file of its own in it, named by WordNet id.
+    """
     rows, classes = [], []
     with path.open("rb") as file:
-        inner = list(tar_members(file.fileno(), str(path), 0, path.stat().st_size))
-        for label, member in enumerate(sorted(inner)):
-            archive = f"{path}:{member.name}"
+        members = sorted(tar_members(file.fileno(), str(path), 0, path.stat().st_size))
+        for label, member in enumerate(members):
+            if not nested:
+                rows.append((*member, 0))
+                continue
+            archive, end = f"{path}:{member.name}", member.offset + member.size
             if not member.name.endswith(".tar"):
                 raise UsageError(f"{archive} is not the tar file of a class. Is this {TRAIN}?")
             classes.append(PurePosixPath(member.name).stem)
-            end = member.offset + member.size
             images = tar_members(file.fileno(), archive, member.offset, end)
-            rows += [(image.name, image.offset, image.size, label) for image in sorted(images)]
-    return _as_arrays(path, rows) | {"classes": np.array(classes)}
-
-
-def _index_test(path: Path) -> dict[str, np.ndarray]:
-    """Indexes a flat tar file of images, in the order of their names, which the labels follow."""
-    with path.open("rb") as file:
-        members = sorted(tar_members(file.fileno(), str(path), 0, path.stat().st_size))
-    return _as_arrays(path, [(*member, 0) for member in members])
-
-
-def _as_arrays(path: Path, rows: list[tuple]) -> dict[str, np.ndarray]:
+            rows += [(*image, label) for image in sorted(images)]
     if not rows:
         raise UsageError(f"{path} has no images. Download it again.")
     large = next((name for name, _, size, _ in rows if size > MAX_MEMBER_BYTES), None)
@@ -110,12 +99,11 @@ def _as_arrays(path: Path, rows: list[tuple]) -> dict[str, np.ndarray]:
         "offset": np.array(offsets, np.int64),
         "size": np.array(sizes, np.int64),
         "label": np.array(labels, np.int32),
+        "classes": np.array(classes, str),
     }
 
 
-def _cached_index(
-    path: Path, make: Callable[[Path], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def _cached_index(path: Path, nested: bool) -> Index:
     """Loads the index of an unchanged archive, or makes and keeps it."""
     status = path.stat()
     stamp = np.array([INDEX_FORMAT, status.st_size, status.st_mtime_ns])
@@ -127,7 +115,7 @@ def _cached_index(
         if index is not None:
             return index
     log.info("indexing %s once; this reads all its headers", path)
-    index = make(path)
+    index = _make_index(path, nested)
     kept: dict[str, Any] = index | {"stamp": stamp}
     for place in places:
         try:
@@ -140,7 +128,7 @@ def _cached_index(
     return index
 
 
-def _load_index(place: Path, stamp: np.ndarray) -> dict[str, np.ndarray] | None:
+def _load_index(place: Path, stamp: np.ndarray) -> Index | None:
     """Loads an index that belongs to this very archive; None if there is none or it is damaged."""
     if not os.path.lexists(place):
         return None

@@ -1,8 +1,4 @@
-"""Images with label maps: what readers of such sets have in common.
-
-A map of another size than its image, or with a value that stands for no class, makes a bad record:
-training masks and counts it, evaluation stops and names it.
-"""
+"""Images with label maps: what readers of such sets have in common."""
 
 import functools
 import os
@@ -18,6 +14,9 @@ from mnv2_jax.lab.data.annotations import IGNORED, check_labels
 from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource
 
+Table = np.ndarray | None  # what `label_table` makes; None where a map's values are the labels
+Pairs = list[tuple[Path, Path]]  # of an image and its map
+
 
 def label_table(values: Iterable[int]) -> np.ndarray:
     """Maps the value of each class to its label, and all others to 255: (256,) uint8.
@@ -31,16 +30,11 @@ def label_table(values: Iterable[int]) -> np.ndarray:
 
 
 def labelled_record(
-    pixels: np.ndarray,
-    label_map: bytes,
-    name: str,
-    num_classes: int,
-    table: np.ndarray | None = None,
+    pixels: np.ndarray, label_map: bytes, name: str, num_classes: int, table: Table = None
 ) -> Mapping[str, Any]:
     """Decodes the file of an image's map: `image` (h, w, c) uint8 and `label` (h, w) uint8.
 
-    `table` is what `label_table` makes, or None where the map's values are the labels; 255 is
-    ignored. A map that cannot be used is a `BadRecord` of this name.
+    A map of another size, or with a value of no class (255 is ignored), is a `BadRecord` by name.
     """
     label = image.decode_labels(label_map, name)
     if table is not None:
@@ -53,10 +47,7 @@ def labelled_record(
 
 
 def paired_source(
-    pairs: list[tuple[Path, Path]],
-    classes: tuple[str, ...],
-    layout: str,
-    table: np.ndarray | None = None,
+    pairs: Pairs, classes: tuple[str, ...], layout: str, table: Table = None
 ) -> LazySource:
     """Makes a source of pairs of an image file and the file of its label map."""
     missing = next((str(p) for pair in pairs for p in pair if not os.path.isfile(p)), None)
@@ -65,9 +56,7 @@ def paired_source(
     return LazySource(len(pairs), functools.partial(_read, pairs, len(classes), table), classes)
 
 
-def _read(
-    pairs: list[tuple[Path, Path]], num_classes: int, table: np.ndarray | None, index: int
-) -> Mapping[str, Any]:
+def _read(pairs: Pairs, num_classes: int, table: Table, index: int) -> Mapping[str, Any]:
     picture, label_map = pairs[index]
     pixels = image.decode(read_record(picture), str(picture), orient=False)
     return labelled_record(pixels, read_record(label_map), str(label_map), num_classes, table)

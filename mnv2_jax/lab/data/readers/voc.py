@@ -20,18 +20,14 @@ from mnv2_jax.lab.data.readers.files import (
     read_lines,
     refuse_twice,
     unwrapped,
-)
+)  # fmt: skip
 from mnv2_jax.lab.data.readers.label_maps import paired_source
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
 MAX_XML_BYTES = 1 << 24
-BOXES_LAYOUT = (
-    "The layout is that of VOC2012: ROOT/JPEGImages, ROOT/Annotations, "
-    "ROOT/ImageSets/Main/SPLIT.txt"
-)
-MAPS_LAYOUT = (
-    "The layout is that of VOC2012: ROOT/JPEGImages, ROOT/SegmentationClass, "
-    "ROOT/ImageSets/Segmentation/SPLIT.txt"
+BOXES_LAYOUT, MAPS_LAYOUT = (
+    f"The layout is VOC2012's: ROOT/JPEGImages, ROOT/{folder}, ROOT/ImageSets/{kind}/SPLIT.txt"
+    for folder, kind in (("Annotations", "Main"), ("SegmentationClass", "Segmentation"))
 )
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -45,20 +41,16 @@ def open_voc(split: str, root: str) -> LazySource:
 
     Classes are VOC's twenty, or the lines of `classes.txt`. Of a set without a list to evaluate on,
     a fifth of the images is held out (see `source.share`).
-
-    Raises:
-      UsageError: files are missing, or an XML file is not what it should be; both are named.
     """
     top, names = _listed(split, root, "Main", "Annotations", ".xml", BOXES_LAYOUT)
     images = AnnotatedImages(_classes(top))
     index = {name: i for i, name in enumerate(images.classes)}
     for name in names:
         file = top / "Annotations" / f"{name}.xml"
+        content = read_file(file, MAX_XML_BYTES)
         try:
-            tree = xml.fromstring(read_file(file, MAX_XML_BYTES))
-        except (xml.ParseError, LookupError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise
+            tree = xml.fromstring(content)
+        except (xml.ParseError, LookupError, ValueError) as error:  # or an unknown encoding
             raise UsageError(f"{file} cannot be read as XML: {first_line(error)}.") from error
         size = (_pixels(tree, "size/height", file), _pixels(tree, "size/width", file))
         objects = []
