@@ -40,8 +40,11 @@ class AnnotatedImages:
         self.dropped: Counter[str] = Counter()
         self._images: list[_Annotated] = []
 
-    def add(self, path: Path, size: tuple[int, int], objects: Sequence[Object], name: str) -> None:
+    def add(self, path: Path, size: Sequence[float], objects: Sequence[Object], name: str) -> None:
         """Adds an image of (height, width); `name` is for errors."""
+        if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+            shown = "{1}x{0}".format(*(str(n)[:12] for n in size))
+            raise UsageError(f"{name} is {shown} pixels. Correct it.")
         boxes = np.array([o.corners for o in objects], np.float64).reshape(-1, 4)
         classes = np.array([o.label for o in objects], int)
         crowd = np.array([o.crowd for o in objects], bool)
@@ -49,7 +52,8 @@ class AnnotatedImages:
             boxes / np.tile(size, 2), classes, len(self.classes), None, name, crowd
         )
         self.dropped.update(cleaned.dropped)
-        self._images.append(_Annotated(path, size, cleaned.boxes, cleaned.classes))
+        height, width = map(int, size)
+        self._images.append(_Annotated(path, (height, width), cleaned.boxes, cleaned.classes))
 
     def source(self, name: str) -> LazySource:
         """Makes the source."""

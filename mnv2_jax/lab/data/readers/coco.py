@@ -12,7 +12,7 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import read_json
-from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages, Object
+from mnv2_jax.lab.data.readers.boxes import AnnotatedImages, Object
 from mnv2_jax.lab.data.readers.files import MAX_JSON_BYTES, unwrapped
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
@@ -60,9 +60,6 @@ def open_coco(split: str, root: str) -> LazySource:
     for number, entry in (list(images.items())[i] for i in chosen):
         where = f"{file}: image {number}"
         size = _field(entry, "height", int, where), _field(entry, "width", int, where)
-        if not 1 <= min(size) <= max(size) <= MAX_SIDE:
-            shown = "{1}x{0}".format(*(str(n)[:12] for n in size))
-            raise UsageError(f"{where} is {shown} pixels. Correct it.")
         collected.add(_inside(folder, entry["file_name"], where), size, objects[number], where)
     return collected.source(str(file))
 
@@ -114,12 +111,11 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
     """Returns names by id, without the group that Roboflow lists as a class of its own."""
     where = f"{file}: category"
     by_id = _unique(content["categories"], "id", int, "name", where)
-    marked = [a.get("category_id") for a in content["annotations"] if isinstance(a, dict)]
-    used = {number for number in marked if isinstance(number, int)}
+    used = [a.get("category_id") for a in content["annotations"] if isinstance(a, dict)]
     for number, entry in list(by_id.items()):
         name = _field(entry, "name", str, f"{where} {number}")
         others = (c.get("supercategory") for n, c in by_id.items() if n != number)
-        if entry.get("supercategory") == "none" and number not in used and name in others:
+        if entry.get("supercategory") == "none" and name in others and number not in used:
             del by_id[number]
     if not by_id:
         raise UsageError(f"{file} has no categories: add the classes of its objects.")
@@ -143,41 +139,32 @@ def _unique(entries: list, key: str, kind: type, other: str, where: str) -> dict
     return found
 
 
-def _add_object(
-    objects: dict[int, list[Object]], annotation: Any, order: dict[int, int], file: Path
-) -> None:
+def _add_object(objects: dict, annotation: Any, order: dict[int, int], file: Path) -> None:
     """Adds one annotation to the objects of its image."""
     own = _shown(annotation.get("id", "?")) if isinstance(annotation, dict) else ""
     where = f"{file}: annotation {own}".strip()
-    number = _field(annotation, "image_id", int, where)
-    category = _field(annotation, "category_id", int, where)
-    box = _field(annotation, "bbox", list, where)
+    fields = {"image_id": int, "category_id": int, "bbox": list}
+    number, category, box = (_field(annotation, key, kind, where) for key, kind in fields.items())
     if number not in objects:
-        raise UsageError(
-            f"{where} is for image {_shown(number)}, which is not listed. List it, or drop it."
-        )
+        raise UsageError(f"{where} is for image {_shown(number)}, which is not listed. List it.")
     if category not in order:
+        ids = _shown(list(order))
         raise UsageError(
-            f"{where} has category_id {_shown(category)}, which is not listed: the ids are "
-            f"{', '.join(map(_shown, list(order)[:8]))}{', …' if len(order) > 8 else ''}."
+            f"{where} has category_id {_shown(category)}, which is not listed: the ids are {ids}."
         )
-    if len(box) != 4 or not all(isinstance(v, float) or _is_small(v) for v in box):
+    # An integer of the file may have any number of digits.
+    if len(box) != 4 or not all(type(v) in (int, float) and not abs(v) > 1e9 for v in box):
         raise UsageError(f"{where} has bbox {_shown(box)}: it must be [left, top, width, height].")
     left, top, width, height = box
     corners = (top, left, top + height, left + width)
     objects[number].append(Object(corners, order[category], bool(annotation.get("iscrowd"))))
 
 
-def _is_small(value: Any) -> bool:
-    """Whether an integer of the file, which may have any number of digits, is a count of pixels."""
-    return isinstance(value, int) and abs(value) <= MAX_SIDE
-
-
 def _field(entry: Any, key: str, kind: type, where: str) -> Any:
     """Looks up a key, and checks that its value is of a type."""
     if not isinstance(entry, dict) or key not in entry:
         raise UsageError(f"{where} has no {key!r}. It is needed as in COCO's own files.")
-    if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-        given = _shown(entry[key])
-        raise UsageError(f"{where} has {key} {given}: it must be of type {kind.__name__}.")
-    return entry[key]
+    value = entry[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{where} has {key} {_shown(value)}: it must be of type {kind.__name__}.")
+    return value

@@ -49,13 +49,9 @@ class Content(NamedTuple):
 def open_prepared(name: str, split: str, root: str | None, masks: bool = False) -> LazySource:
     """Opens a prepared set by its TensorFlow Datasets name, such as `cifar10` or `cmaterdb/bangla`.
 
-    In a set that has several, the labels of images come before objects, and these before label
-    maps, unless `masks` asks for the latter.
-
-    Args:
-        name: name, optionally with `/config` and `:version`; the newest version by default.
-        split: a split of the set, also sliced as in `train[:90%]`.
-        root: the folder of prepared sets, `~/tensorflow_datasets` by default.
+    The name may have a `:version`, the split be sliced as in `train[:90%]`; the root is
+    `~/tensorflow_datasets` by default. In a set that has several, the labels of images come before
+    objects, and these before label maps, unless `masks` asks for the latter.
     """
     import tensorflow_datasets as tfds
 
@@ -65,10 +61,8 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
     content = _labels_or_objects(features) if not masks else None
     content = content or _label_maps(name, folder, features)
     if content is None:
-        raise UsageError(
-            f"{name} has features {sorted(features)}, and needs an image and "
-            + ("a label map." if masks else "a label, objects with bbox and label, or a label map.")
-        )
+        needs = "a label map" if masks else "a label, objects with bbox and label, or a label map"
+        raise UsageError(f"{name} has features {sorted(features)}, and needs an image and {needs}.")
     base, bracket, rest = split.partition("[")
     known = find_split(base, splits.__contains__)
     if known is None:
@@ -183,22 +177,19 @@ def _open_builder(folder: Path) -> Any:
     read_json(folder / INFO)  # which tfds would wait for, were it a pipe
     try:
         builder = tfds.builder_from_directory(folder)
-        complete = bool(builder.info.features and builder.info.splits)
+        if builder.info.features and builder.info.splits:
+            return builder
+        why = "it has no features or no splits"
     except Exception as error:  # tfds raises anything on damaged metadata
-        raise UsageError(
-            f"{folder} cannot be opened: {first_line(error)}. Prepare it again."
-        ) from error
-    if not complete:
-        raise UsageError(f"{folder} has no features or no splits. Prepare it again.")
-    return builder
+        why = first_line(error)
+    raise UsageError(f"{folder} cannot be opened: {why}. Prepare it again.")
 
 
 def _find_prepared(name: str, root: Path) -> Path:
     """Finds the newest version folder of `name[/config][:version]` below `root`."""
     if not re.fullmatch(r"[A-Za-z]\w*(/\w[\w.-]*)?(:\d+\.\d+\.\d+)?", name):
-        raise UsageError(
-            f"{name!r} is not the name of a data set: write NAME, NAME/CONFIG or NAME:1.0.0."
-        )
+        choices = "NAME, NAME/CONFIG or NAME:1.0.0"
+        raise UsageError(f"{name!r} is not the name of a data set: write {choices}.")
     path, _, version = name.partition(":")
     pattern = f"{version or '*'}/{INFO}"
     found = list((root / path).glob(pattern)) or list((root / path).glob(f"*/{pattern}"))

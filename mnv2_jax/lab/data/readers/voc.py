@@ -12,7 +12,7 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
-from mnv2_jax.lab.data.readers.boxes import MAX_SIDE, AnnotatedImages, Object
+from mnv2_jax.lab.data.readers.boxes import AnnotatedImages, Object
 from mnv2_jax.lab.data.readers.files import (
     SUFFIXES,
     is_hidden,
@@ -52,7 +52,7 @@ def open_voc(split: str, root: str) -> LazySource:
             tree = xml.fromstring(content)
         except (xml.ParseError, LookupError, ValueError) as error:  # or an unknown encoding
             raise UsageError(f"{file} cannot be read as XML: {first_line(error)}.") from error
-        size = (_pixels(tree, "size/height", file), _pixels(tree, "size/width", file))
+        size = [_number(tree, f"size/{side}", f"{file}: the file") for side in ("height", "width")]
         objects = []
         for i, entry in enumerate(tree.iter("object")):
             where = f"{file}: object {i}"
@@ -140,14 +140,6 @@ def _text(entry: Any, tag: str, where: str) -> str:
         fault = f"has {tag} {len(found)} times" if text else f"has no {tag}"
         raise UsageError(f"{where} {fault}. It is needed once, as in VOC's own files.")
     return text
-
-
-def _pixels(tree: Any, tag: str, file: Path) -> int:
-    where = f"{file}: the file"
-    value = _number(tree, tag, where)
-    if not 1 <= value <= MAX_SIDE:
-        raise UsageError(f"{where} has {tag} {value:g}: it must be at least 1. Correct it.")
-    return int(value)
 
 
 def _number(entry: Any, tag: str, where: str) -> float:

@@ -71,7 +71,8 @@ def test_vocs_own_classes_without_a_list_and_difficult_objects(voc, caplog):
         ("<xmin>", "<xmin>one", "object 0 has bndbox/xmin 'one"),
         ("<bndbox>", "<bndbox><xmin>1</xmin>", "object 0 has bndbox/xmin 2 times"),
         ("<name>", "<name>flying ", "is a 'flying "),
-        ("<height>", "<height>-", "size/height -40"),
+        ("<height>", "<height>-", "is 56.0x-40.0 pixels"),
+        ("<height>40", "<height>nan", "is 56.0xnan pixels"),
         ("<width>56</width>", "", "the file has no size/width"),
     ],
 )
