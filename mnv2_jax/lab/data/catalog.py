@@ -1,6 +1,7 @@
 """Data sets by name: one row for each, with the function that opens it."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -84,13 +85,11 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     >>> len(open_source("digits", "train")), len(open_source("digits", "test"))
     (1437, 360)
 
-    Args:
-        name: a name in `CATALOG`, or `tfds:NAME` for a set prepared by TensorFlow Datasets;
-            `tfds_masks:NAME` reads the label maps of a set whose images have labels too.
-        split: "train" or "test"; "validation" and "val" mean the test split of a set that has only
-            one of them. A set on disk also takes its own split names, a prepared set slices.
-        root: the folder of the data; the embedded sets take none, and `fashion_mnist` and `tfds:`
-            have a default.
+    The name is one in `CATALOG`, or `tfds:NAME` for a set prepared by TensorFlow Datasets;
+    `tfds_masks:NAME` reads the label maps of a set whose images have labels too. The split is
+    "train", "val" or "test", the last two the same in a set that has only one of them; sets on disk
+    take their own names too. The root is the folder of the data: embedded sets have none,
+    `fashion_mnist` and `tfds:` a default one. What is left out is told in the log.
 
     Raises:
         UsageError: there is no such name or split, or the data is missing, damaged or empty.
@@ -100,10 +99,8 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
         if name.startswith(prefix):
             return prepared.open_prepared(name.removeprefix(prefix), split, root, masks)
     if name not in CATALOG:
-        if Path(name).is_dir():
-            raise UsageError(
-                f"data set {name!r} is a folder: name the set folder, with {name} as its root."
-            )
+        if os.path.isdir(name):
+            raise UsageError(f"data set {name!r} is a folder: name the set folder, with that root.")
         raise unknown("data set", name, [*CATALOG, *(f"{prefix}NAME" for prefix in PREPARED)])
     row = CATALOG[name]
     if root is None and row.root:

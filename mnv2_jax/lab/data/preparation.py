@@ -32,14 +32,12 @@ def prepare(name: str, root: str | None = None, idx_root: str | None = None) -> 
             import_module("tensorflow")  # before the download rather than after it
         builder.download_and_prepare()
     except ImportError as error:
-        raise UsageError(
-            f"preparing {name} needs TensorFlow ({first_line(error)}): pip install 'mnv2_jax[tf]'. "
-            "fashion_mnist needs none."
-        ) from error
+        remedy = "pip install 'mnv2_jax[tf]'. fashion_mnist needs none"
+        why = f"preparing {name} needs TensorFlow ({first_line(error)}): {remedy}."
+        raise UsageError(why) from error
     except tfds.core.DatasetNotFoundError as error:
-        raise UsageError(
-            f"TensorFlow Datasets has no set {name!r}: see https://www.tensorflow.org/datasets."
-        ) from error
+        known = "see https://www.tensorflow.org/datasets"
+        raise UsageError(f"TensorFlow Datasets has no set {name!r}: {known}.") from error
     except OSError as error:
         raise UsageError(f"cannot prepare {name} in {folder}: {first_line(error)}.") from error
     return Path(builder.data_path)

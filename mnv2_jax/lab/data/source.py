@@ -73,9 +73,9 @@ class ArraySource:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]):
         if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
+            given = f"{images.dtype} {images.shape} with {len(labels)} labels"
             raise UsageError(
-                f"images must be uint8 (n, h, w, c) with one label each, not {images.dtype} "
-                f"{images.shape} with {len(labels)} labels. Reshape or convert them first."
+                f"images must be uint8 (n, h, w, c) with one label each, not {given}. Convert them."
             )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise UsageError(
@@ -111,7 +111,7 @@ class LazySource:
         counts: Sequence[int] | None = None,
         left_out: Mapping[str, int] | None = None,
     ):
-        """Makes a source; `counts` are images or objects of each class, where they are known."""
+        # Images or objects of each class, where they are known.
         self.classes, self.counts, self.left_out = classes, counts, dict(left_out or {})
         self.pixel_classes = classes if pixel_classes is None else pixel_classes
         self._length, self._read = length, read
@@ -200,8 +200,6 @@ def class_name(name: str) -> str:
     >>> class_name("e\u0301t\xe9"), class_name("caf\udce9")
     ('été', 'caf\\udce9')
     """
-    return re.sub(
-        r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
-        lambda found: found[0].encode("unicode_escape").decode(),
-        unicodedata.normalize("NFC", name),
-    )
+    unprintable = r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    name = unicodedata.normalize("NFC", name)
+    return re.sub(unprintable, lambda found: found[0].encode("unicode_escape").decode(), name)

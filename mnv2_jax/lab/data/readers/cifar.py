@@ -56,7 +56,7 @@ def open_cifar(name: str, split: str, root: str) -> ArraySource:
     ):
         files = (*(f"{file}{suffix}" for file in layout.files[split]), names)
         if tar.is_file():
-            return ArraySource(*read(layout, read_tar_gz(tar, files), tar.parent))
+            return ArraySource(*read(layout, read_tar_gz(tar, files), top))
         if folder.is_dir():
             contents = {name: read_unzipped(folder / name) for name in files}
             return ArraySource(*read(layout, contents, folder))
@@ -71,12 +71,9 @@ def _read_binary(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple
     row = layout.label_bytes + PIXELS
     for file, content in parts:
         if not content or len(content) % row:
-            raise UsageError(
-                f"{file} in {folder} has {len(content)} bytes, not a multiple of {row}: "
-                "it is cut short. Download it again."
-            )
-    rows = np.concatenate([np.frombuffer(content, np.uint8) for _, content in parts])
-    rows = rows.reshape(-1, row)
+            wrong = f"has {len(content)} bytes, not a multiple of {row}: it is cut short"
+            raise UsageError(f"{file} in {folder} {wrong}. Download it again.")
+    rows = np.frombuffer(b"".join(content for _, content in parts), np.uint8).reshape(-1, row)
     images = _planes_to_images(rows[:, layout.label_bytes :])
     classes = tuple(names.decode("ascii", "replace").split())
     return images, rows[:, layout.label_bytes - 1], classes
@@ -86,8 +83,8 @@ def _read_python(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple
     meta, names_key = layout.python_names
     images, labels, names = [], [], ()
     for file, content in files.items():
-        values = _unpickle_arrays(content, f"{file} in {folder}")
         try:
+            values = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
             if file == meta:
                 names = tuple(name.decode("ascii") for name in values[names_key])
                 continue
@@ -95,9 +92,9 @@ def _read_python(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple
             listed = values[layout.python_labels]
             labels.append(np.fromiter(map(operator.index, listed), np.int64, len(listed)))
             images.append(_planes_to_images(pixels.reshape(len(labels[-1]), PIXELS)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # a damaged pickle raises anything
             raise UsageError(
-                f"{file} in {folder} is not a CIFAR batch. Download it again."
+                f"{file} in {folder} is no CIFAR batch ({first_line(error)}). Download it again."
             ) from error
     return np.concatenate(images), np.concatenate(labels), names
 
@@ -129,13 +126,3 @@ class _ArrayUnpickler(pickle.Unpickler):
         if module in self.MODULES and name in ("_reconstruct", "ndarray", "dtype"):
             return _ArrayStub
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")
-
-
-def _unpickle_arrays(content: bytes, name: str) -> dict:
-    try:
-        values = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises anything
-        raise UsageError(f"{name} is refused: {first_line(error)}. Download it again.") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{name} holds no dictionary. Download it again.")
-    return values

@@ -16,7 +16,6 @@ from mnv2_jax.lab.data.source import (
     LazySource,
     class_name,
     find_part,
-    find_split,
     share,
     split_kind,
 )  # fmt: skip
@@ -37,32 +36,26 @@ def open_folder(split: str, root: str) -> LazySource:
     if split_kind(split) is None:
         raise unknown("split", split, SPLITS)
     top = unwrapped(Path(root), lambda place: any(map(split_kind, subfolders(place))))
-    name, shared = find_part(split, subfolders(top).__contains__)
-    if name is None and not (shared and subfolders(top)):
+    inside = subfolders(top)
+    name, shared = find_part(split, inside.__contains__)
+    if name is None and not (shared and inside):
         raise UsageError(f"{root} has no images for the split {split!r}. {LAYOUT}.")
     folder = top / name if name else top
-    train = top / (find_split("train", subfolders(top).__contains__) or name or "")
+    train = top / (find_part("train", inside.__contains__)[0] or name or "")
     own, classes = _classes(folder), tuple(_classes(train))
     more = [f"+{name}" for name in own if name not in classes]
     if more:
-        raise UsageError(
-            f"{folder} has classes that {train} lacks: {', '.join(more[:5])}. Give both the same "
-            "class folders."
-        )
+        shown = f"{folder} has classes that {train} lacks: {', '.join(more[:5])}"
+        raise UsageError(f"{shown}. Give both the same class folders.")
     if shared and len(classes) == 1:
-        raise UsageError(
-            f"{folder} has one class folder, {classes[0]!r}, and a classifier needs two. {LAYOUT}."
-        )
+        raise UsageError(f"{folder} has one class, {classes[0]!r}, and two are needed. {LAYOUT}.")
     left_out, files, labels = Counter(), [], []
     for path in _walk(folder, left_out, deep=False):
         left_out[f"{Path(path).suffix.lower()} files in no class"] += 1
     for label, kind in enumerate(classes):
         images = sorted(_walk(folder / own[kind], left_out)) if kind in own else []
         if not images and folder == train:
-            raise UsageError(
-                f"{folder / own[kind]} has no images. Add some ({', '.join(SUFFIXES)}), or remove "
-                "it."
-            )
+            raise UsageError(f"{folder / own[kind]} has no images. Add some, or remove it.")
         images = [f"{own[kind]}/{path}" for path in images]
         chosen = share(images, split) if shared else range(len(images))
         files += [images[i] for i in chosen]
@@ -80,15 +73,12 @@ def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dic
 
 
 def _classes(folder: Path) -> dict[str, str]:
-    """The folder of each class."""
     found: dict[str, str] = {}
     for name in subfolders(folder):
         other = found.setdefault(class_name(name), name)
         if other != name:
-            raise UsageError(
-                f"{folder} has two folders of the class {class_name(name)!r}, whose names are "
-                f"{other!a} and {name!a}: make them one."
-            )
+            two = f"two folders of the class {class_name(name)!r}, {other!a} and {name!a}"
+            raise UsageError(f"{folder} has {two}: make them one.")
     if not found:
         raise UsageError(f"{folder} has no class folders. {LAYOUT}.")
     return found

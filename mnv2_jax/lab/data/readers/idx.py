@@ -35,9 +35,7 @@ def open_fashion_mnist(split: str, root: str | None) -> ArraySource:
     return _open_idx("fashion_mnist", FASHION_CLASSES, split, folder, get)
 
 
-def _open_idx(
-    name: str, classes: tuple[str, ...], split: str, folder: Path, get: str
-) -> ArraySource:
+def _open_idx(name: str, classes: tuple, split: str, folder: Path, get: str) -> ArraySource:
     prefix, arrays = "train" if split == "train" else "t10k", []
     for part, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
         stem = f"{prefix}-{part}-ubyte"
@@ -53,9 +51,6 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     The layout: two zero bytes, the type code (8 for unsigned byte), the number of dimensions, every
     dimension as a big-endian 32-bit integer, then the values. Images have 3 dimensions, labels 1.
-
-    Raises:
-        UsageError: the header says something else, or the file has more or fewer values than that.
     """
     content, start = read_unzipped(path), 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
@@ -68,7 +63,6 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     if found < 0 or expected > MAX_UNZIPPED_BYTES:
         raise UsageError(f"{path} has an impossible IDX header. Download it again.")
     if found != expected:
-        raise UsageError(
-            f"{path} should hold {expected:,} values and holds {found:,}. Download it again."
-        )
+        wrong = f"should hold {expected:,} values and holds {found:,}"
+        raise UsageError(f"{path} {wrong}. Download it again.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -145,7 +145,7 @@ def test_folders_of_two_images_a_class_have_one_on_either_side(tmp_path):
     write_folder(tmp_path, "", images=2)
     assert [len(open_source("folder", s, str(tmp_path))) for s in ("train", "val")] == [2, 2]
     write_folder(tmp_path / "one", "", ("cat",))
-    assert "a classifier needs two" in refused(str(tmp_path / "one"))
+    assert "and two are needed" in refused(str(tmp_path / "one"))
 
 
 def test_class_names_that_are_not_utf8_or_composed_otherwise(tmp_path):
