@@ -19,6 +19,7 @@ from mnv2_jax.lab.train.config import Config, Optional
 
 def get_config(preset: str = "paper") -> ConfigDict:
     config = base()
+    config.title = "The released recipe" if preset == "slim" else "The paper's recipe"
     config.data.eval_split = "val"
     if preset == "slim":
         config.name = "imagenet-slim"

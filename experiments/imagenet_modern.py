@@ -14,7 +14,7 @@ from experiments.imagenet import base, per
 
 def get_config() -> ConfigDict:
     c = base()
-    c.name, c.title = "imagenet_modern", "ImageNet, plain modern recipe"
+    c.name, c.title = "imagenet_modern", "Plain modern recipe"
     c.model.dialect = "torchvision"
     c.batch_size, c.epochs = 1024, 250.0
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"

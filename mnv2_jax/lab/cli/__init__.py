@@ -1,8 +1,4 @@
-"""The command line: one verb for each thing this project does.
-
-Every mistake of a user ends as one line on standard error and exit status 2. Libraries are imported
-by the verb that needs them, so that `--help` answers at once.
-"""
+"""The command line: a verb for each thing this project does, which imports what it needs itself."""
 
 import argparse
 import io

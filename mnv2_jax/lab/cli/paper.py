@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
@@ -38,12 +39,15 @@ def _paper(arguments: argparse.Namespace) -> None:
     folders = tuple(Path(folder) for folder in arguments.runs or FOLDERS if Path(folder).is_dir())
     sources = Sources(folders, Path(arguments.model) if arguments.model else None)
 
-    def progress(line: str) -> None:
-        if not arguments.quiet:
-            print(line, file=sys.stderr, flush=True)
-
+    say = partial(print, file=sys.stderr, flush=True)
     command = shlex.join(["python", "main.py", *arguments.argv])
-    files = write_paper(Path(arguments.out), sources, arguments.items, command, progress)
+    files = write_paper(
+        Path(arguments.out),
+        sources,
+        arguments.items,
+        command,
+        (lambda _: None) if arguments.quiet else say,
+    )
     if arguments.json:
         print(json.dumps({"files": [str(file) for file in files]}))
     else:

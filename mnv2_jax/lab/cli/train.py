@@ -120,7 +120,7 @@ def _finish_arguments(parser: argparse.ArgumentParser) -> None:
 def _finish(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.train.finish import finish
 
-    workdir = Path(arguments.workdir).expanduser().absolute()
+    workdir = user_path(arguments.workdir, "folder").absolute()
     for made in finish(workdir, arguments.best, arguments.at):
         scores = ", ".join(f"{name} {value:.4g}" for name, value in made["metrics"].items())
         said = f"{made['model']}: step {made['step']}, {scores or 'not evaluated there'}"
@@ -129,10 +129,8 @@ def _finish(arguments: argparse.Namespace) -> None:
 
 FINISH = Verb(
     "Make the models of a training as far as it is; it can still go on.",
-    _finish_arguments,
-    _finish,
-    ("mnv2 finish runs/mine", "mnv2 finish runs/mine --best"),
-)
+    _finish_arguments, _finish, ("mnv2 finish runs/mine", "mnv2 finish runs/mine --best"),
+)  # fmt: skip
 TRAIN = Verb(
     "Run an experiment: train its variants with its seeds, and report. Goes on where it stopped.",
     _train_arguments,

@@ -18,7 +18,6 @@ OTHERS = {  # networks of Table 4 -> marker, and where its name stands beside it
     "NasNet-A": ("^", (7, 4), "left", "center"),
 }
 Own = dict[tuple[float, int], results.Result]
-Points = list[tuple[int, float, int, list[float]]]
 
 
 def figure_5(sources: Sources) -> Iterator[Part]:
@@ -51,10 +50,10 @@ def figure_5(sources: Sources) -> Iterator[Part]:
                 f"the models are not at hand to count it: `{result.command}` makes both."
             )
     if not elsewhere:
-        yield Missing("the same trade-off on digits", TRAIN + "tradeoff.py")
+        yield Missing("The same trade-off on digits", TRAIN + "tradeoff.py")
     if not own:
         command = TRAIN + "tradeoff.py:imagenet2012 --config.data.root=/path/to/imagenet"
-        yield Missing("the curve on ImageNet", command)
+        yield Missing("The curve on ImageNet", command)
     smallest, largest = (classifier_madds(*at) / 1e6 for at in ((0.35, 96), (1.4, 224)))
     yield Note(
         "Sec. 4 says that the cost ranges from “7 multiply adds” to 585 M. The smallest network of "
@@ -76,7 +75,7 @@ def _released(own: Own, evaluated: list[results.Evaluation]) -> Table:
     return Table(header[:n], [row[:n] for row in rows], "--hph"[:n], caption)
 
 
-def points(result: results.Result) -> Points:
+def points(result: results.Result) -> list[tuple[int, float, int, list[float]]]:
     """Returns resolution, width, multiply-adds and scores of the networks of a trade-off."""
     return sorted(
         (network.resolution, network.width_and_size[0], network.madds, result.scores[variant])

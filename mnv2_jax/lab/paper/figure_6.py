@@ -38,7 +38,7 @@ def _ablation(
     results = [r for r in find(sources.runs, experiment) if set(claim) <= set(r.scores)]
     command = f"{TRAIN}{experiment}.py"
     if not results:
-        yield Missing("the ablation on embedded digits, about a minute on two cores", command)
+        yield Missing("The ablation on embedded digits, about a minute on two cores", command)
     for i, result in enumerate(results):
         number = f"-{i + 1}" if i else ""
         yield Text(f"**{result.folder.name}**: {result.caption}.")
@@ -60,7 +60,7 @@ def _ablation(
         for verdict in verdicts(claim, result.scores):
             yield Text(verdict.removeprefix("- "))
     command += ":imagenet2012 --config.data.root=…"
-    yield Missing("the paper's own setting, ImageNet", command)
+    yield Missing("The paper's own setting, ImageNet", command)
 
 
 def _draw(result: Result, claim: tuple[str, ...], curves: list[Any]) -> Any:

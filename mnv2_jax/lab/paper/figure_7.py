@@ -1,8 +1,4 @@
-"""Fig. 7: how many channels are positive after each expansion, before and after training.
-
-By Lemma 2 of the appendix ReLU(Bx), with B of m·n × n, determines x where at least n of its values
-are positive: 1/t of the channels after an expansion by t, 1/6 in the paper's network.
-"""
+"""Fig. 7: channels that are positive after each expansion by t; Lemma 2 asks for 1/t of them."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -54,8 +50,7 @@ def positive_channels(
 ) -> list[Layer]:
     """Counts the positive channels of the input of each depthwise convolution of a MobileNetV2.
 
-    The images are in the dialect's range. With `train` their own statistics normalize, as in the
-    first step of a training; the running ones of an untrained network mean nothing.
+    The images are in the dialect's range; with `train` their own statistics normalize them.
     """
     model = model.clone(split=1)
     blocks = unroll(model.width, model.output_stride, model.spec).blocks
@@ -103,8 +98,8 @@ def figure_7(sources: Sources) -> Iterator[Part]:
         rows.append((i, channels, n.min(), f"{n.mean():.1f}", n.max(), f"{n.std():.1f}", above))
     yield Table(header, rows, "-hhhhhh", title)
     if saved is None:
-        yield Missing("the same network after training on digits", TRAIN + "ablate_linear.py")
-    yield Missing("the counts of any other checkpoint", "python main.py paper fig-7 --model FOLDER")
+        yield Missing("The same network after training on digits", TRAIN + "ablate_linear.py")
+    yield Missing("The counts of any other checkpoint", "python main.py paper fig-7 --model FOLDER")
     yield Note(
         "Lemma 2 asks for n positive values *and* independent rows; the figure, like the paper's, "
         "counts values. The first block does not expand: there it is the stem's output."
@@ -131,7 +126,7 @@ def _backbone(saved: TrainedModel, folder: Path) -> TrainedModel:
 
 def _paper_network() -> list[Layer]:
     model = build(num_classes=None)
-    images = _read_images(EMBEDDED, "test", None, FEW, SMALL, model, {"crop": "none"})
+    images = _read_images((EMBEDDED, "test", None), FEW, SMALL, model, {"crop": "none"})
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     return positive_channels(model, variables, images, train=True)
 
@@ -141,18 +136,14 @@ def _images(saved: TrainedModel, folder: Path) -> tuple[Array, str]:
     config, place = sweep_config(folder.parent.parent), (EMBEDDED, "test", None)
     classifies = TASKS[saved.description.get("task", EARLIEST)].full_recipe
     if config and classifies:
-        place = tuple(config[f"data.{key}"] for key in ("name", "eval_split", "root"))
+        place = tuple(config.get(f"data.{key}") for key in ("name", "eval_split", "root"))
     options = saved.description.get("eval", {}) if classifies else {"crop": "none"}
-    name, split, root = place
-    images = _read_images(name, split, root, IMAGES, saved.resolution, saved.model, options)
-    return images, f"{name}, split {split}"
+    images = _read_images(place, IMAGES, saved.resolution, saved.model, options)
+    return images, f"{place[0]}, split {place[1]}"
 
 
-def _read_images(
-    name: str, split: str, root: str | None, number: int, size: int, model: Any,
-    options: dict[str, Any],
-) -> Array:  # fmt: skip
-    source = open_source(name, split, root)
+def _read_images(place: Any, number: int, size: int, model: Any, options: Any) -> Array:
+    source = open_source(*place)
     transform = eval_transform(size, channels=model.in_channels, **options)
     chosen = np.linspace(0, len(source) - 1, min(number, len(source))).round().astype(int)
     rng = np.random.default_rng(0)  # which evaluation transforms do not draw from

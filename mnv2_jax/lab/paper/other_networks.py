@@ -24,10 +24,7 @@ REPEATS = (3, 7, 3)  # units of stages 2, 3, 4 after the strided one
 
 
 def mobilenet_v2_channels(layout: Layout, size: int = 224) -> dict[int, int]:
-    """Returns the most channels that a MobileNetV2 must materialize at each size.
-
-    A block is one operation, so that only bottlenecks count; the stem's output goes straight into
-    the first block, the last convolution's into the pooling.
+    """Returns the most channels of a MobileNetV2 at each size, each block being one operation.
 
     >>> from mnv2_jax.models.spec import unroll
     >>> mobilenet_v2_channels(unroll())
@@ -50,9 +47,8 @@ def shufflenet_channels(network: ShuffleNet) -> dict[int, int]:
 def shufflenet_madds(network: ShuffleNet, classes: int = 1000) -> int:
     """Counts ShuffleNet's multiply-adds at 224×224.
 
-    A unit is a grouped 1×1 convolution to a quarter of its output, a depthwise 3×3 and a grouped
-    1×1. A strided unit's shortcut is pooled and concatenated; the first unit's first convolution
-    has no groups.
+    A unit is a grouped 1×1 convolution to a quarter of its output (the first one's has no groups),
+    a depthwise 3×3 and a grouped 1×1; a strided unit's shortcut is pooled and concatenated.
 
     >>> shufflenet_madds(SHUFFLENET_G3)
     524045184

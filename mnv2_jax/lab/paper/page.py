@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
 
 from mnv2_jax.lab.paper.content import Item, Missing, Note, Part, Picture, Table
 from mnv2_jax.lab.paper.drawing import svg
@@ -17,14 +16,8 @@ STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")  # light, dark and
 ORIGINS = {"p": "paper", "h": "here", "-": ""}  # classes of cells
 EMPTY = ("", "–", "not run", "reference", "no expansion")  # in columns of numbers
 TITLE = "MobileNetV2, table by table"
+Section = tuple[Item, tuple[Part, ...]]  # with what was computed for it
 PAPER_LINK = "[arXiv 1801.04381](https://arxiv.org/abs/1801.04381)"
-
-
-class Section(NamedTuple):
-    """An item with the parts that were computed for it."""
-
-    item: Item
-    parts: tuple[Part, ...]
 
 
 def introduction(command: str) -> list[str]:
@@ -61,11 +54,6 @@ def markdown_page(sections: Sequence[Section], command: str, facts: str) -> str:
         parts += [f"## {item.name}: {item.title}", f"`{item.command}`"]
         parts += [_markdown(part) for part in shown]
     return "\n\n".join([*parts, "---", facts]) + "\n"
-
-
-def pictures(sections: Iterable[Section]) -> list[Picture]:
-    """Returns the pictures of all sections."""
-    return [part for s in sections for part in s.parts if isinstance(part, Picture)]
 
 
 def inline(text: str) -> str:
@@ -112,7 +100,7 @@ def _html(part: Part) -> str:
         drawn = svg(part.drawn, part.name.replace(".", "-"))
         return f'<figure role="img" aria-label="{label}">{drawn}</figure>'
     if isinstance(part, Missing):
-        what, command = inline(_capital(part.what)), _code(html.escape(part.command))
+        what, command = inline(part.what), _code(html.escape(part.command))
         return f'<p class="missing">{what}:<br>{command}</p>'
     kind = ' class="note"' if isinstance(part, Note) else ""
     return f"<p{kind}>{inline(part.text)}</p>"
@@ -152,9 +140,5 @@ def _markdown(part: Part) -> str:
     if isinstance(part, Picture):
         return f"![{part.alt}]({part.name}.png)"
     if isinstance(part, Missing):
-        return f"> {_capital(part.what)}: `{part.command}`"
+        return f"> {part.what}: `{part.command}`"
     return f"> **Note.** {part.text}" if isinstance(part, Note) else part.text
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.paper import tables
-from mnv2_jax.lab.paper.content import ONLY, TRAIN, Item, Sources
+from mnv2_jax.lab.paper.content import ONLY, TRAIN, Item, Picture, Sources
 from mnv2_jax.lab.paper.drawing import write_png
 from mnv2_jax.lab.paper.figure_1 import figure_1
 from mnv2_jax.lab.paper.figure_5 import figure_5
 from mnv2_jax.lab.paper.figure_6 import figure_6a, figure_6b
 from mnv2_jax.lab.paper.figure_7 import figure_7
-from mnv2_jax.lab.paper.page import Section, html_page, markdown_page, pictures
+from mnv2_jax.lab.paper.page import Section, html_page, markdown_page
 from mnv2_jax.lab.paper.section_5_1 import section_5_1
 from mnv2_jax.lab.train.report import environment
 
@@ -66,28 +66,25 @@ def write_paper(
 ) -> list[Path]:
     """Computes the items of the given keys, or all, and writes the report to a folder.
 
-    `command` stands in the report; `progress` is called with a line for each item.
-
-    Returns:
-      The paths of `report.html`, `report.md` and the latter's pictures.
-
-    Raises:
-      UsageError: an item is unknown, a result or model cannot be read, or the folder not written.
+    `command` stands in the report; `progress` is called with a line for each item. Returns the
+    paths of `report.html`, `report.md` and the latter's pictures. What cannot be read or written
+    is a UsageError.
     """
     items = choose(keys)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    sections = []
+    sections: list[Section] = []
     for number, item in enumerate(items, 1):
         began = time.monotonic()
-        sections.append(Section(item, tuple(item.parts(sources))))
+        sections.append((item, tuple(item.parts(sources))))
         seconds = time.monotonic() - began
         progress(f"[{number:>2}/{len(items)}] {item.name:<8} {item.title:<34} {seconds:5.1f} s")
     facts = environment()
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     about = f"Made on {facts['device']}, {facts['platform']}, with {versions}."
+    pictures = [part for _, parts in sections for part in parts if isinstance(part, Picture)]
     with _writing(out):
-        for picture in pictures(sections):
+        for picture in pictures:
             place = out / f"{picture.name}.png"
             if isinstance(picture.drawn, Path):
                 place.write_bytes(picture.drawn.read_bytes())
@@ -95,7 +92,7 @@ def write_paper(
                 write_png(picture.drawn, place)
         (out / MARKDOWN).write_text(markdown_page(sections, command, about), "utf-8")
         (out / HTML).write_text(html_page(sections, command, about), "utf-8")
-    return [out / HTML, out / MARKDOWN, *(out / f"{p.name}.png" for p in pictures(sections))]
+    return [out / HTML, out / MARKDOWN, *(out / f"{picture.name}.png" for picture in pictures)]
 
 
 @contextmanager

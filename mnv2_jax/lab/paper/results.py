@@ -3,7 +3,6 @@
 One that cannot be read is refused with a UsageError.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,33 +10,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
 from mnv2_jax.lab.train.log import read_curves
+from mnv2_jax.lab.train.record import CONFIG, check_seal, read_json
 from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of, spread
 
-SWEEP = "config.json"  # a sweep's configuration by dotted keys, in the folder of its runs
 NOT_RUN = "not run"
 UNKNOWN = "Measured by an earlier version, which did not keep the setting"
 
 
 class Network(NamedTuple):
-    """The network of a result: what built it, its images' size, MAdds where it was trained."""
+    """The network of a result."""
 
-    options: Mapping[str, Any]
-    resolution: int
-    madds: int = 0
+    options: Mapping[str, Any]  # that built it
+    resolution: int  # of its images
+    madds: int  # 0 where it was only evaluated
+    width_and_size: tuple[float, int]
+    stride_and_pyramid: tuple[int, bool]  # of a segmenter
 
-    @property
-    def width_and_size(self) -> tuple[float, int]:
-        """Width multiplier and resolution."""
-        return float(self.options.get("width", 1.0)), self.resolution
 
-    @property
-    def stride_and_pyramid(self) -> tuple[int, bool]:
-        """Output stride of a segmenter, and whether it has the pyramid (ASPP)."""
-        return int(self.options.get("output_stride") or 16), bool(self.options.get("aspp"))
+def _network(options: Mapping[str, Any], resolution: Any, madds: Any = 0) -> Network:
+    width, stride = float(options.get("width", 1.0)), int(options.get("output_stride") or 16)
+    size = int(resolution)
+    return Network(options, size, int(madds), (width, size), (stride, bool(options.get("aspp"))))
 
 
 class Result(NamedTuple):
@@ -65,7 +62,10 @@ class Result(NamedTuple):
     def curves(self, variant: str) -> tuple[list[int], np.ndarray] | None:
         """Returns steps, and the metric over training as (seeds, steps); None without logs."""
         folders = [self.folder / variant / f"seed_{seed}" for seed in self.seeds[variant]]
-        return read_curves(folders, self.metric)
+        try:
+            return read_curves(folders, self.metric)
+        except (TypeError, ValueError):  # what is no number
+            return None
 
     def table(self) -> Table:
         """Returns the table of the scores, whatever they measure."""
@@ -86,6 +86,12 @@ class Evaluation(NamedTuple):
     command: str
 
 
+def _share(score: Any) -> float:
+    if not 0 <= float(score) <= 1:
+        raise ValueError(f"the score {shown(score)} is not from 0 to 1")
+    return float(score)
+
+
 def find(folders: Sequence[Path], experiment: str) -> list[Result]:
     """Finds the results of an experiment at all scales (`NAME`, `NAME-…`), earlier ones win."""
     places: dict[str, Path] = {}
@@ -102,15 +108,18 @@ def read(folder: Path) -> Result:
         runs, setting = content["runs"], content.get("setting", {})
         seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
         networks = setting.get("networks") or describe_networks(folder, seeds)
-        if not runs:
+        scores = {
+            name: [_share(value) for value in own] for name, own in scores_of(content).items()
+        }
+        if not scores or not all(scores.values()):
             raise ValueError("it holds no runs")
         return Result(
-            folder=folder, metric=content["metric"], scores=scores_of(content), seeds=seeds,
+            folder=folder, metric=content["metric"], scores=scores, seeds=seeds,
             command=str(content["command"]),
-            data=setting.get("data") or sweep_config(folder).get("data.name", ""),
+            data=str(setting.get("data") or sweep_config(folder).get("data.name", "")),
             what=measured(setting) if setting else UNKNOWN,
             networks={
-                name: Network(network["options"], network["resolution"], network["madds"])
+                name: _network(network["options"], network["resolution"], network["madds"])
                 for name, network in networks.items()
             },
         )  # fmt: skip
@@ -127,10 +136,10 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
             source = described.get("source") or {"ecosystem": "", "file": ""}
             weights = f"{source['ecosystem']}: `{source['file']}`"
             evaluation = Evaluation(
-                score=float(content["scores"][metric]), images=int(content["images"]),
-                network=Network(described["model"], int(described["resolution"])),
+                score=_share(content["scores"][metric]), images=int(content["images"]),
+                network=_network(described["model"], described["resolution"]),
                 several=len(views["scales"]) > 1 or bool(views["flip"]),
-                source=source["ecosystem"],
+                source=str(source["ecosystem"]),
                 weights=weights if source["file"] else f"`{content['folder']}`",
                 command=str(content["command"]),
             )  # fmt: skip
@@ -180,10 +189,10 @@ def _each_variant(sources: Sources, *experiments: str) -> list[tuple[Network, Re
 def sweep_config(folder: Path) -> dict[str, Any]:
     """Returns the configuration of the sweep in a folder, by dotted keys; empty without one."""
     try:
-        content = json.loads((folder / SWEEP).read_text())
-    except (OSError, ValueError):
+        content = read_json(folder / CONFIG)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) and "data.name" in content else {}
+    return content if "data.name" in content else {}
 
 
 def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
@@ -196,9 +205,11 @@ def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
 def _readable(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
     """Yields the content of a JSON file; what is wrong with it inside the block is a UsageError."""
     try:
-        yield json.loads(path.read_text())
+        content = read_json(path)
+        check_seal(content, must=False)
+        yield content
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = f"{path} cannot be read ({first_line(error)}): {remedy}, or remove it."
         raise UsageError(why) from error

@@ -25,8 +25,7 @@ WHOLE, BANDS = "whole tensors", "bands of rows"
 def temporary_bytes(model: MobileNetV2, size: int = SIZE, band: float | None = None) -> int:
     """Returns what XLA allocates beside weights, input and output to run a model on one image.
 
-    The model's `split` is the paper's t. With `band`, batch norm is folded, and blocks are computed
-    in bands of rows of so many bytes instead.
+    With `band`, it is folded, and its blocks are computed in bands of rows of so many bytes.
     """
     image = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -39,8 +38,7 @@ def temporary_bytes(model: MobileNetV2, size: int = SIZE, band: float | None = N
     return int(analysis.temp_size_in_bytes)
 
 
-def measure(size: int) -> dict[str, int]:
-    """Returns the temporaries of every way to compute the network at a size."""
+def _measure(size: int) -> dict[str, int]:
     groups = {f"t = {t}": temporary_bytes(MobileNetV2(split=t), size) for t in COMPILED}
     whole, bands = (temporary_bytes(MobileNetV2(), size, band) for band in (None, BAND))
     return {WHOLE: whole, **groups, BANDS: bands}
@@ -57,7 +55,7 @@ def peak_elements(split: int | None, size: int = SIZE) -> int:
 
 def section_5_1(_: Sources) -> Iterator[Part]:
     """Memory against t."""
-    measured = {size: measure(size) for size in (SIZE, LARGE)}
+    measured = {size: _measure(size) for size in (SIZE, LARGE)}
     alt = "Activations alive through the network, whole and in t groups; and what XLA allocates."
     yield Picture("sec-5.1", _draw(measured), alt)
     yield Text(

@@ -180,7 +180,7 @@ def table_4(sources: Sources) -> Iterator[Part]:
         if (width, 224) in runs:
             yield runs[width, 224].table()
         else:
-            yield Missing(f"top-1 accuracy at width {width} on ImageNet", IMAGENET + suffix)
+            yield Missing(f"Top-1 accuracy at width {width} on ImageNet", IMAGENET + suffix)
     yield _evaluations(evaluated, "top-1 %", "imagenet2012")
     cost = classifier(1.4)
     yield Note(
@@ -204,7 +204,7 @@ def table_5(sources: Sources) -> Iterator[Part]:
         f"The paper prints 0.35 B multiply-adds for SSDLite. Its architecture has {lite / 1e9:.3f} "
         f"B, almost exactly half of that; SSD's, counted in the same way, agree with the table."
     )
-    yield from _trained(sources, "accuracy of SSDLite and SSD heads", "ablate_ssdlite")
+    yield from _trained(sources, "Accuracy of SSDLite and SSD heads", "ablate_ssdlite")
 
 
 def table_6(sources: Sources) -> Iterator[Part]:
@@ -221,10 +221,10 @@ def table_6(sources: Sources) -> Iterator[Part]:
         yield coco[0].table()
     else:
         command = TRAIN + "detect_coco.py --config.data.root=/path/to/coco" + PRETRAINED
-        yield Missing("mean AP on COCO", command)
+        yield Missing("Mean AP on COCO", command)
     if evaluated:
         yield evaluation_table(evaluated, "mAP")
-    yield from _trained(sources, "the detector on scenes of embedded pictures", "detect_scenes")
+    yield from _trained(sources, "The detector on scenes of embedded pictures", "detect_scenes")
 
 
 def table_7(sources: Sources) -> Iterator[Part]:
@@ -258,7 +258,7 @@ def table_7(sources: Sources) -> Iterator[Part]:
     yield Table(header, rows, "----ppphhh", what)
     if not voc:
         command = TRAIN + "segment_voc.py --config.data.root=/path/to/VOC2012" + PRETRAINED
-        yield Missing("mean IoU on VOC 2012", command)
+        yield Missing("Mean IoU on VOC 2012", command)
     views = " ".join(f"{scale:g}" for scale in SCALES) + " --flip"
     yield _evaluations(evaluated, "mIoU %", f"voc_segmentation --split val --scales {views}")
     pyramid, several = segmenter(16, True).madds, multiscale_madds(8, True)
@@ -268,7 +268,7 @@ def table_7(sources: Sources) -> Iterator[Part]:
         "say. Without the pyramid they agree to 1 %. MF is counted with DeepLabv3's scales, 0.5 to "
         "1.75, which the paper does not list."
     )
-    what = "the segmenter on scenes of embedded pictures"
+    what = "The segmenter on scenes of embedded pictures"
     yield from _trained(sources, what, "segment_scenes", "ablate_output_stride")
 
 
@@ -287,7 +287,7 @@ def _beside(
 def _evaluations(evaluated: Sequence[results.Evaluation], metric: str, data: str) -> Part:
     if evaluated:
         return evaluation_table(evaluated, metric)
-    what = "the same of any model, such as one that `python main.py import` made of published"
+    what = "The same of any model, such as one that `python main.py import` made of published"
     return Missing(f"{what} weights", EVALUATE.format(data))
 
 

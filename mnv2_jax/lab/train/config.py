@@ -28,9 +28,7 @@ from mnv2_jax.errors import UsageError, first_line, shown, unknown
 
 OVERRIDE = "--config."  # how a command line sets a key
 KINDS = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
-# Keys by what they were called before, and by what other projects call them.
-RENAMED: dict[str, str] = {}
-SYNONYMS = {
+SYNONYMS = {  # keys by what other projects call them
     "lr": "optimizer.learning_rate", "base_lr": "optimizer.learning_rate",
     "l2": "optimizer.weight_decay", "scheduler": "optimizer.schedule",
     "num_epochs": "epochs", "num_steps": "steps", "max_steps": "steps", "train_steps": "steps",
@@ -219,8 +217,6 @@ def unknown_key(key: str, known: Iterable[str], kind: str = "configuration key")
     unknown configuration key 'optimizer.lr': did you mean 'optimizer.learning_rate'?
     """
     known = list(known)
-    if RENAMED.get(key) in known:
-        return UsageError(f"{kind} {key!r} is now called {RENAMED[key]!r}.")
     group, _, leaf = key.rpartition(".")
     last = {name: name.rpartition(".")[2] for name in known}
     initials = {name: "".join(word[:1] for word in last[name].split("_")) for name in known}

@@ -3,7 +3,6 @@
 `results.json` holds everything that the report and the pages of `mnv2_jax.lab.paper` say.
 """
 
-import json
 import math
 import platform
 import shlex
@@ -93,7 +92,7 @@ def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict
     """Returns what the report says of a sweep besides its scores: metric, data, networks."""
     seeds = {name: list(config.sweep.seeds) for name in config.sweep.variants}
     return {
-        "title": config.title or config.name, "averaged": averaged, "steps": steps,
+        "title": one_line(config.title or config.name), "averaged": averaged, "steps": steps,
         "metric": next(iter(TASKS[config.task].metrics.values())),
         "data": config.data.name, "split": config.data.eval_split, "root": config.data.root,
         "batch_size": config.batch_size, "networks": describe_networks(workdir, seeds),
@@ -108,10 +107,10 @@ def describe_networks(workdir: Path, seeds: Mapping[str, Sequence[int]]) -> dict
 
 def _network(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path)
         options, size = description["model"], int(description["resolution"])
         model = TASKS[description.get("task", EARLIEST)].build(**options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{path} cannot be read: {first_line(error)}. Train the model again."
         raise UsageError(why) from error
     cost = account(model, (1, size, size, options.get("in_channels", 3)))
@@ -129,7 +128,9 @@ def decay_of(model: Any) -> float:
 def scores_of(results: Results) -> dict[str, list[float]]:
     """Returns what the variants are compared by: a score for each seed, as a share of 1."""
     metric, every = results["metric"], results["runs"].items()
-    return {name: [float(run["metrics"][metric]) for run in seeds] for name, seeds in every}
+    scores = {name: [run["metrics"][metric] for run in seeds] for name, seeds in every}
+    # Where nothing could be scored, there is a null.
+    return {n: [math.nan if s is None else float(s) for s in own] for n, own in scores.items()}
 
 
 def measured(setting: Mapping[str, Any]) -> str:
@@ -327,7 +328,8 @@ def plot_curves(workdir: Path, results: Results) -> None:
         axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
     axes.set(xlabel="training step", ylabel=f"{setting['metric']}, %")
     band = f" (mean of {len(seeds)} seeds, band ±1 std)" * (len(seeds) > 1)
-    axes.set_title(f"{setting['title']}\n{setting['data']}{band}", fontsize=10)
+    place = one_line(setting.get("root") or setting["data"])
+    axes.set_title(f"{setting['title']}\n{place}{band}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     with replacing(workdir / CURVES) as partial:

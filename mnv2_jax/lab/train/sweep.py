@@ -17,23 +17,11 @@ from mnv2_jax.files import write_json
 from mnv2_jax.lab.data import summary
 from mnv2_jax.lab.devices.hosts import agree, together
 from mnv2_jax.lab.devices.process import stoppable
+from mnv2_jax.lab.train import record
 from mnv2_jax.lab.train.check import check, check_sweep
 from mnv2_jax.lab.train.config import as_kind, difference, flatten, group_of, plain, unknown_key
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.loop import fit
-from mnv2_jax.lab.train.record import (
-    CONFIG,
-    FREE,
-    LENGTH,
-    RESULT,
-    SEAL,
-    Foreign,
-    Identity,
-    identity_of,
-    read_config,
-    read_result,
-    sealed,
-)
 from mnv2_jax.lab.train.report import cautions, decay_of, write_report
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.version import __version__
@@ -103,15 +91,13 @@ def _waiting(config: Any, workdir: Path, lock: Lock) -> dict[str, list[tuple[int
 
     def finished(variant: str, seed: int) -> bool:
         place = workdir / variant / f"seed_{seed}"
-        if not os.path.lexists(place / RESULT):
+        if not os.path.lexists(place / record.RESULT):
             return False
         try:
-            read_result(place, identity._replace(variant=variant, seeds=(seed,)))
-        except Foreign as error:
-            raise UsageError(
-                f"{place}: {error}. Put back what was there, or remove that folder to train the "
-                "seed again."
-            ) from error
+            record.read_result(place, identity._replace(variant=variant, seeds=(seed,)))
+        except record.Foreign as error:
+            remedy = "Put back what was there, or remove that folder to train the seed again"
+            raise UsageError(f"{place}: {error}. {remedy}.") from error
         except ValueError as error:
             log.warning("%s: %s; it is finished again", place, error)
             return False
@@ -159,19 +145,19 @@ def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
     yield from (seeds[start : start + size] for start in range(0, len(seeds), size))
 
 
-def check_owner(workdir: Path, config: Any) -> Identity:
+def check_owner(workdir: Path, config: Any) -> record.Identity:
     """Returns whose a folder is, and refuses that of another configuration with the difference.
 
     What changes no step may differ, and a training may be made shorter that has no results yet.
     """
-    if not os.path.lexists(workdir / CONFIG):
-        return identity_of(sealed(plain(config)))
-    theirs, ours = read_config(workdir), plain(config)
-    known = {k: v for k in LENGTH if type(v := theirs.get(k)) in (int, float)}
-    shorter = any(0 < ours[key] < known.get(key, 0) for key in LENGTH)
-    shorter = shorter and all(ours[key] <= known.get(key, 0) for key in LENGTH)
-    finished = any(workdir.glob(f"*/seed_*/{RESULT}"))
-    free = (*FREE, SEAL, *(LENGTH if shorter and not finished else ()))
+    if not os.path.lexists(workdir / record.CONFIG):
+        return record.identity_of(record.sealed(plain(config)))
+    theirs, ours = record.read_config(workdir), plain(config)
+    known = {k: v for k in record.LENGTH if type(v := theirs.get(k)) in (int, float)}
+    shorter = any(0 < ours[key] < known.get(key, 0) for key in record.LENGTH)
+    shorter = shorter and all(ours[key] <= known.get(key, 0) for key in record.LENGTH)
+    finished = any(workdir.glob(f"*/seed_*/{record.RESULT}"))
+    free = (*record.FREE, record.SEAL, *(record.LENGTH if shorter and not finished else ()))
     changes = difference(
         *({k: v for k, v in side.items() if k not in free} for side in (ADDED | theirs, ours))
     )
@@ -180,31 +166,29 @@ def check_owner(workdir: Path, config: Any) -> Identity:
             f"{workdir} holds a sweep of another configuration ({changes}): give another "
             "--workdir, or remove this one; `mnv2 finish` makes models of what is there."
         )
-    return identity_of(theirs)
+    return record.identity_of(theirs)
 
 
-def claim(workdir: Path, config: Any, lock: Lock) -> Identity:
+def claim(workdir: Path, config: Any, lock: Lock) -> record.Identity:
     """Makes the folder of a sweep, which all hosts have to see; it belongs to the configuration."""
-    path, ours = workdir / CONFIG, plain(config)
+    path, ours = workdir / record.CONFIG, plain(config)
     with together():
         try:
             if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
                 lock.take()
-                theirs = read_config(workdir) if os.path.lexists(path) else sealed(ours)
-                new = theirs | {key: ours[key] for key in (*FREE, *LENGTH)}
-                unsealed = {key: value for key, value in new.items() if key != SEAL}
-                write_json(path, sealed(unsealed) if SEAL in new else unsealed)
+                new = record.read_config(workdir) if os.path.lexists(path) else record.sealed(ours)
+                new |= {key: ours[key] for key in (*record.FREE, *record.LENGTH)}
+                sealed = new.pop(record.SEAL, "")
+                write_json(path, record.sealed(new) if sealed else new)
         except OSError as error:
             why = f"{workdir} cannot be used: {first_line(error)}. Give another --workdir."
             raise UsageError(why) from error
     with together():
         if not path.is_file():
-            raise UsageError(
-                f"{workdir} is not the folder that host 0 made: give a --workdir on a file system "
-                "that all hosts share."
-            )
-        return identity_of(read_config(workdir))
+            remedy = "give a --workdir on a file system that all hosts share"
+            raise UsageError(f"{workdir} is not the folder that host 0 made: {remedy}.")
+        return record.identity_of(record.read_config(workdir))
 
 
 def default_workdir(config: Any, overrides: Sequence[str]) -> Path:

@@ -1,6 +1,8 @@
 """Results found on a disk: which count, what they say, and which cannot be read."""
 
+import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from mnv2_jax import account
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.paper.content import Sources
+from mnv2_jax.lab.paper.figure_5 import points
 from mnv2_jax.lab.paper.results import (
+    evaluation_table,
     find,
     find_evaluations,
     imagenet_results,
@@ -16,8 +20,9 @@ from mnv2_jax.lab.paper.results import (
     voc_scores,
 )
 from mnv2_jax.lab.predict import EVALUATION
+from mnv2_jax.markdown import markdown_table
 from mnv2_jax.models.build import build
-from tests.lab.paper.sweeps import network, write_results, write_sweep
+from tests.lab.paper.sweeps import network, write_evaluation, write_results, write_sweep
 
 
 def test_earlier_folders_win_and_presets_count(tmp_path):
@@ -57,7 +62,7 @@ def test_results_of_earlier_versions_have_no_setting(tmp_path):
     result = read(place)
     assert "did not keep the setting" in result.what and result.data == ""
     madds = account(build(**options), (1, 8, 8, 1)).madds
-    assert result.networks == {"a": (options, 8, madds)}
+    assert [tuple(n)[:3] for n in result.networks.values()] == [(options, 8, madds)]
     assert imagenet_results(Sources((tmp_path,))) == {}
     (place / "config.json").write_text('{"data.name": "imagenet2012"}')
     assert imagenet_results(Sources((tmp_path,)))[0.5, 8].scores == {"a": [0.5]}
@@ -76,6 +81,56 @@ def test_a_damaged_result_is_named(tmp_path, text):
     (place / "results.json").write_text(text)
     with pytest.raises(UsageError, match=r"ablate_linear/results\.json cannot be read"):
         find((tmp_path,), "ablate_linear")
+
+
+WRONG = [None, "x", "", -1, 0.5, True, [], ["x"], {}, {"a": 1}, 1e400, 10**400, "1" * 5000]
+
+
+def changed(content, value):
+    """Yields a JSON value with one of its leaves, or groups, made another, for each of them."""
+    yield value
+    if isinstance(content, (dict, list)):
+        for key in content if isinstance(content, dict) else range(len(content)):
+            for other in changed(content[key], value):
+                copy = content.copy()
+                copy[key] = other
+                yield copy
+
+
+def refusals(path, use):
+    """Uses a file with every one of its values made wrong; counts those that are refused."""
+    content, refused = json.loads(path.read_text()), 0
+    for other in (other for value in WRONG for other in changed(content, value)):
+        path.write_text(json.dumps(other).replace("Infinity", "1e400"))
+        with contextlib.suppress(UsageError):
+            use()
+            continue
+        refused += 1
+        with pytest.raises(UsageError, match=re.escape(path.name)) as error:
+            use()
+        assert len(str(error.value).splitlines()) == 1
+    return refused
+
+
+def test_values_of_another_type_in_results_are_one_line(tmp_path):
+    """What is not refused can be shown as it is."""
+    networks = {"small": network(0.35, 8, 38_032)}
+    folder = write_results(tmp_path / "runs" / "tradeoff", {"small": [0.9]}, networks)
+    options = {"width": 1.4, "output_stride": 8}
+    write_evaluation(tmp_path / "eval", "imagenet2012", {"accuracy": 0.7}, options, 224)
+
+    def use_result():
+        result = read(folder)
+        assert markdown_table(*result.table()[:2]) and result.first and result.caption
+        assert all(f"{madds:,}" for _, _, madds, _ in points(result))
+        result.curves(next(iter(result.seeds)))
+
+    def use_evaluation():
+        found = find_evaluations((tmp_path / "eval",), "imagenet2012", "accuracy")
+        assert markdown_table(*evaluation_table(found, "top-1 %")[:2])
+
+    assert refusals(folder / "results.json", use_result) > 100
+    assert refusals(tmp_path / "eval" / EVALUATION, use_evaluation) > 100
 
 
 def test_a_damaged_evaluation_is_named(tmp_path):

@@ -13,7 +13,6 @@ from mnv2_jax import UsageError
 from mnv2_jax.lab.train import check as check_module
 from mnv2_jax.lab.train.check import check
 from mnv2_jax.lab.train.config import (
-    RENAMED,
     difference,
     flatten,
     group_of,
@@ -246,12 +245,6 @@ def test_unknown_keys_say_what_may_have_been_meant(key, meant):
     text = refused(set_key, base(), key, "1")
     assert f"unknown configuration key {key!r}" in text
     assert meant in text or meant.split(".")[0] in text
-
-
-def test_a_key_that_was_renamed_answers_with_its_new_name(monkeypatch):
-    monkeypatch.setitem(RENAMED, "optimizer.rate", "optimizer.learning_rate")
-    text = refused(set_key, base(), "optimizer.rate", "1")
-    assert text == "configuration key 'optimizer.rate' is now called 'optimizer.learning_rate'."
 
 
 def test_a_group_is_not_a_key():
