@@ -11,34 +11,16 @@ from typing import Any, NamedTuple
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.lab.model_folder import TENSORS, load_model
+from mnv2_jax.lab.train import record as run
 from mnv2_jax.lab.train.checkpoint import Checkpoints
 from mnv2_jax.lab.train.finish import AT
 from mnv2_jax.lab.train.log import lines_of
-from mnv2_jax.lab.train.record import (
-    CONFIG,
-    MAX_JSON,
-    METRICS,
-    RESULT,
-    Identity,
-    changed_files,
-    check_seal,
-    identity_of,
-    read_config,
-    read_json,
-    read_result,
-)
 from mnv2_jax.lab.train.report import RESULTS
 from mnv2_jax.weights.readers.crc32c import crc32c, unmask
 
 
 class Checked(NamedTuple):
-    """One thing that was read.
-
-    Attributes:
-      what: it is, e.g. "checkpoint of step 300".
-      path: relative to the folder of the sweep.
-      problem: what is wrong with it; empty if it is sound.
-    """
+    """What was read, its path in the folder of the sweep, and what is wrong with it, or ""."""
 
     what: str
     path: str
@@ -46,30 +28,18 @@ class Checked(NamedTuple):
 
 
 def verify(workdir: Path) -> Iterator[Checked]:
-    """Reads all that a sweep wrote.
-
-    Args:
-      workdir: of the sweep.
-
-    Yields:
-      One for each checkpoint, log, model, result and report, as they are read.
-
-    Raises:
-      UsageError: the folder holds no sweep.
-    """
-    if not os.path.lexists(workdir / CONFIG):
-        raise UsageError(
-            f"{str(workdir)!r} is not the folder of a training, for it has no {CONFIG}: give the "
-            "--workdir of one, such as runs/ablate_linear."
-        )
-    config, problem = {}, ""
+    """Yields what is to be said of each checkpoint, log, result, model and report of a sweep."""
+    if not os.path.lexists(workdir / run.CONFIG):
+        why = f"{str(workdir)!r} is not the folder of a training, for it has no {run.CONFIG}"
+        raise UsageError(f"{why}: give the --workdir of one, such as runs/ablate_linear.")
+    # Without its configuration, nothing can be told from what is another run's.
+    config, identity, problem, rows = {}, run.Identity(), "", {}
     try:
-        config = read_config(workdir)
+        config = run.read_config(workdir)
+        identity = run.identity_of(config)
     except UsageError as error:
         problem = str(error)
-    yield Checked("configuration", CONFIG, problem)
-    # Without its configuration, nothing can be told from what is another run's.
-    identity, rows = (identity_of(config) if config else Identity()), {}
+    yield Checked("configuration", run.CONFIG, problem)
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         for step, problem, record in _checkpoints(folder, identity, config):
             path = str((folder / str(step)).relative_to(workdir))
@@ -86,7 +56,7 @@ def verify(workdir: Path) -> Iterator[Checked]:
 
 
 def _checkpoints(
-    folder: Path, identity: Identity, config: dict[str, Any]
+    folder: Path, identity: run.Identity, config: dict[str, Any]
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Every step of a folder, which is named after the first and the last of its seeds."""
     ends = folder.name.removeprefix("checkpoints_").split("-")
@@ -106,14 +76,14 @@ def _checkpoints(
 
 
 def _of_a_seed(
-    folder: Path, identity: Identity, config: dict[str, Any], rows: list[Any]
+    folder: Path, identity: run.Identity, config: dict[str, Any], rows: list[Any]
 ) -> Iterator[tuple[str, Path, str]]:
     """What is in the folder of a seed, whose newest sound checkpoint holds these rows."""
-    finished, problems = os.path.lexists(folder / RESULT), {}
+    finished, problems = os.path.lexists(folder / run.RESULT), {}
     if finished:
         problems = _problems_of_a_result(folder, identity)
-    log = folder / METRICS
-    problem = _log_problem(log, config, finished, lines_of(rows)) or problems.get(METRICS, "")
+    log = folder / run.METRICS
+    problem = _log_problem(log, config, finished, lines_of(rows)) or problems.get(run.METRICS, "")
     yield "log", log, problem
     for path in sorted((folder / "tensorboard").glob("events*")):
         problem = problems.pop(str(path.relative_to(folder)), "")
@@ -124,17 +94,17 @@ def _of_a_seed(
         yield from _of_a_model(made, _problems_of_a_result(made, identity))
 
 
-def _problems_of_a_result(folder: Path, identity: Identity) -> dict[str, str]:
+def _problems_of_a_result(folder: Path, identity: run.Identity) -> dict[str, str]:
     """What is wrong with a result and the files that it names, by their names."""
     seed = folder if folder.name.startswith("seed_") else folder.parent
     number = seed.name.removeprefix("seed_")
     own = (int(number) if number.isdecimal() else -1,)
     try:
         identity = identity._replace(variant=seed.parent.name, seeds=own)
-        result = read_result(folder, identity, files=False)
+        result = run.read_result(folder, identity, files=False)
     except ValueError as error:
-        return {RESULT: str(error).removeprefix(f"{RESULT} ")}
-    problems = changed_files(folder, result)
+        return {run.RESULT: str(error).removeprefix(f"{run.RESULT} ")}
+    problems = run.changed_files(folder, result)
     if "files" not in result and not problems:  # of release 0.1.0
         try:
             load_model(folder)
@@ -144,20 +114,18 @@ def _problems_of_a_result(folder: Path, identity: Identity) -> dict[str, str]:
 
 
 def _of_a_model(folder: Path, problems: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
-    yield "result", folder / RESULT, problems.pop(RESULT, "")
+    yield "result", folder / run.RESULT, problems.pop(run.RESULT, "")
     yield "model", folder / TENSORS, problems.pop(TENSORS, "")
-    for name in problems.keys() - {METRICS}:
+    for name in problems.keys() - {run.METRICS}:
         yield "file", folder / name, problems[name]
 
 
 def _log_problem(path: Path, config: dict[str, Any], finished: bool, known: str) -> str:
     """A row for every `log_every` steps of the training, each once and in order."""
     try:
-        text = read_file(path, MAX_JSON).decode()
-    except UnreadableFile as error:
-        return error.reason
+        text = read_file(path, run.MAX_JSON).decode()
     except ValueError as error:
-        return f"cannot be read: {error}"
+        return getattr(error, "reason", "cannot be read")
     rows, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -183,7 +151,7 @@ def _log_problem(path: Path, config: dict[str, Any], finished: bool, known: str)
 def _events_problem(path: Path) -> str:
     """TensorBoard's records carry a checksum each; a killed run may have cut the last one."""
     try:
-        content, at = read_file(path, MAX_JSON), 0
+        content, at = read_file(path, run.MAX_JSON), 0
     except UnreadableFile as error:
         return error.reason
     while at + 12 <= len(content):
@@ -200,15 +168,15 @@ def _events_problem(path: Path) -> str:
     return ""
 
 
-def _of_the_report(workdir: Path, identity: Identity) -> Iterator[Checked]:
+def _of_the_report(workdir: Path, identity: run.Identity) -> Iterator[Checked]:
     """The results of a whole sweep, and the files that were written with them."""
     try:
-        results = read_json(workdir / RESULTS)
-        check_seal(results, identity.sealed)
+        results = run.read_json(workdir / RESULTS)
+        run.check_seal(results, identity.sealed)
     except ValueError as error:
         yield Checked("results", RESULTS, str(error))
         return
     yield Checked("results", RESULTS, "")
-    problems = changed_files(workdir, results)
+    problems = run.changed_files(workdir, results)
     for name in results.get("files", {}):
         yield Checked("report", name, problems.get(name, ""))

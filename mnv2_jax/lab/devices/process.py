@@ -90,11 +90,11 @@ def use_compilation_cache() -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal, with everything saved; `number` is the signal's."""
+    """A stop on a signal, with everything saved; `number` is the signal's."""
 
-    def __init__(self, message: str, number: int = signal.SIGINT):
+    def __init__(self, message: str, number: int | None = None):
         super().__init__(message)
-        self.number = number
+        self.number = number or signal.SIGTERM
 
 
 class Stop:
@@ -106,9 +106,8 @@ class Stop:
       told: what is said then.
     """
 
-    def __init__(self):
-        self.number: int | None = None
-        self.at_once, self.told = True, "stopped: the same command goes on"
+    number: int | None = None
+    at_once, told = True, "stopped: the same command goes on"
 
     def __call__(self) -> bool:
         return self.number is not None
@@ -116,11 +115,10 @@ class Stop:
     def check(self) -> None:
         """Raises `Interrupted` if a stop was requested and nothing has to be saved first."""
         if self() and self.at_once:
-            raise Interrupted(self.told, self.number or signal.SIGTERM)
+            raise Interrupted(self.told, self.number)
 
     def note(self, number: int, frame: Any) -> None:
         """Handles a signal; a second Ctrl-C leaves at once."""
-        del frame
         if self() and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = self.number or number
@@ -133,9 +131,8 @@ def stoppable() -> Iterator[Stop]:
     stop, before = Stop(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.getsignal(number)
-            if before[number] is not signal.SIG_IGN:
-                signal.signal(number, stop.note)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop.note)
     try:
         yield stop
     finally:

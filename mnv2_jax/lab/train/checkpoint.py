@@ -55,26 +55,20 @@ def mute_orbax() -> None:
 class Progress(NamedTuple):
     """What a training knows besides its state.
 
-    Attributes:
-      seconds: of training, over interruptions.
-      sums: of the training metrics since the last row of the log.
-      losses: of that row, for each seed.
-      evaluated: whether the step, if it is one to evaluate at, has been.
-      rows: of each seed's log, with the time of each; None from release 0.1.0.
-      end: the best result so far, evaluations since, and why the training ends here, if it does.
+    Of `seconds` are all attempts; `evaluated` is false where that is due. None as `rows` is release
+    0.1.0's, which did not keep them.
+    `end` has the best result so far, evaluations since, and why the training ends here, if it does.
     """
 
     seconds: float = 0.0
-    sums: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
-    losses: list[float] | None = None
+    sums: dict[str, Any] = {}  # noqa: RUF012 - of the metrics since the last row of the log
+    losses: list[float] | None = None  # of that row, for each seed
     evaluated: bool = True
-    rows: list[list[Any]] | None = None
+    rows: list[list[Any]] | None = None  # of each seed's log, each after its time
     end: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
 
 
-class Restored(NamedTuple):
-    """A training state from disk, and what was saved beside it."""
-
+class Restored(NamedTuple):  # noqa: D101
     state: Any
     progress: Progress
 
@@ -96,15 +90,15 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        options: dict[str, Any] = {"read_only": True}
+        if keep:
+            options = {"cleanup_tmp_directories": True, "preservation_policy": kept}
         with _quiet():
-            options = ocp.CheckpointManagerOptions(read_only=True)
-            if keep:
-                options = ocp.CheckpointManagerOptions(
-                    cleanup_tmp_directories=True, preservation_policy=policy
-                )
             # Orbax refuses relative paths, and only at the first save.
-            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(
+                folder.resolve(), options=ocp.CheckpointManagerOptions(**options)
+            )
 
     def save(self, state: Any, progress: Progress, monitor: float | None = None) -> None:
         """Starts saving in the background; a step that is there already is left alone.
@@ -131,10 +125,8 @@ class Checkpoints:
     def restore(self, like: Any) -> Restored | None:
         """Returns the newest state that is whole, or None if there is no checkpoint.
 
-        `like` is a state of the structure, shapes and shardings to restore into.
-
-        Raises:
-          UsageError: checkpoints are there, but none can be used.
+        `like` is a state of the structure, shapes and shardings to restore into. A UsageError says
+        that checkpoints are there, but none can be used.
         """
         steps = self.steps()[::-1]
         agree({f"steps in {self._manager.directory}": steps})
@@ -168,19 +160,15 @@ class Checkpoints:
             raise ValueError(f"saved (-) and configured (+) arrays differ, {changes}")
         state = self._state(step, like)
         actual, expected = fingerprints(state), record["sha256"]
-        damaged = [name for name in actual if expected.get(name) != actual[name]]
-        if damaged or len(expected) != len(actual):
+        damaged = [k for k in actual.keys() | expected if expected.get(k) != actual.get(k)]
+        if damaged:
             raise ValueError(f"{len(damaged)} arrays differ from what was saved, {damaged[:1]}")
         if step_of(state) != step:
             raise ValueError(f"it is of step {step_of(state)}")
         return Restored(state, _progress(record))
 
     def record(self, step: int) -> dict[str, Any]:
-        """What was saved beside a step's arrays, with their hashes.
-
-        Raises:
-          ValueError: it was changed, or is another's.
-        """
+        """What was saved beside a step's arrays, unless it was changed or is another's."""
         items = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
         record = dict(items["record"])
         known = self._identity.run != ""
@@ -195,8 +183,7 @@ class Checkpoints:
     def read(self, step: int) -> tuple[Any, dict[str, Any]]:
         """Reads a step without its configuration: the state as dictionaries, and its record.
 
-        Raises:
-          Exception: it is damaged; Orbax raises whatever the damage leads it to.
+        Raises whatever the damage to it leads Orbax to.
         """
         place = SingleDeviceSharding(jax.local_devices()[0])
         with _quiet():
@@ -210,12 +197,10 @@ class Checkpoints:
             )
             state = self._state(step, like)
         # Without a configuration, tuples and dataclasses are read as dictionaries.
-        ours, theirs = (
-            {_plain(k): v for k, v in d.items()} for d in (fingerprints(state), record["sha256"])
-        )
-        damaged = [name for name in theirs if ours.get(name) != theirs[name]]
-        if damaged:
-            raise ValueError(f"{damaged[0]} is not what was saved")
+        ours = {_plain(path): value for path, value in fingerprints(state).items()}
+        for path, value in record["sha256"].items():
+            if ours.get(_plain(path)) != value:
+                raise ValueError(f"{_plain(path)} is not what was saved")
         return state, record
 
     def steps(self) -> list[int]:
@@ -233,11 +218,7 @@ class Checkpoints:
         return found
 
     def wait(self) -> None:
-        """Blocks until what was started is on disk.
-
-        Raises:
-          UsageError: it could not be written; earlier steps are as they were.
-        """
+        """Blocks until what was started is on disk, or a UsageError says that it is not."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -298,13 +279,9 @@ def arrays_of(state: Any) -> dict[str, str]:
 
 def _changes(saved: dict[str, str], wanted: dict[str, str]) -> str:
     """What two sets of arrays do not have in common, in one line; "" if that is nothing."""
-    lines = [
-        f"{sign}{name} {side[name]}"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-        for sign, side in (("-", saved), ("+", wanted))
-        if name in side
-    ]
+    names = [n for n in sorted(saved.keys() | wanted.keys()) if saved.get(n) != wanted.get(n)]
+    sides = ("-", saved), ("+", wanted)
+    lines = [f"{sign}{n} {side[n]}" for n in names for sign, side in sides if n in side]
     return ", ".join(lines[:6]) + (f" and {len(lines) - 6} more" if len(lines) > 6 else "")
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
@@ -25,29 +24,25 @@ class Lock:
     """
 
     def __init__(self, folder: Path):
-        self._folder, self._file = folder, -1
-        self._released = threading.Event()
+        self._path, self._file, self._released = folder / LOCK, -1, threading.Event()
 
     def __enter__(self) -> "Lock":
         return self
 
     def take(self) -> None:
-        """Takes the lock of a folder that is there, unless it is held already.
-
-        Raises:
-          UsageError: another process holds it, or the folder cannot be written to.
-        """
+        """Takes the lock of a folder, once; a UsageError names who holds it."""
         if self._file >= 0:
             return
         try:
             while self._file < 0:
-                self._file = _try(self._folder / LOCK)
+                self._file = _try(self._path)
             os.ftruncate(self._file, 0)
-            os.write(self._file, json.dumps(_me()).encode())
+            os.write(
+                self._file, json.dumps([socket.gethostname(), *_process(os.getpid())]).encode()
+            )
         except OSError as error:
-            raise UsageError(
-                f"{self._folder} cannot be used: {first_line(error)}. Give another --workdir."
-            ) from error
+            why = f"{self._path.parent} cannot be used: {first_line(error)}"
+            raise UsageError(f"{why}. Give another --workdir.") from error
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self) -> None:
@@ -59,7 +54,7 @@ class Lock:
         if self._file >= 0:
             self._released.set()
             with suppress(OSError):
-                (self._folder / LOCK).unlink()
+                self._path.unlink()
             os.close(self._file)
             self._file = -1
 
@@ -67,74 +62,53 @@ class Lock:
 def _try(path: Path) -> int:
     """Returns the locked file; -1 if its last holder has just removed it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
+    kept, locked = False, None
     try:
-        locked = _lock(file)
-        if locked is False or _alive(path, locked is not None):
-            holder = _holder(path)
-            who = (
-                f"process {holder['process']} on {holder['host']}" if holder else "another process"
-            )
-            raise UsageError(
-                f"{path.parent} is in use by {who}: wait for its end, stop it, or give another "
-                "--workdir."
-            )
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            return file
-    except BaseException:
-        os.close(file)
-        raise
-    os.close(file)
-    return -1
+        with suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            except OSError as error:  # some network file systems know no locks
+                locked = False if isinstance(error, BlockingIOError) else None
+        host, process, began = _holder(path)
+        if locked is False or _alive(path, locked is not None, host, process, began):
+            who = f"process {process} on {host}" if host else "another process"
+            remedy = "wait for its end, stop it, or give another --workdir"
+            raise UsageError(f"{path.parent} is in use by {who}: {remedy}.")
+        kept = path.exists() and os.path.samestat(os.fstat(file), path.stat())
+    finally:
+        if not kept:
+            os.close(file)
+    return file if kept else -1
 
 
-def _lock(file: int) -> bool | None:
-    """Asks the system for the lock; None where it, or the file system, has none."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (OSError, ImportError):
-        return None
-    return True
+def _process(number: int) -> tuple[int, str]:
+    """A process' id and, on Linux, when it began: ids are given again."""
+    with suppress(OSError, IndexError):
+        return number, Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    return number, ""
 
 
-def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "process": os.getpid(), "began": _began(os.getpid())}
+def _holder(path: Path) -> tuple[str, int, str]:
+    """Host, process and its begin; no host if the lock is being written, or damaged."""
+    with suppress(ValueError, TypeError, RecursionError):
+        host, process, began = json.loads(read_file(path, 1 << 12))
+        return str(host), int(process), str(began)
+    return "", 0, ""
 
 
-def _began(process: int) -> str:
-    """When a process began, on Linux: ids are given again."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _holder(path: Path) -> dict[str, Any]:
-    """Who wrote a lock; {} if it is being written, or damaged."""
-    try:
-        found = json.loads(read_file(path, 1 << 12))
-        return {**found, "host": str(found["host"]), "process": int(found["process"])}
-    except (ValueError, TypeError, LookupError):
-        return {}
-
-
-def _alive(path: Path, ours: bool) -> bool:
-    """Whether the holder still runs that a lock names which the system, if it knows, gave us."""
-    holder = _holder(path)
-    if holder and holder["host"] == socket.gethostname():
-        process = holder["process"]
-        if ours or process == os.getpid() or _began(process) != holder.get("began", ""):
+def _alive(path: Path, ours: bool, host: str, process: int, began: str) -> bool:
+    """Whether the last holder still runs; `ours` says that its host's system gave us the lock."""
+    if host == socket.gethostname():
+        if ours or process == os.getpid() or _process(process)[1] != began:
             return False
-        try:
+        with suppress(ProcessLookupError, OverflowError):
             os.kill(process, 0)
-        except OSError as error:
-            return isinstance(error, PermissionError)  # another user's
-        return True
-    if holder:
-        print(f"mnv2: looks whether {holder['host']} still uses {path.parent}", file=sys.stderr)
+            return True
+    elif host:
+        print(f"mnv2: looks whether {host} still uses {path.parent}", file=sys.stderr)
         before = path.stat().st_mtime_ns
         for _ in range(4 * BEAT):  # network file systems show changes late
             time.sleep(1)

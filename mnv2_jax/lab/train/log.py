@@ -36,7 +36,7 @@ class RunLog:
         self._events_of.parent.mkdir(parents=True, exist_ok=True)
         for path in self.events():
             path.unlink()
-        self.rows = [(when, row) for when, row in rows]
+        self.rows = list(rows)
         path = folder / METRICS
         write_file(path, lines_of(self.rows))
         self._file = path.open("a")
@@ -79,11 +79,7 @@ class RunLog:
         self._events.flush()
 
     def close(self) -> None:
-        """Closes both files, once.
-
-        Raises:
-          OSError: what is left cannot be written.
-        """
+        """Closes both files, once; an OSError says that what is left cannot be written."""
         if self._file.closed:
             return
         try:
@@ -102,10 +98,7 @@ def lines_of(rows: Iterable[tuple[float, dict[str, Any]]]) -> str:
 def rows_before(path: Path, step: int, due: bool) -> list[tuple[float, dict[str, Any]]]:
     """Reads the rows of a log that a checkpoint of release 0.1.0 knew of, which kept none itself.
 
-    Args:
-      path: of the log.
-      step: of the checkpoint.
-      due: whether that step was still to be evaluated; an attempt that did was lost.
+    `due` says that its step was still to be evaluated; an attempt that did was lost.
     """
     known = (step, not due)
     rows = [r for r in read_rows(path) if (r["step"], r["split"].startswith("eval")) <= known]
@@ -140,8 +133,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_curves(folders: Sequence[Path], metric: str) -> tuple[list[int], np.ndarray] | None:
     """Reads a metric over training, such as "eval/accuracy", from the logs of several seeds.
 
-    Returns:
-      Steps, and values as (seeds, steps); None unless every seed has a log with the same steps.
+    Returns steps, and values as (seeds, steps); None unless every log has the same steps.
     """
     split, _, name = metric.partition("/")
     logs = [[r for r in read_rows(f / METRICS) if r["split"] == split] for f in folders]
@@ -159,14 +151,7 @@ def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=title,
-        unit="step",
-        disable=quiet,
-        dynamic_ncols=terminal,
-        ascii=not terminal,
-        mininterval=0.2 if terminal else 30.0,
-        leave=False,
-    )
+    looks = {"dynamic_ncols": terminal, "ascii": not terminal, "leave": False}
+    pace = 0.2 if terminal else 30.0
+    count = {"total": total, "initial": done, "unit": "step"}
+    return tqdm(desc=title, disable=quiet, mininterval=pace, **count, **looks)

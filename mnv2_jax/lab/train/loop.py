@@ -1,7 +1,6 @@
 """The one training loop: batches in, logs, checkpoints and a trained model out."""
 
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
 from mnv2_jax.lab.devices.process import Interrupted, Stop
-from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
 from mnv2_jax.lab.train.check import seconds_of
 from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
 from mnv2_jax.lab.train.log import RunLog, progress_bar, rows_before
 from mnv2_jax.lab.train.precision import low_precision_scores
-from mnv2_jax.lab.train.record import METRICS, OF, Identity, hash_file, write_result
+from mnv2_jax.lab.train.record import METRICS, Identity, write_model
 from mnv2_jax.lab.train.run import Run
 
 IN_FLIGHT = 2  # steps
@@ -37,13 +35,10 @@ class MetricSums:
         self._on_device: list[Any] = []
 
     def add(self, metrics: dict[str, Any]) -> int:
-        """Adds a step's metrics; waits only for those of `IN_FLIGHT` steps before.
+        """Adds a step's metrics, and waits for those of `IN_FLIGHT` steps before.
 
-        Two steps under way keep a device busy. With more, the progress bar would run ahead, and a
-        run that is told to stop would first have to work them off.
-
-        Returns:
-          How many steps in a row were not finite, up to the one that was waited for.
+        Two steps under way keep a device busy; with more, a run that is told to stop would first
+        have to work them off. Returns how many steps in a row were not finite, as far as known.
         """
         self._on_device.append(metrics)
         if len(self._on_device) <= IN_FLIGHT:
@@ -92,23 +87,15 @@ def fit(
 ) -> str:
     """Trains a run to its end, from its newest checkpoint if there is one.
 
-    Writes for each seed, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events, the trained
-    model, and last `result.json`, whose presence says that the seed is finished.
-
-    Args:
-      run: what to train.
-      config: the configuration it was made from.
-      folder: of the variant.
-      identity: whose it is; its seeds are as many as the run trains at once.
-      stop: whether to stop.
-      title: for the progress bar.
-      quiet: no progress bar.
+    Writes for each seed of `identity`, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events,
+    the trained model, and last `result.json`, which says that the seed is finished. `config` is
+    what the run was made from, and `title` stands before the progress bar.
 
     Returns:
       Why it ended before its last step, if it did.
 
     Raises:
-      Interrupted: on a signal, after saving.
+      Interrupted: `stop` was requested, and all is saved.
       UsageError: the loss stays not finite, or nothing can be written.
     """
     seeds = identity.seeds
@@ -237,7 +224,7 @@ def _compare(session: Session, monitor: float) -> None:
 def _leave(session: Session, state: Any) -> None:
     session.checkpoints.wait()
     # Of several hosts, the signal may have reached another one.
-    raise Interrupted(_saved_at(step_of(state)), session.stop.number or signal.SIGTERM)
+    raise Interrupted(_saved_at(step_of(state)), session.stop.number)
 
 
 def _saved_at(step: int) -> str:
@@ -276,12 +263,9 @@ def _log_row(session: Session, step: int) -> None:
 
 
 def _evaluate(session: Session, state: Any, step: int) -> float | None:
-    """Evaluates the raw weights, and the averaged ones beside them.
-
-    Returns:
-      What ranks them; None if a signal came first. Several hosts would not leave at one place.
-    """
+    """Evaluates the weights and their averages; returns what ranks them, None if a signal came."""
     run = session.run
+    # Several hosts would not leave at one place.
     stopped = session.stop if jax.process_count() == 1 else bool
     results = {"eval": run.evaluate(state.variables, stopped)}
     if state.ema:
@@ -301,11 +285,8 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
     best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
     scores = {split: run.evaluate(variables) for split, variables in best.items()}
     chosen, skipped = jax.device_get((list(best.values())[-1], state.skipped))
-    for i, log in enumerate(session.logs):
+    for i, (seed, log) in enumerate(zip(identity.seeds, session.logs, strict=False)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.seeds_at_once > 1 else chosen
-        place = folder / f"seed_{identity.seeds[i]}"
-        whose = identity._replace(seeds=(identity.seeds[i],))
-        save_model(place, own, describe(run, config) | {OF: whose.of(step=step_of(state))})
         log.close()
         metrics = {
             f"{split}/{name}": float(values[i])
@@ -314,17 +295,17 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
         }
         metrics |= low_precision_scores(config, run.model, own)
         result = {
-            "seed": identity.seeds[i],
+            "seed": seed,
             "steps": step_of(state),
             "seconds": round(seconds / run.seeds_at_once, 1),  # this seed's share
             "metrics": metrics,
-            "model_sha256": hash_file(place / TENSORS),
             "skipped": int(np.atleast_1d(skipped)[i]),
         } | ({"ended": why} if why else {})
-        files = [place / name for name in (TENSORS, DESCRIPTION, CARD, METRICS)] + log.events()
-        write_result(place, result, whose, files)
+        place, whose = folder / f"seed_{seed}", identity._replace(seeds=(seed,))
+        more = (place / METRICS, *log.events())
+        write_model(place, own, describe(run, config), result, whose, more)
     if any(gather("stop" if session.stop() else "")):
-        raise Interrupted(session.stop.told, session.stop.number or signal.SIGTERM)
+        raise Interrupted(session.stop.told, session.stop.number)
     return why
 
 

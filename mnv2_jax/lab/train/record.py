@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import UnreadableFile, read_file, write_json
-from mnv2_jax.lab.model_folder import TENSORS
+from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
 OF, SEAL = "of", "seal"  # whose a record is, and the hash over all the rest of it
@@ -24,10 +24,8 @@ FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
 FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time")
 LENGTH = ("steps", "epochs")
 # What a result has at least, as all releases wrote it.
-FIELDS: Mapping[str, Any] = {
-    "seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "model_sha256": str,
-    "skipped": int,
-}  # fmt: skip
+FIELDS = {"seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "skipped": int}
+FIELDS["model_sha256"] = str
 
 
 class Foreign(ValueError):
@@ -35,7 +33,7 @@ class Foreign(ValueError):
 
 
 class Identity(NamedTuple):
-    """Whose something is: of a run, a variant and seeds; `sealed` if all of the run says so."""
+    """Whose something is: a run's, a variant's and seeds'; `sealed` if all of the run says so."""
 
     run: str = ""
     variant: str = ""
@@ -70,16 +68,10 @@ def sealed(content: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> d
 
 
 def check_seal(record: Mapping[str, Any], must: bool, of: Mapping[str, Any] | None = None) -> None:
-    """Checks that a record is as it was sealed, and whose it is.
+    """Checks that a record is as it was sealed, and that it says `of` of itself.
 
-    Args:
-      record: as it was read.
-      must: whether it has to have a seal; otherwise one of an older release may lack it.
-      of: what it has to say of itself.
-
-    Raises:
-      ValueError: it was changed.
-      Foreign: it is another's.
+    Unless it `must` have a seal, one of an older release may lack it. Raises a ValueError if it was
+    changed, Foreign if it is another's.
     """
     if SEAL not in record:
         if must or OF in record:
@@ -94,11 +86,7 @@ def check_seal(record: Mapping[str, Any], must: bool, of: Mapping[str, Any] | No
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads an object of JSON without NaN or infinity.
-
-    Raises:
-      ValueError: it is none, with the reason.
-    """
+    """Reads an object of JSON without NaN or infinity; a ValueError says why it is none."""
     try:
         content = json.loads(read_file(path, MAX_JSON), parse_constant=_no_number)
     except UnreadableFile as error:
@@ -115,11 +103,7 @@ def _no_number(name: str) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Reads the configuration of the run in a folder, flattened, with its seal.
-
-    Raises:
-      UsageError: it is missing or damaged.
-    """
+    """Reads the configuration of the run in a folder, flattened, with its seal."""
     path = workdir / CONFIG
     try:
         config = read_json(path)
@@ -139,19 +123,22 @@ def hash_file(path: Path) -> str:
     return hashlib.sha256(read_file(path, MAX_FILE)).hexdigest()
 
 
-def write_result(folder: Path, result: Mapping[str, Any], identity: Identity, files: Any) -> None:
-    """Writes what a finished seed came to, with the hashes of these files in its folder."""
-    hashes = {str(path.relative_to(folder)): hash_file(path) for path in sorted(files)}
-    of = identity.of(step=result["steps"])
-    write_json(folder / RESULT, sealed({**result, "files": hashes}, of))
+def write_model(
+    folder: Path, variables: Any, description: Any, result: Any, whose: Identity, more: Any = ()
+) -> None:
+    """Writes the model of a seed and, last, its result, with hashes of the files and of `more`."""
+    of = whose.of(step=result["steps"])
+    save_model(folder, variables, description | {OF: of})
+    files = [folder / name for name in (TENSORS, DESCRIPTION, CARD)] + [*more]
+    hashes = {str(path.relative_to(folder)): hash_file(path) for path in files}
+    whole = {**result, "model_sha256": hashes[TENSORS], "files": hashes}
+    write_json(folder / RESULT, sealed(whole, of))
 
 
 def read_result(folder: Path, identity: Identity, files: bool = True) -> dict[str, Any]:
     """Reads the result of a seed, and compares it and the files it names with their hashes.
 
-    Raises:
-      ValueError: something was changed; the message begins with the file.
-      Foreign: the result is another's.
+    Raises a ValueError, whose message begins with the file, or Foreign if it is another's.
     """
     try:
         result = read_json(folder / RESULT)

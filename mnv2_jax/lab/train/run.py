@@ -57,21 +57,15 @@ class Feed(NamedTuple):
 class Run(NamedTuple):
     """One variant, ready to train with any seeds.
 
-    Where several seeds are trained at once, every array of the state has them as its first axis.
-
     Attributes:
-      seeds_at_once: seeds trained at once.
-      steps: of the whole training.
-      epoch_steps: steps in an epoch, not always whole.
+      seeds_at_once: seeds trained at once; where several, they are the first axis of all arrays.
+      steps, epoch_steps: of the whole training and of an epoch, which need not be whole.
       fresh: (keys) -> the state before the first step.
       step: (state, resident, rows, keys) -> (state, metrics), compiled.
       evaluate: (variables[, stopped]) -> {metric: value on the evaluation set, for each seed}; None
         once `stopped()` is true.
-      train: the training data.
-      schedule: step -> learning rate.
       description: what builds the network again, from plain values.
       images: how many there are to train on and to evaluate on.
-      classes, plan, monitor: what was built for it.
     """
 
     seeds_at_once: int
@@ -100,17 +94,10 @@ class Run(NamedTuple):
 
 
 def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None = None) -> Run:
-    """Builds a run; everything that can be wrong with a configuration is found here.
+    """Builds a run; everything that can be wrong with one variant's configuration is found here.
 
-    Nothing is compiled yet, and data that lives on the device is read when it is trained on.
-
-    Args:
-      config: of one variant.
-      seeds_at_once: seeds to train at once.
-      sources: data sets that are open, by name, split and root; those opened here are added.
-
-    Raises:
-      UsageError: whatever part of the configuration cannot be used, before anything is trained.
+    Nothing is compiled yet, and data that lives on the device is read when it is trained on. Data
+    sets are taken from `sources`, by name, split and root, and those opened here are added.
     """
     check(config)
     spec, data = TASKS[config.task], config.data
@@ -217,11 +204,7 @@ def lives_on_device(spec: TaskSpec, config: Any, source: Source) -> bool:
 
 
 def image_channels(spec: TaskSpec, source: Source, name: str) -> int:
-    """The channels of a set's images, from the first record that can be read.
-
-    Raises:
-      UsageError: there is none, or it lacks what the task learns from.
-    """
+    """The channels of a set's images, whose first record has to hold what is learned from it."""
     record = first_record(source)
     spec.check_record(record, name)
     return np.shape(record["image"])[-1]

@@ -6,11 +6,10 @@ from pathlib import Path
 import jax
 
 from mnv2_jax.files import write_file, write_json
-from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
 from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.log import RunLog
-from mnv2_jax.lab.train.record import METRICS, hash_file, sealed, write_result
+from mnv2_jax.lab.train.record import METRICS, hash_file, sealed, write_model
 from mnv2_jax.lab.train.sweep import claim
 from tests.lab.train.setting import tiny
 from tests.lab.train.test_checkpoint import state_at
@@ -54,15 +53,13 @@ def write_seed(folder, whose, draw):
             progress = Progress(step / 3, rows=json.loads(json.dumps([log.rows])))
             checkpoints.save(state, progress, 1 / step)
     checkpoints.close()
-    save_model(place, state.variables, DESCRIBED | {"of": whose.of(step=step)})
     log.close()
     result = {
         "seed": seed,
         "steps": step,
         "seconds": 1.0,
         "metrics": {"eval/accuracy": 1 / (step + draw)},
-        "model_sha256": hash_file(place / TENSORS),
         "skipped": 0,
     }
-    files = [place / name for name in (TENSORS, DESCRIPTION, CARD, METRICS)] + log.events()
-    write_result(place, result, whose, files)
+    more = (place / METRICS, *log.events())
+    write_model(place, state.variables, DESCRIBED, result, whose, more)
