@@ -98,6 +98,7 @@ def fit(
       Interrupted: `stop` was requested, and all is saved.
       UsageError: the loss stays not finite, or nothing can be written.
     """
+    stop.at_once = False  # from now on there is something to close and to save first
     seeds = identity.seeds
     listed = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
     place, model = folder / f"checkpoints_{listed}", describe(run, config)
@@ -133,7 +134,6 @@ def fit(
         end=before.end,
     )
     try:
-        stop.at_once = False  # what was trained is saved first
         state = _train(session, state, start, due)
         checkpoints.wait()
         stop.told = _saved_at(step_of(state))
@@ -166,6 +166,9 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
     eval_every = max(1, round(config.eval_every_epochs * run.epoch_steps))
     resident = jax.device_put(run.train.resident(), run.plan.everywhere)
     session.bar.set_postfix_str("compiling, which may take minutes")
+    if session.stop() and jax.process_count() == 1:
+        _save(session, state, evaluated=not due)
+        _leave(session, state)
     if due:
         if (monitor := _evaluate(session, state, start)) is not None:
             _compare(session, monitor)

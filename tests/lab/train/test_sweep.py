@@ -1,8 +1,10 @@
 """Whole sweeps in this process: what is written, what is not repeated, and how a run goes on."""
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 
@@ -12,12 +14,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from mnv2_jax import UsageError
+from mnv2_jax.lab.devices import process
 from mnv2_jax.lab.train import loop, record, run, sweep
 from mnv2_jax.lab.train.checkpoint import Checkpoints
 from mnv2_jax.lab.train.config import flatten
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import run_sweep, seed_groups, variant_config
+from mnv2_jax.lab.verify import verify
 from tests.lab.train.setting import tiny
 
 COMMAND = ("python", "main.py")
@@ -542,3 +546,107 @@ def test_checkpoints_of_many_seeds_have_a_short_name(tmp_path, monkeypatch):
         loop.fit(None, one(), tmp_path, record.Identity(seeds=tuple(range(500))), None, "", True)
     assert len(folders[0].name) < 100
     Checkpoints(folders[0], 1).close()
+
+
+def stop_in(monkeypatch, module, name, number=signal.SIGTERM):
+    """Sends a signal to this process when a function is called for the first time."""
+    function, sent = getattr(module, name), []
+
+    def stopping(*arguments, **options):
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(module, name, stopping)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (loop, "low_precision_scores"),
+        (record, "save_model"),
+        (record, "write_json"),
+        (record, "hash_file"),
+        (sweep, "write_report"),
+        (sweep, "claim"),
+        (loop, "progress_bar"),
+    ],
+)
+def test_a_signal_before_and_after_the_training_is_not_lost(
+    undisturbed, tmp_path, monkeypatch, module, name
+):
+    """Whatever is being done, it stops there; the same command goes on."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stop_in(patch, module, name)
+        with pytest.raises(loop.Interrupted) as raised:
+            train(one(), tmp_path)
+    assert raised.value.number == signal.SIGTERM and "the same command" in str(raised.value)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert not (tmp_path / "report.md").exists() and not (tmp_path / ".lock").exists()
+    assert not list(tmp_path.rglob("*partial*"))
+    train(one(), tmp_path)
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_signal_that_something_swallows_stops_before_the_next_seed(tmp_path, monkeypatch):
+    """As an exception in a finalizer or a callback is."""
+    save = record.save_model
+
+    def swallowing(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)
+
+    monkeypatch.setattr(record, "save_model", swallowing)
+    with pytest.raises(loop.Interrupted):
+        train(one(3, (0, 1)), tmp_path)
+    assert (tmp_path / "linear/seed_0/result.json").exists()
+    assert not (tmp_path / "linear/seed_1").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_hang_up_is_a_signal_too_unless_it_is_ignored(tmp_path, monkeypatch, number):
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup, or a shell's background, does
+    try:
+        interrupt_at(monkeypatch, 2, number)
+        train(one(3), tmp_path)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    with process.stoppable() as stop:
+        stop.at_once = False
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop() and stop.number == signal.SIGHUP
+        stop.at_once = True
+        with pytest.raises(loop.Interrupted):
+            stop.check()
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "metrics.jsonl", "model.safetensors", "config.json"]
+)
+def test_damage_to_a_finished_seed_is_mended_from_its_checkpoint(
+    undisturbed, tmp_path, monkeypatch, name
+):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    damaged = workdir / "linear/seed_0" / name
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    assert [f.path for f in verify(workdir) if f.problem] == [f"linear/seed_0/{name}"]
+    train(one(), workdir)
+    assert not [f for f in verify(workdir) if f.problem]
+    assert outcome(workdir) == outcome(undisturbed)
+
+
+def test_a_shorter_training_ends_where_it_is(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(loop.Interrupted):
+            train(one(), tmp_path)
+    with pytest.raises(UsageError, match="steps: 12 -> 13"):
+        train(one(13), tmp_path)
+    train(one(6), tmp_path)
+    result = json.loads((tmp_path / "linear/seed_0/result.json").read_text())
+    assert result["steps"] == 9
+    assert not [f for f in verify(tmp_path) if f.problem]
