@@ -112,7 +112,8 @@ def build(
         need a faster one than the published networks had.
       **options: attributes of `MobileNetV2`. The parts, which are `spec`, `dialect`, `shortcut`,
         `activation`, `bottleneck`, `expand`, `filter` and `project`, by the name that they have
-        here or in `add_parts`, or as they are; `dtype` likewise.
+        here or in `add_parts`, or as they are; `dtype` likewise. A dialect may also be a mapping of
+        its `name` and of the fields that differ from the one of this name.
 
     Raises:
       UsageError: an option or a name is unknown, or a value cannot be used.
@@ -124,6 +125,8 @@ def build(
     for option in options:
         if option not in fields:
             raise unknown("model option", option, ["expansion", "bn_decay", *fields])
+    if isinstance(options.get("dialect"), Mapping):
+        options["dialect"] = _changed_dialect(**options["dialect"])
     for kind in PARTS.keys() & options.keys():
         options[kind] = look_up_part(kind, options[kind])
     if not callable(options.get("dtype", jnp.float32)):
@@ -134,6 +137,23 @@ def build(
         dialect = options.get("dialect", DIALECTS["slim"])
         options["dialect"] = dialect._replace(bn_decay=bn_decay)
     return MobileNetV2(**options)
+
+
+def _changed_dialect(name: str = "", **fields: Any) -> Dialect:
+    """A named dialect with other fields, as imported weights may have them."""
+    dialect: Dialect = look_up_part("dialect", name)
+    for field, value in fields.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        plain = all(type(number) in (int, float) for number in numbers)
+        if field == "padding" and value in ("same", "symmetric"):
+            dialect = dialect._replace(padding=value)
+        elif field in ("mean", "std") and numbers and plain:
+            dialect = dialect._replace(**{field: tuple(numbers)})
+        elif field in ("bn_epsilon", "bn_decay") and plain and not isinstance(value, list | tuple):
+            dialect = dialect._replace(**{field: value})
+        else:
+            raise UsageError(f"dialect.{field} is {value!r}: see Dialect for what it may be.")
+    return dialect
 
 
 def build_ssdlite(

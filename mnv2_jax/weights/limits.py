@@ -3,11 +3,14 @@
 import math
 import zipfile
 
-MAX_BYTES = 512 * 2**20
+MAX_BYTES = 256 * 2**20
 """The size of a file: width 1.4 takes 100 MB with optimizer state and moving averages."""
 
 MAX_RATIO = 16
 """The unpacked size over the size of the file: trained weights hardly compress at all."""
+
+MAX_MEMBERS = 10_000
+"""Files in an archive: a network with its optimizer and moving averages has some 1,500 tensors."""
 
 
 class DamagedError(Exception):
@@ -33,6 +36,12 @@ def check_claim(name: str, shape: tuple[int, ...], itemsize: int, available: int
     """Raises a `DamagedError` for a tensor that claims more bytes than there are."""
     if any(size < 0 for size in shape) or math.prod(shape) * itemsize > available:
         raise DamagedError(f"{shown(name)} claims shape {list(shape)}, more than the file can hold")
+
+
+def check_members(data: bytes) -> None:
+    """Raises a `DamagedError` for a zip archive of more members than their list can be read of."""
+    if (count := data.count(b"PK\1\2")) > MAX_MEMBERS:
+        raise DamagedError(f"it is an archive of {count} members, more than weights have")
 
 
 def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

@@ -1,27 +1,34 @@
 """Loads published weights: file, names, architecture, strict merge, and what belongs to them."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.files import read_file
+from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.models.deeplab import DeepLabV3
-from mnv2_jax.models.dialect import Dialect
+from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS
 from mnv2_jax.weights.architecture import Architecture, find_architecture
-from mnv2_jax.weights.merge import check_ecosystem, merge
+from mnv2_jax.weights.beside import Beside, input_range, read_beside
+from mnv2_jax.weights.merge import (
+    check_ecosystem,
+    describe_unknown,
+    find_head,
+    infer_ecosystem,
+    merge,
+)
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
 from mnv2_jax.weights.preprocessing import Preprocessing, preprocessing_of, segmenter_preprocessing
 from mnv2_jax.weights.readers import Contents, read_tensors
-from mnv2_jax.weights.tensors import classifier_names, unused
+from mnv2_jax.weights.tensors import classifier_names
 
 IMAGENET_CLASSES = 1000
 OUTPUT_STRIDE = 16  # of a segmenter whose files do not say; the paper's recommendation
-MAX_CONFIG = 1 << 20  # bytes; a config.json with the names of a thousand classes takes 70 kB
+CLASSIFIER_STRIDE = 32
+MAX_RESOLUTION = 2**13
 
 
 class Loaded(NamedTuple):
@@ -33,7 +40,8 @@ class Loaded(NamedTuple):
       preprocessing: how images are to be prepared.
       sha256: of the file.
       source: what was loaded, as `ecosystem:path`.
-      names: of a segmenter's classes, where a `config.json` beside the file lists them.
+      names: of the classes, background included, where they lie beside the file.
+      left_out: names of the tensors in the file that are no part of the network.
     """
 
     model: MobileNetV2 | DeepLabV3
@@ -42,6 +50,7 @@ class Loaded(NamedTuple):
     sha256: str
     source: str
     names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -86,11 +95,21 @@ class Loaded(NamedTuple):
             "spec": spec,
             "in_channels": backbone.in_channels,
             "dropout": model.dropout,
-            "dialect": self.dialect.name,
+            "dialect": _dialect_option(self.dialect),
         }
+        if backbone.output_stride is not None:
+            options["output_stride"] = backbone.output_stride
         if isinstance(model, DeepLabV3):
-            return options | {"output_stride": backbone.output_stride, "channels": model.channels}
+            return options | {"channels": model.channels}
         return options | {"class_offset": model.class_offset}
+
+
+def _dialect_option(dialect: Dialect) -> str | dict[str, Any]:
+    """The name of a dialect, with the fields in which weights differ from it, if they do."""
+    named = DIALECTS[dialect.name]
+    fields = zip(dialect._fields, dialect, named, strict=True)
+    changed = {field: value for field, value, usual in fields if value != usual}
+    return {"name": dialect.name, **changed} if changed else dialect.name
 
 
 def load_weights(
@@ -100,6 +119,9 @@ def load_weights(
     drop_background: bool = False,
     ema: bool = True,
     output_stride: int | None = None,
+    resolution: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Loaded:
     """Loads all published weights of a classifier or a segmenter (Sec. 6.3), or none of them.
 
@@ -110,12 +132,14 @@ def load_weights(
       source: `ecosystem:path`, such as `torchvision:mobilenet_v2-b0353104.pth`; the ecosystem is
         one of `ECOSYSTEMS`, the format one of `readers.READERS`.
       sha256: the expected sha256 of the file; safetensors and pickles have no checksum inside.
-      drop_head: leave the classifier out, whatever its classes; the model gives features only.
+      drop_head: leave out whatever follows the backbone; the model gives features only.
       drop_background: drop class 0 of a classifier whose class 0 is "background", 1001 to 1000.
       ema: where the file has moving averages of the weights, load them (the published accuracy is
         theirs); False loads the raw weights.
-      output_stride: 8, 16 or 32, of a segmenter: its weights fit all three. None takes the one in
-        a `config.json` beside the file, else 16.
+      output_stride: 8, 16 or 32, of a segmenter: its weights fit all three.
+      resolution: height and width of the images.
+      mean, std: the network was trained on (pixel / 255 - mean) / std; one value or one a channel.
+        The last four replace what lies beside the weights (see `beside`) and the ecosystem's own.
 
     Raises:
       UsageError: the file cannot be read, is not of this ecosystem, or does not fit MobileNetV2;
@@ -126,16 +150,65 @@ def load_weights(
     check_ecosystem(ecosystem, contents.tensors, path)
     shapes = {name: array.shape for name, array in contents.tensors.items()}
     architecture = find_architecture(ecosystem, shapes)
-    if architecture.head is None:
+    beside = _with_choices(
+        read_beside(ecosystem.name, path, contents.graph), output_stride, resolution, mean, std
+    )
+    ecosystem = ecosystem._replace(dialect=_changed(ecosystem.dialect, beside, architecture))
+    try:
+        if architecture.head is not None:
+            if drop_head or drop_background:
+                raise UsageError(
+                    f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
+                    "backbone's variables are under 'backbone'."
+                )
+            return _segmenter(ecosystem, architecture, contents, path, beside)
         if output_stride is not None:
             raise UsageError(f"{path!r} is a classifier: load it without output_stride.")
-        return _classifier(ecosystem, architecture, contents, path, drop_head, drop_background)
-    if drop_head or drop_background:
-        raise UsageError(
-            f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
-            "backbone's variables are under 'backbone'."
+        return _classifier(
+            ecosystem, architecture, contents, path, beside, drop_head, drop_background
         )
-    return _segmenter(ecosystem, architecture, contents, path, output_stride)
+    except UsageError as error:
+        if contents.averages != "used":
+            raise
+        raise UsageError(
+            f"{error} These are the moving averages: ema=False takes the raw weights."
+        ) from error
+
+
+def _with_choices(
+    beside: Beside, output_stride: int | None, resolution: int | None, mean: Any, std: Any
+) -> Beside:
+    """Puts what was chosen in place of what lies beside the weights."""
+    if resolution is not None and not (
+        type(resolution) is int and 1 <= resolution <= MAX_RESOLUTION
+    ):
+        raise UsageError(f"resolution is {resolution!r}: give 1 to {MAX_RESOLUTION}.")
+    if (mean is None) != (std is None):
+        raise UsageError("mean and std belong together: give both, or neither.")
+    dialect = dict(beside.dialect)
+    if mean is not None:
+        try:
+            dialect |= input_range(mean, std)
+        except ValueError as error:
+            raise UsageError(f"{error}: one value, or one for every channel.") from error
+    return beside._replace(
+        size=resolution or beside.size,
+        dialect=dialect,
+        output_stride=output_stride or beside.output_stride,
+    )
+
+
+def _changed(dialect: Dialect, beside: Beside, architecture: Architecture) -> Dialect:
+    for key in ("mean", "std"):
+        count = len(beside.dialect.get(key, (0,)))
+        if count not in (1, architecture.in_channels):
+            raise UsageError(
+                f"{key} has {count} values and the network {architecture.in_channels} input "
+                "channels: give one value, or one for every channel."
+            )
+    usual = dialect._asdict()
+    # three equal values are the one of a dialect
+    return dialect._replace(**{k: v for k, v in beside.dialect.items() if usual[k] != v})
 
 
 def _classifier(
@@ -143,19 +216,24 @@ def _classifier(
     architecture: Architecture,
     contents: Contents,
     path: str,
+    beside: Beside,
     drop_head: bool,
     drop_background: bool,
 ) -> Loaded:
-    head = classifier_names(ecosystem)
-    if drop_head:
-        architecture = architecture._replace(classes=None)
-    tensors = contents.tensors
-    variables = merge(ecosystem, architecture, tensors, path, head if drop_head else ())
-    classes = architecture.classes
+    stored, head, why = find_head(ecosystem, architecture, contents.tensors)
+    classes = None if drop_head or head is None else head
+    variables, left_out = merge(ecosystem, architecture._replace(classes=classes), stored, path)
+    if not drop_head and (why := why or beside.head):
+        raise UsageError(
+            f"{path!r} has another head than one linear layer: {why}. Load it with drop_head=True "
+            "for its features, and fine-tune them."
+        )
     if classes is None and not drop_head:
         raise UsageError(
-            f"{path!r} has no classifier ({head[0]}): load it with drop_head=True for its features."
+            f"{path!r} has no classifier ({classifier_names(ecosystem)[0]}): load it with "
+            "drop_head=True for its features."
         )
+    names = _names_for(beside, classes, path)
     offset = ecosystem.class_offset if classes == IMAGENET_CLASSES + ecosystem.class_offset else 0
     if drop_background:
         if not offset:
@@ -166,10 +244,12 @@ def _classifier(
         classifier = variables["params"]["classifier"]
         for name, leaf in classifier.items():
             classifier[name] = np.ascontiguousarray(leaf[..., offset:])
-        classes, offset = IMAGENET_CLASSES, 0
+        classes, offset, names = IMAGENET_CLASSES, 0, names[offset:]
+    stride = beside.output_stride
     model = MobileNetV2(
-        num_classes=classes,
-        width=architecture.width,
+        classes,
+        architecture.width,
+        None if stride == CLASSIFIER_STRIDE else stride,
         spec=architecture.spec,
         in_channels=architecture.in_channels,
         dropout=ecosystem.dropout,
@@ -177,59 +257,56 @@ def _classifier(
         class_offset=offset,
     )
     prepared = preprocessing_of(ecosystem.name, model.dialect, path, contents.sha256)
-    return Loaded(model, variables, prepared, contents.sha256, f"{ecosystem.name}:{path}")
+    if beside.size is not None and ecosystem.name == "hf":
+        prepared = prepared._replace(fraction=beside.size / (beside.size + 32))
+    prepared = prepared._replace(size=beside.size or prepared.size, **beside.rule)
+    source = f"{ecosystem.name}:{path}"
+    return Loaded(model, variables, prepared, contents.sha256, source, names, left_out)
+
+
+def _names_for(beside: Beside, classes: int | None, path: str) -> tuple[str, ...]:
+    if classes is None or not beside.names or len(beside.names) == classes:
+        return beside.names if classes else ()
+    raise UsageError(
+        f"{path!r} has {classes} classes, and what lies beside it names {len(beside.names)}: "
+        "correct it, or move the weights elsewhere."
+    )
 
 
 def _segmenter(
-    ecosystem: Ecosystem,
-    architecture: Architecture,
-    contents: Contents,
-    path: str,
-    output_stride: int | None,
+    ecosystem: Ecosystem, architecture: Architecture, contents: Contents, path: str, beside: Beside
 ) -> Loaded:
     spec, width, in_channels, classes, channels = architecture
-    idle = {tensor.theirs for tensor in unused(ecosystem, spec, width)}
-    variables = merge(ecosystem, architecture, contents.tensors, path, idle)
+    variables, left_out = merge(ecosystem, architecture, contents.tensors, path)
     if classes is None or channels is None:
         kernel, _ = classifier_names(ecosystem, segmenter=True)
         raise UsageError(f"{path!r} has no {kernel}, the last layer of a segmenter: use another.")
-    described_stride, names = describe_segmenter(path, classes)
-    stride = output_stride or described_stride or OUTPUT_STRIDE
+    stride = beside.output_stride or OUTPUT_STRIDE
     backbone = MobileNetV2(
         None, width, stride, spec=spec, in_channels=in_channels, dialect=ecosystem.dialect
     )
     model = DeepLabV3(classes, backbone, channels=channels)  # its head has its own batch norm
     prepared = segmenter_preprocessing(ecosystem.dialect, path)
-    source = f"{ecosystem.name}:{path}"
-    return Loaded(model, variables, prepared, contents.sha256, source, names)
+    prepared = prepared._replace(size=beside.size or prepared.size)
+    source, names = f"{ecosystem.name}:{path}", _names_for(beside, classes, path)
+    return Loaded(model, variables, prepared, contents.sha256, source, names, left_out)
 
 
-def describe_segmenter(path: str, classes: int) -> tuple[int | None, tuple[str, ...]]:
-    """Reads what Hugging Face's `config.json` beside a segmenter's weights adds to them.
-
-    Returns:
-      The output stride, None where it is not given, and the names of the classes, which are empty
-      unless every class has one.
+def find_source(source: str, ema: bool = True) -> str:
+    """Completes the path of a file by its ecosystem, as the names of the tensors tell it.
 
     Raises:
-      UsageError: the description is there and cannot be read.
+      UsageError: they tell none.
     """
-    file = Path(path).with_name("config.json")
-    if not file.is_file():
-        return None, ()
-    text = read_file(file, MAX_CONFIG)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{str(file)!r}, which describes the weights beside it, cannot be read: "
-            f"{first_line(error)}. Correct it, or move the weights elsewhere."
-        ) from error
-    content = content if isinstance(content, dict) else {}
-    stride, table = content.get("output_stride"), content.get("id2label")
-    table = table if isinstance(table, dict) else {}
-    names = [name for i in range(classes) if isinstance(name := table.get(str(i)), str) and name]
-    return stride if type(stride) is int else None, tuple(names) if len(names) == classes else ()
+    prefix, colon, _ = source.partition(":")
+    if colon and (prefix in ECOSYSTEMS or not Path(source).exists()):
+        parse_source(source)
+        return source
+    names = read_tensors(source, ema).tensors
+    if (ecosystem := infer_ecosystem(names)) is None:
+        described, change = describe_unknown(source, names)
+        raise UsageError(f"{source!r} is not imported. Its ecosystem is {described}; {change}.")
+    return f"{ecosystem}:{source}"
 
 
 def parse_source(source: str) -> tuple[Ecosystem, str]:

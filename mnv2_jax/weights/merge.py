@@ -1,6 +1,5 @@
 """The strict merge: every tensor of a file in its place, or a diff and nothing at all."""
 
-import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,18 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights.architecture import Architecture
 from mnv2_jax.weights.limits import shown
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
-from mnv2_jax.weights.tensors import Tensor, tensors, their_shape, to_ours
+from mnv2_jax.weights.tensors import (
+    Tensor,
+    backbone_names,
+    classifier_names,
+    tensors,
+    their_shape,
+    to_ours,
+    unused,
+)
 
 SHOWN = 4  # entries of each kind in a diff
 COVERED = 0.9  # share of the backbone's names that identifies an ecosystem
@@ -27,18 +33,12 @@ def infer_ecosystem(names: Collection[str]) -> str | None:
     True
     """
     shares = {
-        name: sum(expected in names for expected in _backbone(name)) / len(_backbone(name))
+        name: sum(expected in names for expected in backbone_names(name))
+        / len(backbone_names(name))
         for name in ECOSYSTEMS
     }
     best = max(shares, key=shares.__getitem__)
     return best if shares[best] > COVERED else None
-
-
-@functools.cache
-def _backbone(ecosystem: str) -> frozenset[str]:
-    """The names of Table 2's network without its classifier."""
-    listed = tensors(ECOSYSTEMS[ecosystem], IMAGENET, 1.0, 3, None)
-    return frozenset(tensor.theirs for tensor in listed)
 
 
 def describe_unknown(path: str, names: Collection[str]) -> tuple[str, str]:
@@ -65,7 +65,7 @@ def check_ecosystem(ecosystem: Ecosystem, names: Collection[str], path: str) -> 
             f"the tensors of {path!r} are not named as {ecosystem.name} names them: this looks "
             f"like {inferred}; load it as {inferred}:{path}."
         )
-    expected = _backbone(ecosystem.name)
+    expected = backbone_names(ecosystem.name)
     if expected.isdisjoint(names):
         raise UsageError(
             f"{path!r} holds no MobileNetV2 of {ecosystem.title}: it has {_examples(names)}, and "
@@ -73,31 +73,85 @@ def check_ecosystem(ecosystem: Ecosystem, names: Collection[str], path: str) -> 
         )
 
 
+def find_head(
+    ecosystem: Ecosystem, architecture: Architecture, stored: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], int | None, str]:
+    """Finds a classifier beside a backbone: the only linear layer there, whatever its name.
+
+    Returns:
+      The tensors, this layer's under the ecosystem's names, its bias zeros if it has none; its
+      number of classes, None where there is no such layer; and why what there is instead is none.
+    """
+    backbone = tensors(ecosystem, *architecture[:3], None)
+    inside, features = {tensor.theirs for tensor in backbone}, backbone[-1].shape[0]
+    kernel, bias = classifier_names(ecosystem)
+    leaf = ecosystem.framework.leaves["head_bias"]
+    weights: dict[str, np.ndarray] = {}
+    vectors = []
+    for name, array in stored.items():
+        if name in inside or _is_inside(ecosystem, name):
+            continue
+        matrix = to_ours(ecosystem.framework, "head", array)
+        if matrix is not None and matrix.ndim == 2:
+            weights[name] = matrix
+        elif array.ndim == 1 and len(array) == features and not name.endswith(leaf):
+            vectors.append(name)  # a normalization of the features
+    if len(weights) != 1:
+        return (
+            dict(stored),
+            None,
+            f"{len(weights)} layers ({_examples(weights)})" if weights else "",
+        )
+    ((name, matrix),) = weights.items()
+    if vectors or matrix.shape[0] != features:
+        why = (
+            f"{_examples(vectors)} before it" if vectors else f"{name} of {matrix.shape[0]} inputs"
+        )
+        return dict(stored), None, f"{why}, where the features are {features}"
+    theirs = {kernel: stored[name]}
+    own = name.removesuffix(ecosystem.framework.leaves["head_kernel"]) + leaf
+    theirs[bias] = stored.get(own, np.zeros(matrix.shape[1], np.float32))
+    rest = {key: array for key, array in stored.items() if key not in (name, own)}
+    return rest | theirs, matrix.shape[1], ""
+
+
+def _is_inside(ecosystem: Ecosystem, name: str) -> bool:
+    """Whether a name lies in a part of the network that is the backbone's alone."""
+    roots = {known.split(".")[0] + "." for known in backbone_names(ecosystem.name) if "." in known}
+    return name.startswith(tuple(roots))
+
+
 def merge(
-    ecosystem: Ecosystem,
-    architecture: Architecture,
-    stored: Mapping[str, np.ndarray],
-    path: str,
-    optional: Collection[str] = (),
-) -> dict[str, Any]:
-    """Puts every tensor of a file in its place, or none.
+    ecosystem: Ecosystem, architecture: Architecture, stored: Mapping[str, np.ndarray], path: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Puts every tensor of a network in its place, or none.
 
     Args:
       ecosystem, architecture: tell which tensors are expected.
       stored: the file's tensors.
       path: of the file, for messages.
-      optional: names that the file may hold besides.
+
+    Returns:
+      The variables, and the names of what lies beside the network in the file.
 
     Raises:
       UsageError: a tensor is missing, unexpected, of another shape, not float or not finite.
     """
     framework = ecosystem.framework
     expected = {tensor.theirs: tensor for tensor in tensors(ecosystem, *architecture)}
-    unexpected = [
-        f"+ {shown(name)} {list(array.shape)}"
-        for name, array in stored.items()
-        if name not in expected and name not in optional and not name.endswith(framework.ignored)
+    idle = {t.theirs for t in unused(ecosystem, *architecture[:2])} if architecture.head else set()
+    others = [
+        name
+        for name in stored
+        if name not in expected and name not in idle and not name.endswith(framework.ignored)
     ]
+    # What has axes is no stray in a segmenter, whose head is known.
+    alien = [
+        name
+        for name in others
+        if _is_inside(ecosystem, name) or (architecture.head and stored[name].ndim > 1)
+    ]
+    unexpected = [f"+ {shown(name)} {list(stored[name].shape)}" for name in alien]
     missing, shaped, flat = [], [], {}
     for name, tensor in expected.items():
         if name not in stored:
@@ -120,7 +174,7 @@ def merge(
     for tensor in expected.values():
         _check_values(path, tensor, flat[tensor.ours])
     flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
-    return unflatten_dict(flat, sep="/")
+    return unflatten_dict(flat, sep="/"), tuple(others)
 
 
 def _listed(kind: str, entries: list[str]) -> str:

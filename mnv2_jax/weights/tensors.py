@@ -1,12 +1,13 @@
 """Every tensor of a network under our name and an ecosystem's, and the order of its axes."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from mnv2_jax.models.spec import IMAGENET, Spec, unroll
-from mnv2_jax.weights.names import Ecosystem, Framework
+from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem, Framework
 
 
 class Tensor(NamedTuple):
@@ -28,7 +29,6 @@ class Tensor(NamedTuple):
 def convolutions(ecosystem: Ecosystem, spec: Spec) -> Iterator[tuple[str, str, str]]:
     """Yields (our layer, their convolution, their batch norm) in the network's order.
 
-    >>> from mnv2_jax.weights.names import ECOSYSTEMS
     >>> list(convolutions(ECOSYSTEMS["timm"], IMAGENET))[1]
     ('block_0/filter', 'blocks.0.0.conv_dw', 'blocks.0.0.bn1')
     """
@@ -80,7 +80,6 @@ def tensors(
       classes: outputs of the classifier or segmenter; None for features only.
       head: channels of a segmenter's head; None for a classifier.
 
-    >>> from mnv2_jax.weights.names import ECOSYSTEMS
     >>> tensors(ECOSYSTEMS["torchvision"], IMAGENET, 1.0, 3, 1000)[0]
     Tensor(ours='params/stem/conv/kernel', theirs='features.0.0.weight', kind='conv',
            shape=(3, 3, 3, 32))
@@ -114,6 +113,13 @@ def tensors(
             Tensor("params/classifier/bias", bias, "vector", (classes,)),
         ]
     return listed
+
+
+@functools.cache
+def backbone_names(ecosystem: str) -> frozenset[str]:
+    """Returns the names of Table 2's network without its classifier."""
+    listed = tensors(ECOSYSTEMS[ecosystem], IMAGENET, 1.0, 3, None)
+    return frozenset(tensor.theirs for tensor in listed)
 
 
 def classifier_names(ecosystem: Ecosystem, segmenter: bool = False) -> tuple[str, str]:

@@ -29,14 +29,14 @@ def test_the_diff_names_every_kind(tmp_path):
     export_weights(*network("torchvision"), "torchvision", path)
     theirs = load_file(path)
     del theirs["features.0.0.weight"]
-    theirs["extra.weight"] = np.zeros((2, 2), np.float32)
+    theirs["features.5.extra.weight"] = np.zeros((2, 2), np.float32)
     theirs["features.5.conv.2.weight"] = np.zeros((9, 9, 1, 1), np.float32)
     save_file(theirs, path)
     with pytest.raises(UsageError) as caught:
         load_weights(f"torchvision:{path}")
     message = str(caught.value)
     assert "1 missing (- features.0.0.weight [2, 3, 3, 3])" in message
-    assert "1 unexpected (+ extra.weight [2, 2])" in message
+    assert "1 unexpected (+ features.5.extra.weight [2, 2])" in message
     assert re.search(
         r"1 of another shape \(~ features\.5\.conv\.2\.weight \[9, 9, 1, 1\] is not \[", message
     )

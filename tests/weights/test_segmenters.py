@@ -117,12 +117,13 @@ def test_the_hubs_description_is_believed_where_it_can_be(files, tmp_path):
     assert loaded.backbone.output_stride == 8 and loaded.names == ("background", "a", "b", "c")
     source = described(files, tmp_path, json.dumps(content))
     assert load_weights(source, output_stride=32).backbone.output_stride == 32
-    del names["3"]
-    loaded = load_weights(described(files, tmp_path, json.dumps({"id2label": names})))
+    labels = {str(i): f"LABEL_{i}" for i in range(4)}  # Hugging Face's numbers, which name nothing
+    loaded = load_weights(described(files, tmp_path, json.dumps({"id2label": labels})))
     assert loaded.backbone.output_stride == 16 and loaded.names == ()
     assert load_weights(described(files, tmp_path, "[]")).backbone.output_stride == 16
     for text, message in (
-        ("{", r"config\.json', which describes the weights beside it, cannot be read"),
+        ("{", r"describes the weights beside them cannot be used: .*config\.json' cannot be read"),
+        (json.dumps({"id2label": {"0": "a"}}), "has 4 classes, and what lies beside it names 1"),
         (f'["{"x" * (1 << 20)}"]', "larger than 1 MiB"),
         ('{"output_stride": 7}', "output_stride is 7"),
     ):

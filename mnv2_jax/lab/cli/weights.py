@@ -3,13 +3,22 @@
 import argparse
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.errors import UsageError, first_line, one_line
 from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
+
+# Options of `load_weights` in messages, as they are written here.
+FLAGS = {
+    "drop_head=True": "--drop-head", "drop_head": "--drop-head", "ema=False": "--raw",
+    "ema=True": "without --raw", "drop_background=True": "import without --keep-background",
+    "output_stride": "--output-stride", "mean": "--mean", "std": "--std",
+}  # fmt: skip
+SHOWN = 3  # names of tensors in a note
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,40 +47,59 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="for a segmenter: 8, 16 or 32 (default: as in config.json beside the file, else 16)",
     )
+    what = "of the images (default: as beside the file or in its name, else the library's)"
+    parser.add_argument("--resolution", type=int, help=f"height and width {what}")
+    for name in ("mean", "std"):
+        what = "network takes (pixel / 255 - mean) / std; one number or three (default likewise)"
+        parser.add_argument(f"--{name}", type=_floats, nargs="+", metavar="X", help=what)
     json_argument(parser)
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",") if part]
 
 
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.model_folder import save_model
-    from mnv2_jax.weights import infer_ecosystem, load_weights
-    from mnv2_jax.weights.merge import describe_unknown
-    from mnv2_jax.weights.readers import read_tensors
+    from mnv2_jax.lab.tasks import CLASSIFY
+    from mnv2_jax.weights import load_weights
+    from mnv2_jax.weights.load import find_source
 
-    source = arguments.source
-    if ":" not in source:
-        names = read_tensors(source).tensors
-        ecosystem = infer_ecosystem(names)
-        if ecosystem is None:
-            described, change = describe_unknown(source, names)
-            raise UsageError(f"{source!r} is not imported. Its ecosystem is {described}; {change}.")
-        source = f"{ecosystem}:{source}"
-
-    load = functools.partial(
-        load_weights,
-        source,
-        arguments.sha256,
-        drop_head=arguments.drop_head,
-        ema=not arguments.raw,
-        output_stride=arguments.output_stride,
+    mean, std = (
+        None if given is None else [number for part in given for number in part]
+        for given in (arguments.mean, arguments.std)
     )
-    loaded = load()
-    classifier = loaded.task == "classify"
-    if classifier and loaded.model.class_offset and not arguments.keep_background:
-        loaded = load(drop_background=True)
+    try:
+        load = functools.partial(
+            load_weights,
+            find_source(arguments.source, ema=not arguments.raw),
+            arguments.sha256,
+            drop_head=arguments.drop_head,
+            ema=not arguments.raw,
+            output_stride=arguments.output_stride,
+            resolution=arguments.resolution,
+            mean=mean,
+            std=std,
+        )
+        loaded = load()
+        classifier = loaded.task == CLASSIFY.name
+        if classifier and loaded.model.class_offset and not arguments.keep_background:
+            loaded = load(drop_background=True)
+    except UsageError as error:
+        raise UsageError(_in_flags(str(error))) from error
+    if loaded.backbone.in_channels not in (1, 3):
+        raise UsageError(
+            f"{arguments.source!r} takes images of {loaded.backbone.in_channels} channels, and the "
+            "images that are read here have 1 or 3: use load_weights in Python."
+        )
+    if classifier and loaded.classes == 1:
+        loaded = _two_classes(loaded)
     offset = loaded.model.class_offset if classifier else 0
-    classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
+    classes = list(loaded.names[offset:])
+    if arguments.classes_file is not None:
+        classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
     if not classifier and not classes:
-        classes = list(loaded.names) or [f"class {i}" for i in range(loaded.classes or 0)]
+        classes = [f"class {i}" for i in range(loaded.classes or 0)]
     folder = user_path(arguments.folder, "folder")
     try:
         save_model(folder, loaded.variables, describe(loaded, classes))
@@ -79,6 +107,9 @@ def _import(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"{str(folder)!r} cannot be written: {first_line(error)}. Give another folder."
         ) from error
+    if loaded.left_out:
+        listed = one_line(", ".join(loaded.left_out[:SHOWN]))
+        print(f"left out {len(loaded.left_out)} tensors, {listed} first", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
         return
@@ -86,12 +117,36 @@ def _import(arguments: argparse.Namespace) -> None:
     print(f"wrote {folder}: python main.py predict --model {folder} IMAGE", file=sys.stderr)
 
 
+def _in_flags(text: str) -> str:
+    """Says options of `load_weights` as flags of the command line."""
+    for option, flag in FLAGS.items():
+        text = re.sub(rf"\b{option}\b", flag, text)
+    return text
+
+
+def _two_classes(loaded: Any) -> Any:
+    """Makes a classifier of one output, whose sigmoid is a probability, one of two classes.
+
+    The softmax of (0, z) is the sigmoid of z; of one output it is 1 for every image.
+    """
+    import numpy as np
+
+    head = loaded.variables["params"]["classifier"]
+    head = {k: np.concatenate([np.zeros_like(v), v], axis=-1) for k, v in head.items()}
+    params = {**loaded.variables["params"], "classifier": head}
+    variables = {**loaded.variables, "params": params}
+    names = loaded.names if len(loaded.names) == 2 else ()
+    return loaded._replace(
+        model=loaded.model.clone(num_classes=2), variables=variables, names=names
+    )
+
+
 def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
     """Returns the description that `save_model` keeps beside loaded weights."""
     rule = loaded.preprocessing
     ecosystem, _, file = loaded.source.partition(":")
     options = {name: value for name, value in loaded.options.items() if value is not None}
-    kept = ("crop", "fraction", "method", "antialias") if loaded.task == "classify" else ("crop",)
+    kept = ("crop",) if rule.crop == "pad" else ("crop", "fraction", "method", "antialias")
     return {
         "task": loaded.task,
         "model": options | {"num_classes": loaded.classes},
@@ -102,13 +157,11 @@ def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def read_classes(path: str | None, count: int) -> list[str]:
-    """Reads the names of `count` classes, one a line; without a file there are none."""
+def read_classes(path: str, count: int) -> list[str]:
+    """Reads the names of `count` classes, one a line."""
     from mnv2_jax.lab.data.readers.files import read_lines
 
-    if path is None:
-        return []
-    names = read_lines(Path(path))
+    names = read_lines(user_path(path, "--classes-file"))
     if len(names) != count:
         raise UsageError(
             f"{path!r} names {len(names)} classes and the classifier has {count}, without the "
@@ -129,17 +182,19 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.tasks import DETECT, SEGMENT
     from mnv2_jax.weights import export_weights
 
     saved = trained_model(arguments)
-    if saved.task.name == "detect":
+    if saved.task is DETECT:
         raise UsageError(
             f"{arguments.model!r} is a detector: only classifiers and segmenters can be exported "
             "to another library."
         )
-    export_weights(saved.model, saved.variables, arguments.to, arguments.path)
-    print(f"wrote {arguments.path}")
-    if saved.task.name == "segment" and arguments.to == "hf":
+    path = user_path(arguments.path, "file to write")
+    export_weights(saved.model, saved.variables, arguments.to, path)
+    print(f"wrote {path}")
+    if saved.task is SEGMENT and arguments.to == "hf":
         stride = saved.model.backbone.output_stride
         print(f"load it with MobileNetV2Config(output_stride={stride})", file=sys.stderr)
 
@@ -163,7 +218,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
     for finding in findings:
         print(f"{finding.topic:>13}  {finding.found}")
         if finding.change:
-            print(f"{'':>13}  -> {finding.change}")
+            print(f"{'':>13}  -> {_in_flags(finding.change)}")
 
 
 IMPORT = Verb(

@@ -12,7 +12,17 @@ from mnv2_jax.lab.tasks.task import Task, TaskSpec, evaluate
 
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (CLASSIFY, DETECT, SEGMENT)}
 
-__all__ = ["TASKS", "Task", "TaskSpec", "evaluate", "make_model", "model_options"]
+__all__ = [
+    "CLASSIFY",
+    "DETECT",
+    "SEGMENT",
+    "TASKS",
+    "Task",
+    "TaskSpec",
+    "evaluate",
+    "make_model",
+    "model_options",
+]
 
 
 def model_options(config: Any, classes: int, channels: int) -> dict[str, Any]:

@@ -17,41 +17,41 @@ import numpy as np
 import safetensors
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import UnreadableFile, read_file
+from mnv2_jax.files import UnreadableFile, read_file, user_path
 from mnv2_jax.weights.limits import (
     MAX_BYTES,
     DamagedError,
     check_claim,
+    check_members,
     read_member,
     shown,
     zip_members,
 )
-from mnv2_jax.weights.readers.hdf5 import read_hdf5
+from mnv2_jax.weights.readers.hdf5 import read_graph, read_hdf5
 from mnv2_jax.weights.readers.pytorch import read_pytorch
-from mnv2_jax.weights.readers.tensor_bundle import AVERAGE, read_bundle
+from mnv2_jax.weights.readers.tensor_bundle import read_bundle
+from mnv2_jax.weights.wrapping import choose_network
 
 Arrays = dict[str, np.ndarray]
 
-SLOTS = ("/RMSProp", "/RMSProp_1", "/Momentum", "/Adam", "/Adam_1")
-"""Endings of the names of an optimizer's state in TensorFlow."""
-
-WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, `torch.compile` and trainers put before every name."""
+MAX_HEADER = 1 << 24  # bytes, of safetensors; a tensor takes some 100
 
 
 class Contents(NamedTuple):
     """What a file holds.
 
     Attributes:
-      tensors: by name, without wrappers and the state of an optimizer.
+      tensors: by name, without what wraps the network's names and the state of an optimizer.
       averages: "absent", or "used" or "left out" where the file has moving averages of the weights.
       sha256: of the file; of a TensorFlow checkpoint, of its index and data files in a row
         (`cat X.index X.data-* | sha256sum`).
+      graph: the layers of a Keras model that was saved whole, in JSON; else empty.
     """
 
     tensors: Arrays
     averages: str
     sha256: str
+    graph: str = ""
 
 
 def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) -> Contents:
@@ -66,7 +66,7 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
     Raises:
       UsageError: the file cannot be read, is in no known format, or has another sha256.
     """
-    path = Path(path)
+    path = user_path(path, "path of the weights")
     files = find_files(path)
     data = [_read(file) for file in files]
     digest = hashlib.sha256()
@@ -77,18 +77,20 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
             f"{str(path)!r} has sha256 {digest.hexdigest()} where {sha256.strip()} was expected: "
             "the file is damaged or another one; download it again."
         )
+    suffix = files[0].suffix.lower()
     try:
-        arrays = READERS[files[0].suffix](*data)
+        tensors, averages = choose_network(READERS[suffix](*data), ema)
+        graph = GRAPHS[suffix](*data) if suffix in GRAPHS else ""
     except UsageError:
         raise
     except DamagedError as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}.") from error
     except Exception as error:  # parsers of damaged files raise anything
         raise UsageError(
-            f"{str(path)!r} cannot be read as {files[0].suffix} ({first_line(error)}): it is "
-            "damaged, or its ending does not tell its format; download it again."
+            f"{str(path)!r} cannot be read as {suffix} ({first_line(error)}): it is damaged, or "
+            "its ending does not tell its format; download it again."
         ) from error
-    return Contents(*choose_averages(arrays, ema), digest.hexdigest())
+    return Contents(tensors, averages, digest.hexdigest(), graph)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -99,16 +101,16 @@ def find_files(path: Path) -> list[Path]:
         if (prefix != path or not path.exists()) and index.is_file():
             start = prefix.name + ".data-"
             return [index, *sorted(p for p in prefix.parent.iterdir() if p.name.startswith(start))]
-        is_file, is_folder = path.is_file(), path.is_dir()
+        exists, is_folder = path.exists(), path.is_dir()
         inside = sorted(p.name for p in path.iterdir() if p.suffix in READERS) if is_folder else []
     except (OSError, ValueError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {first_line(error)}.") from error
     if is_folder:
         hint = f"a file in it, such as {inside[0]}" if inside else "a file of weights"
         raise UsageError(f"{str(path)!r} is a folder: give {hint}.")
-    if not is_file:
+    if not exists:
         raise UsageError(f"there is no file {str(path)!r}: give the path of a file of weights.")
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         raise UsageError(
             f"the ending of {str(path)!r} does not tell its format: give a file that ends in "
             f"{', '.join(READERS)}, or a TensorFlow checkpoint by its name before .index."
@@ -126,36 +128,9 @@ def _read(file: Path) -> bytes:
     return data
 
 
-def choose_averages(arrays: Mapping[str, np.ndarray], ema: bool) -> tuple[Arrays, str]:
-    """Chooses between weights and their moving averages; drops the state of an optimizer.
-
-    Returns:
-      The arrays by the names of the variables, and `Contents.averages`.
-
-    >>> choose_averages({"w": 1, "w/ExponentialMovingAverage": 2, "w/RMSProp": 3}, ema=True)
-    ({'w': 2}, 'used')
-    """
-    weights, averages = {}, {}
-    for name, array in arrays.items():
-        if name.endswith(AVERAGE):
-            averages[name.removesuffix(AVERAGE)] = array
-        elif not name.endswith(SLOTS):
-            weights[name] = array
-    weights, averages = _unwrapped(weights), _unwrapped(averages)
-    if not averages:
-        return weights, "absent"
-    return (weights | averages, "used") if ema else (weights, "left out")
-
-
-def _unwrapped(arrays: Arrays) -> Arrays:
-    """Removes wrappers that every name begins with, such as `module.` of DataParallel."""
-    for prefix in WRAPPERS:
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            return _unwrapped({name.removeprefix(prefix): a for name, a in arrays.items()})
-    return arrays
-
-
 def _read_safetensors(data: bytes) -> Arrays:
+    if (header := int.from_bytes(data[:8], "little")) > min(MAX_HEADER, len(data)):
+        raise DamagedError(f"its header claims {header} bytes, more than that of weights has")
     return {name: _plain(name, tensor) for name, tensor in safetensors.deserialize(data)}
 
 
@@ -171,6 +146,7 @@ def _plain(name: str, tensor: Mapping[str, Any]) -> np.ndarray:
 
 
 def _read_npz(data: bytes) -> Arrays:
+    check_members(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {
             name.removesuffix(".npy"): _read_npy(name, read_member(archive, info))
@@ -194,12 +170,16 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _read_keras(data: bytes) -> Arrays:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = zip_members(archive, len(data))
-        if "model.weights.h5" not in members:
-            raise DamagedError("it has no member model.weights.h5, so it is not a Keras model")
-        return read_hdf5(read_member(archive, members["model.weights.h5"]))
+def _keras_member(name: str) -> Callable[[bytes], bytes]:
+    def read(data: bytes) -> bytes:
+        check_members(data)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = zip_members(archive, len(data))
+            if name not in members:
+                raise DamagedError(f"it has no member {name}, so it is not a Keras model")
+            return read_member(archive, members[name])
+
+    return read
 
 
 READERS: dict[str, Callable[..., Arrays]] = {
@@ -207,11 +187,16 @@ READERS: dict[str, Callable[..., Arrays]] = {
     ".npz": _read_npz,
     ".h5": read_hdf5,
     ".hdf5": read_hdf5,
-    ".keras": _read_keras,
-    ".pth": read_pytorch,
-    ".pt": read_pytorch,
-    ".bin": read_pytorch,
+    ".keras": lambda data: read_hdf5(_keras_member("model.weights.h5")(data)),
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), read_pytorch),
     ".index": read_bundle,
 }
 """By the ending of a file's name. A reader takes the bytes of the file, or of the index and data
-files of a TensorFlow checkpoint. All readers name moving averages as TensorFlow does."""
+files of a TensorFlow checkpoint. PyTorch's examples call their checkpoints `.pth.tar`."""
+
+GRAPHS: dict[str, Callable[[bytes], str]] = {
+    ".h5": read_graph,
+    ".hdf5": read_graph,
+    ".keras": lambda data: _keras_member("config.json")(data).decode(),
+}
+"""Readers of what a file says of its network besides the tensors, by the ending likewise."""

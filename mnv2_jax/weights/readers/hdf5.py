@@ -66,6 +66,13 @@ def read_hdf5(data: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_graph(data: bytes) -> str:
+    """Reads the JSON in which a model that was saved whole describes its layers; empty without."""
+    with _import_h5py().File(io.BytesIO(data), "r") as file:
+        graph = file.attrs.get("model_config", "")
+        return graph.decode() if isinstance(graph, bytes) else str(graph)
+
+
 def _name(path: str, dataset: Any) -> str | None:
     """Returns the layer and variable of a data set; None where it is not part of the network."""
     *groups, leaf = path.split("/")

@@ -1,41 +1,47 @@
 """Reads PyTorch's files through `torch.load(weights_only=True)` and in no other way."""
 
+import argparse
 import io
 import math
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.weights.limits import MAX_BYTES, DamagedError, read_member, shown, zip_members
-from mnv2_jax.weights.readers.tensor_bundle import AVERAGE
+from mnv2_jax.weights.limits import (
+    MAX_BYTES,
+    DamagedError,
+    check_members,
+    read_member,
+    shown,
+    zip_members,
+)
+from mnv2_jax.weights.wrapping import TRAINING
 
 MIN_TORCH = (2, 10)
 """Earlier releases had ways to run code from a file in spite of `weights_only=True`."""
 
-AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
 INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
-WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
+MAX_OPCODES = 1_000_000  # of a pickle; a checkpoint with its optimizer has some 50,000
 
 
 def read_pytorch(data: bytes) -> dict[str, np.ndarray]:
-    """Reads a state dict, which is the file's whole content or an entry of a checkpoint.
-
-    Moving averages, which are an entry of their own, get the ending of TensorFlow's.
-    """
-    torch, stream = _import_torch(), io.BytesIO(data)
-    if zipfile.is_zipfile(stream):
+    """Reads every tensor of a state dict, or of the state dicts that a checkpoint nests."""
+    stream, archive = io.BytesIO(data), data.startswith(b"PK")
+    if archive:
         _check_archive(data)
-    else:  # before PyTorch 1.6: magic number, protocol, system and object, then the storages
+    elif data.startswith(b"\x1f\x8b") or data[257:262] == b"ustar":
+        raise DamagedError("it is packed by gzip or tar: unpack it, and give the file inside")
+    torch = _import_torch()
+    if not archive:  # before PyTorch 1.6: magic number, protocol, system and object, then storages
         _check_storages(data, 4, len(data))
-    stream.seek(0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about deprecated storages in old files
             loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -47,14 +53,22 @@ def read_pytorch(data: bytes) -> dict[str, np.ndarray]:
         raise
     if not isinstance(loaded, Mapping):
         raise DamagedError(f"it holds a {type(loaded).__name__} where a state dict is needed")
-    weights = next((loaded[key] for key in WEIGHTS if isinstance(loaded.get(key), Mapping)), loaded)
-    averages = next((loaded[key] for key in AVERAGES if isinstance(loaded.get(key), Mapping)), {})
-    return {
-        name + ending: _array(torch, name, value)
-        for state, ending in ((weights, ""), (averages, AVERAGE))
-        for name, value in state.items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }
+    return {name: _array(torch, name, tensor) for name, tensor in _tensors(torch, loaded)}
+
+
+def _tensors(torch: Any, loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the tensors of nested dictionaries by path, but those of optimizers."""
+    waiting, seen = [("", loaded)], set()
+    while waiting:
+        path, state = waiting.pop()
+        if id(state) not in seen:  # a pickle may hold itself
+            seen.add(id(state))
+            for key, value in state.items():
+                if isinstance(key, str) and not TRAINING.search(key):
+                    if isinstance(value, torch.Tensor):
+                        yield path + key, value
+                    elif isinstance(value, Mapping):
+                        waiting.append((f"{path}{key}.", value))
 
 
 def _import_torch() -> Any:
@@ -75,31 +89,42 @@ def _import_torch() -> Any:
 
 
 def _check_archive(data: bytes) -> None:
-    """Rejects archives that unpack to more than their size: PyTorch never compresses."""
+    """Rejects what `torch.save` does not write: it never compresses, and stores no code."""
+    check_members(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = zip_members(archive, len(data))
+        if any("/code/" in name or name.endswith("/constants.pkl") for name in members):
+            raise DamagedError(
+                "it is a TorchScript program, which is code: load it with torch.jit.load, and save "
+                "its state_dict()"
+            )
+        pickles = [info for name, info in members.items() if name.endswith("/data.pkl")]
+        if not pickles:
+            raise DamagedError("it is an archive without PyTorch's data.pkl: unpack it first")
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise DamagedError("it is a compressed archive, which PyTorch does not write")
         if sum(info.file_size for info in members.values()) > len(data):
             raise DamagedError("its members claim more bytes than the file has")
-        for name, info in members.items():
-            if name.endswith("/data.pkl"):
-                _check_storages(read_member(archive, info), 1, len(data))
+        for info in pickles:
+            _check_storages(read_member(archive, info), 1, len(data))
 
 
 def _check_storages(pickles: bytes, parts: int, available: int) -> None:
-    """Rejects storages that claim more elements than the file has bytes.
+    """Rejects storages that claim more elements than the file has bytes, and bombs.
 
     The opcodes of the pickles are listed, not run. The number of elements is the last integer
     before the identity of a storage.
     """
-    stream, last = io.BytesIO(pickles), 0
+    stream, last, count = io.BytesIO(pickles), 0, 0
     for _ in range(parts):
         for opcode, argument, _ in pickletools.genops(stream):
+            count += 1
             if opcode.name in INTEGERS:
                 last = argument
             elif opcode.name == "BINPERSID" and not 0 <= int(last or 0) <= available:
                 raise DamagedError(f"a storage claims {last} elements, more than the file can hold")
+            elif count > MAX_OPCODES or "bytearray" in str(argument)[:100]:
+                raise DamagedError("its pickle is larger than that of weights")
 
 
 def _array(torch: Any, name: str, tensor: Any) -> np.ndarray:

@@ -15,9 +15,6 @@ import numpy as np
 from mnv2_jax.weights.limits import DamagedError, check_claim, shown
 from mnv2_jax.weights.readers.crc32c import crc32c, unmask
 
-AVERAGE = "/ExponentialMovingAverage"
-"""Ending of the name of a variable's moving average."""
-
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
 TRAILER = 5  # compression and checksum of a block

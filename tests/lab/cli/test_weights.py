@@ -1,6 +1,7 @@
 """The verbs for weights: what comes in can be used, saved, described and taken out again."""
 
 import json
+import os
 import pickle
 import re
 
@@ -202,3 +203,64 @@ def test_what_is_no_file_of_weights_ends_in_one_line(slim, tmp_path, capsys):
         assert (status, error.count("\n")) == (2, 1) or (status == 0 and "->" in out and not error)
     assert not made.exists() and not (slim.parent / "executed.npy").exists()
     assert not (tmp_path / "model").exists()
+
+
+def small(path, ecosystem="hf", **options):
+    """Writes the weights of a narrow network; returns its variables."""
+    model, variables = network(ecosystem, spec=SPECS["imagenet"], width=WIDTH, **options)
+    export_weights(model, variables, ecosystem, path)
+    return variables
+
+
+def test_what_lies_beside_is_saved_with_the_model(tmp_path):
+    small(tmp_path / "model.safetensors")
+    config = {"image_size": 96, "tf_padding": False, "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    argv = ["import", str(tmp_path / "model.safetensors"), str(tmp_path / "model")]
+    assert main(argv) == 0
+    saved = load_model(tmp_path / "model")
+    assert saved.classes == ("a", "b", "c") and saved.resolution == 96
+    assert saved.model.dialect.padding == "symmetric"
+    umask = os.umask(0o22)
+    os.umask(umask)
+    assert (tmp_path / "model/model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+    argv += ["--resolution", "64", "--mean", "0.1,0.2,0.3", "--std", "0.5", "0.6", "0.7"]
+    assert main(argv) == 0
+    saved = load_model(tmp_path / "model")
+    assert saved.resolution == 64
+    assert (saved.model.dialect.mean, saved.model.dialect.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+
+
+def test_one_output_is_two_classes(tmp_path):
+    """The softmax of one number is 1 for every image."""
+    head = small(tmp_path / "a.npz", classes=1)["params"]["classifier"]
+    assert main(["import", str(tmp_path / "a.npz"), str(tmp_path / "model")]) == 0
+    saved = load_model(tmp_path / "model")
+    assert saved.model.num_classes == 2
+    kernel = saved.variables["params"]["classifier"]["kernel"]
+    assert not kernel[:, 0].any() and np.array_equal(kernel[:, 1:], head["kernel"])
+
+
+def test_import_speaks_of_its_own_flags(tmp_path, capsys):
+    small(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        theirs = dict(file)
+    stem = "mobilenet_v2.conv_stem.first_conv.convolution.weight"
+    averages = {f"ema.{name}": array for name, array in theirs.items()}
+    averages["ema.classifier.weight"] = np.zeros((3, 7), np.float32)
+    for name, arrays, message in (
+        ("deep", theirs | {"fc.weight": np.ones((3, 3))}, "Load it with --drop-head for"),
+        ("ema", theirs | averages, "the moving averages: --raw takes the raw weights"),
+        ("rgba", theirs | {stem: np.ones((16, 4, 3, 3), np.float32)}, "of 4 channels, and the ima"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        argv = ["import", str(tmp_path / f"{name}.npz"), str(tmp_path / name)]
+        assert main(argv) == 2 and not (tmp_path / name).exists()
+        error = capsys.readouterr().err
+        assert message in error and "=True" not in error and error.count("\n") == 1
+    assert main(["import", str(tmp_path / "ema.npz"), str(tmp_path / "raw"), "--raw"]) == 0
+    argv = ["import", str(tmp_path / "deep.npz"), str(tmp_path / "bare"), "--drop-head"]
+    assert main(argv) == 0
+    assert "left out 3 tensors, classifier." in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path / "deep.npz")]) == 0
+    assert "--drop-head" in (told := capsys.readouterr().out) and "=True" not in told

@@ -1,0 +1,249 @@
+"""What lies beside weights, or with them in a file, and belongs to them: obeyed or refused.
+
+Hugging Face's `config.json` and `preprocessor_config.json`, timm's `config.json`, and the layers of
+a Keras model that was saved whole.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.files import read_json
+
+MAX_CONFIG = 1 << 20  # bytes; a config.json with the names of a thousand classes takes 70 kB
+METHODS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+IDLE_ARGS = {"in_chans", "num_classes", "drop_rate", "drop_path_rate", "global_pool"}
+BACKBONE = {"Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "ZeroPadding2D", "Add"}
+# What a Keras model does after its features, besides dropout, without changing linear logits.
+HEAD = {"Dense", "Activation", "Softmax", "Flatten", "Reshape", "AveragePooling2D"}
+HEAD |= {"GlobalAveragePooling2D"}
+IDLE = ("InputLayer", "Rand", "Dropout", "SpatialDropout", "Gaussian", "ActivityRegularization")
+
+
+class Beside(NamedTuple):
+    """What belongs to weights and their tensors do not say; None or empty where it is not said.
+
+    Attributes:
+      size: height and width of the network's input.
+      dialect: the fields of the `Dialect` that it states.
+      rule: the fields of `Preprocessing` that it states.
+      names: of the classes.
+      output_stride: of the network.
+      head: why the classifier is not one whose softmax gives the probabilities.
+    """
+
+    size: int | None = None
+    dialect: Mapping[str, Any] = {}
+    rule: Mapping[str, Any] = {}
+    names: tuple[str, ...] = ()
+    output_stride: int | None = None
+    head: str = ""
+
+
+def read_beside(ecosystem: str, path: str, graph: str) -> Beside:
+    """Reads what accompanies a file of weights.
+
+    Raises:
+      UsageError: it cannot be read, or says something that this network cannot follow.
+    """
+    readers = {"hf": _hugging_face, "timm": _timm}
+    file = Path(path) if graph else Path(path).with_name("config.json")
+    try:
+        if graph:
+            return _keras(json.loads(graph))
+        if ecosystem not in readers:
+            return Beside()
+        config, processor = (
+            content if isinstance(content, dict) else {}
+            for name in ("config.json", "preprocessor_config.json")
+            for content in (_read(Path(path).with_name(name)),)
+        )
+        return readers[ecosystem](config, processor)
+    except UsageError as error:
+        raise UsageError(
+            f"what describes the weights beside them cannot be used: {str(error).rstrip('.')}. "
+            "Correct it, or move the weights elsewhere."
+        ) from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{str(file)!r} describes its weights in a way that cannot be followed: "
+            f"{first_line(error)}. Correct it, or give the weights without it."
+        ) from error
+
+
+def _read(file: Path) -> Any:
+    return read_json(file, MAX_CONFIG) if os.path.lexists(file) else {}
+
+
+def _need(key: str, value: Any, *allowed: Any) -> None:
+    if value not in allowed:
+        listed = " or ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{key} is {value!r}, and only {listed} is computed here")
+
+
+def _side(key: str, value: Any) -> int:
+    """One number for height and width, however it is written."""
+    if isinstance(value, Mapping):
+        value = [value[k] for k in ("height", "width", "shortest_edge") if k in value]
+    sides = value if isinstance(value, list) else [value]
+    if len(set(sides)) != 1 or type(sides[0]) is not int or not 1 <= sides[0] <= 2**13:
+        raise ValueError(f"{key} is {value!r}, and one size for height and width is needed")
+    return sides[0]
+
+
+def _numbers(key: str, values: Any) -> np.ndarray:
+    numbers = np.asarray(values, np.float64).reshape(-1)
+    if not numbers.size or not np.isfinite(numbers).all():
+        raise ValueError(f"{key} is {values!r}, and finite numbers are needed")
+    return numbers
+
+
+def input_range(mean: Any, std: Any, scale: float = 1 / 255) -> dict[str, tuple[float, ...]]:
+    """The fields of a dialect for inputs of (pixel · scale - mean) / std; one value where all are.
+
+    >>> input_range([1, 1, 1], [1, 1, 1], 1 / 127.5)
+    {'mean': (0.5,), 'std': (0.5,)}
+    """
+    fields = {}
+    for key, values in (("mean", mean), ("std", std)):
+        values = [round(float(v), 9) for v in _numbers(key, values) / (255 * scale)]
+        if key == "std" and min(values) <= 0:
+            raise ValueError(f"{key} is {values}, and numbers above 0 are needed")
+        fields[key] = tuple(values[:1] if len(set(values)) == 1 else values)
+    return fields
+
+
+def _names(table: Any) -> tuple[str, ...]:
+    """The names of classes from a list or from a table by number; LABEL_3 and the like are none."""
+    if isinstance(table, Mapping):
+        table = [table.get(str(i)) for i in range(len(table))]
+    names = table if isinstance(table, list) else []
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError("its names of classes are not one text for every number from 0")
+    return () if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else tuple(names)
+
+
+def _hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Beside:
+    _need("model_type", config.get("model_type", "mobilenet_v2"), "mobilenet_v2")
+    _need("hidden_act", config.get("hidden_act", "relu6"), "relu6")
+    _need("tf_padding", padding := config.get("tf_padding", True), True, False)
+    dialect: dict[str, Any] = {"padding": "same" if padding else "symmetric"}
+    if "layer_norm_eps" in config:
+        dialect["bn_epsilon"] = float(config["layer_norm_eps"])
+    size = _side("image_size", config["image_size"]) if "image_size" in config else None
+    stride = config.get("output_stride")
+    if stride is not None and type(stride) is not int:
+        raise ValueError(f"output_stride is {stride!r}, and a whole number is needed")
+    rule: dict[str, Any] = {}
+    if processor:
+        scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+        mean, std = processor.get("image_mean", 0.5), processor.get("image_std", 0.5)
+        if not processor.get("do_normalize", True):
+            mean, std = 0.0, 1.0
+        dialect |= input_range(mean, std, scale)
+        _need("do_resize", processor.get("do_resize", True), True)
+        if "resample" in processor:
+            _need("resample", processor["resample"], *METHODS)
+            rule["method"] = METHODS[processor["resample"]]
+        given = processor.get("size", 256)
+        size = edge = _side("size", given)
+        if processor.get("do_center_crop", "crop_size" in processor):
+            size = _side("crop_size", processor.get("crop_size", 224))
+            rule |= {"crop": "center", "fraction": min(size / edge, 1.0)}
+        elif "height" in (given if isinstance(given, Mapping) else {}):
+            rule |= {"crop": "none", "fraction": 1.0}
+    return Beside(size, dialect, rule, _names(config.get("id2label")), stride)
+
+
+def _timm(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Beside:
+    del processor  # of Hugging Face
+    stated = config.get("pretrained_cfg", config)
+    _need("global_pool", config.get("global_pool", "avg"), "avg", "")
+    if changed := set(config.get("model_args") or {}) - IDLE_ARGS:
+        raise ValueError(
+            f"model_args sets {', '.join(sorted(changed))}, which is not followed here"
+        )
+    size, rule, dialect = None, {}, {}
+    if "input_size" in stated:
+        size = _side("input_size", stated["input_size"][1:])
+    if "mean" in stated or "std" in stated:
+        dialect = input_range(stated["mean"], stated["std"])
+    if "interpolation" in stated:
+        _need("interpolation", stated["interpolation"], *METHODS.values())
+        rule["method"] = stated["interpolation"]
+    if "crop_pct" in stated:
+        _need("crop_mode", mode := stated.get("crop_mode") or "center", "center", "squash")
+        share = float(stated["crop_pct"])
+        if not 0 < share <= 1:
+            raise ValueError(f"crop_pct is {share}, and a number above 0, at most 1 is needed")
+        rule |= {"crop": "center" if mode == "center" else "stretch", "fraction": share}
+    names = config.get("label_names") or stated.get("label_names")
+    return Beside(size, dialect, rule, _names(names))
+
+
+def _layers(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """Yields the class, the settings and the inputs of every layer, nested models unfolded."""
+    for layer in config["layers"]:
+        inner = layer["config"]
+        if "layers" in inner:
+            yield from _layers(inner)
+        else:
+            yield layer["class_name"], inner, layer.get("inbound_nodes")
+
+
+def _keras(graph: Mapping[str, Any]) -> Beside:
+    size, epsilons, head, stem = None, set(), "", False
+    scale, offset = np.ones(1), np.zeros(1)
+    for kind, layer, inputs in _layers(graph["config"]):
+        named = f"layer {layer.get('name')!r} of class {kind}"
+        stem = stem or kind == "Conv2D"
+        if kind in ("InputLayer", "Resizing") and not stem:
+            shape = layer.get("batch_shape") or layer.get("batch_input_shape") or (None, None, None)
+            sides = [layer.get("height"), layer.get("width")] if kind == "Resizing" else shape[1:3]
+            size = size if None in sides else _side(f"the input of {named}", list(sides))
+        elif kind.startswith(IDLE):
+            continue
+        elif not stem:
+            factor, shift = _scaling(kind, layer, inputs, named)
+            scale, offset = scale * factor, offset * factor + shift
+        elif kind == "BatchNormalization":
+            epsilons.add(float(layer["epsilon"]))
+        elif kind == "ReLU" and not head:
+            _need(f"max_value of {named}", layer.get("max_value"), 6)
+        elif kind not in BACKBONE:
+            plain = ("softmax", "linear", None, *(["sigmoid"] if layer.get("units") == 1 else []))
+            if kind not in HEAD or layer.get("activation") not in plain:
+                head = f"its {named} computes more than the softmax of linear logits"
+    if len(epsilons) > 1:
+        raise ValueError(f"its batch norms have different epsilons, {sorted(epsilons)}")
+    dialect: dict[str, Any] = {"bn_epsilon": epsilons.pop()} if epsilons else {}
+    if not (np.all(scale == 1) and np.all(offset == 0)):
+        dialect |= input_range(-offset / scale, 1 / scale, 1.0)
+    return Beside(size, dialect, head=head)
+
+
+def _scaling(kind: str, layer: Mapping[str, Any], inputs: Any, named: str) -> tuple[Any, Any]:
+    """The factor and the summand of a layer that scales the pixels."""
+    if kind == "Rescaling":
+        return _numbers("scale", layer["scale"]), _numbers("offset", layer.get("offset", 0))
+    if kind == "Normalization" and layer.get("mean") is not None:
+        std = np.sqrt(_numbers("variance", layer["variance"]))
+        return 1 / std, -_numbers("mean", layer["mean"]) / std
+    what = str(layer.get("function", kind)).rpartition(".")[2].lower()
+    if kind == "TFOpLambda":  # of Keras 2: [[name, node, tensor, arguments]]
+        values = list(inputs[0][3].values())
+    else:
+        values = [*inputs[0]["args"], *inputs[0]["kwargs"].values()] if inputs else []
+    numbers = [float(v) for v in values if type(v) in (int, float) and math.isfinite(v)]
+    table = {"truediv": (0, -1), "truedivide": (0, -1), "divide": (0, -1), "multiply": (0, 1)}
+    table |= {"subtract": (-1, 0), "sub": (-1, 0), "add": (1, 0), "mul": (0, 1)}
+    if len(numbers) != 1 or what not in table:
+        raise ValueError(f"its {named} changes the pixels in a way that is not followed here")
+    sign, power = table[what]
+    return numbers[0] ** power if power else 1.0, sign * numbers[0]
