@@ -66,9 +66,3 @@ __all__ = [
 ]
 
 compiler.warn()
-
-
-def __getattr__(name: str) -> object:
-    if name == "doctor":
-        raise AttributeError("doctor is now called inspect_weights")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

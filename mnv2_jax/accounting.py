@@ -1,14 +1,13 @@
 """What a network costs: parameters, multiply-adds and activation memory, layer by layer.
 
-Works on any Linen module without touching it: the module is traced on shapes alone, so nothing is
-computed and no memory is used. One multiply-add (MAdd) is one multiplication and one addition in a
-convolution or matrix product, as the paper counts; activations, pooling, batch norm and biases are
-not counted.
+Any Linen module is traced on shapes alone. One multiply-add (MAdd) is one multiplication and one
+addition in a convolution or matrix product, as the paper counts, and nothing else is counted.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -62,27 +61,18 @@ class Account(NamedTuple):
 
     def grouped(self) -> "Account":
         """The same account with one row for each top-level part: stem, blocks, head."""
-
-        def kinds(layers: list[Layer]) -> Counter[str]:
-            return Counter(layer.kind for layer in layers if layer.madds)
-
         parts: dict[str, list[Layer]] = {}
         for layer in self.layers:
             parts.setdefault(layer.path.split("/")[0], []).append(layer)
-        return Account(
-            tuple(
-                Layer(
-                    name,
-                    ", ".join(f"{n} {kind}" for kind, n in kinds(layers).items()),
-                    layers[0].input,
-                    layers[-1].output,
-                    sum(la.params for la in layers),
-                    sum(la.kernel_params for la in layers),
-                    sum(la.madds for la in layers),
-                )
-                for name, layers in parts.items()
-            )
-        )
+
+        def whole(name: str, layers: list[Layer]) -> Layer:
+            kinds = Counter(layer.kind for layer in layers if layer.madds)
+            listed = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+            of = Account(tuple(layers))
+            sums = of.params, of.kernel_params, of.madds
+            return Layer(name, listed, layers[0].input, layers[-1].output, *sums)
+
+        return Account(tuple(whole(name, layers) for name, layers in parts.items()))
 
     def markdown(self) -> str:
         """The account as a Markdown table with its totals."""
@@ -103,10 +93,9 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
         tuples of integers, which stand for float32 arrays.
       **kwargs: further arguments, passed on as they are (`train=False`, say).
 
-    Returns:
-      The account. Convolution modules are counted from their shapes, in whatever form they compute;
-      every other matrix product is counted where it is traced, inside or outside of modules.
-      A loop of unknown length counts as one pass, a condition as its dearer branch.
+    Convolution modules are counted from their shapes, in whatever form they compute; every other
+    matrix product is counted where it is traced, inside or outside of modules. A loop of unknown
+    length counts as one pass, a condition as its dearer branch.
 
     >>> account(nn.Dense(10), (1, 64)).madds
     640
@@ -131,9 +120,9 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
             lambda *a: module.init({"params": key, "dropout": key}, *a, **kwargs),
             return_shape=True,
         )(*shapes)
-    madds: dict[str, int] = {}
+    madds: Counter[str] = Counter()
     for path, count in _products(traced.jaxpr):
-        madds[path] = madds.get(path, 0) + count
+        madds[path] += count
     layers = []
     for path, call in calls.items():
         own = _own(variables.get("params", {}), path)
@@ -166,31 +155,21 @@ def bottleneck_memory(
 ) -> list[tuple[str, int]]:
     """Activation elements alive while each operation of a network runs, as Sec. 5.1 counts them.
 
-    Args:
-      layout: the network, from `unroll`.
-      size: height and width of the image.
-      split: the paper's t. Every inverted residual is then one operation, whose memory is its
-        input, its output and one of t groups of its inner tensors. None makes every convolution an
-        operation of its own, so that whole expanded tensors exist.
-      channels: of the image.
-
-    Returns:
-      (operation, elements) in order; the largest is what inference must hold.
+    Gives (operation, elements) in order for an image of `size` (height, width); the largest is what
+    inference must hold. With a `split`, the paper's t, every inverted residual is one operation,
+    whose memory is its input, its output and one of t groups of its inner tensors. None makes every
+    convolution an operation of its own, so that whole expanded tensors exist.
 
     >>> from mnv2_jax.models.spec import unroll
     >>> max(elements for _, elements in bottleneck_memory(unroll(), (224, 224)))
     1505280
     """
-    rows = []
-    h, w = size
-    area = h * w
-    h, w = _strided(h, layout.stem_stride), _strided(w, layout.stem_stride)
-    rows.append(("stem", area * channels + h * w * layout.stem))
-    for i, block in enumerate(layout.blocks):
-        area = h * w
-        h, w = _strided(h, block.stride), _strided(w, block.stride)
-        thin_in, wide_in = area * block.in_channels, area * block.expanded
-        wide_out, thin_out = h * w * block.expanded, h * w * block.channels
+    strides = (1, *layout.strides)  # each is that of the one before, rounded up, times its own
+    before, *areas = (math.prod(-(-n // stride) for n in size) for stride in strides)
+    rows = [("stem", before * channels + areas[0] * layout.stem)]
+    for i, (block, (before, area)) in enumerate(zip(layout.blocks, pairwise(areas), strict=True)):
+        thin_in, wide_in = before * block.in_channels, before * block.expanded
+        wide_out, thin_out = area * block.expanded, area * block.channels
         if split is not None:
             inner = (wide_in if block.expansion > 1 else 0) + wide_out
             rows.append((f"block_{i}", thin_in + thin_out + -(-inner // split)))
@@ -201,7 +180,7 @@ def bottleneck_memory(
         rows.append((f"block_{i}/filter", keep + wide_in + wide_out))
         rows.append((f"block_{i}/project", keep + wide_out + thin_out))
     if layout.last is not None:
-        rows.append(("last", h * w * (layout.blocks[-1].channels + layout.last)))
+        rows.append(("last", areas[-1] * (layout.blocks[-1].channels + layout.last)))
     return rows
 
 
@@ -237,10 +216,6 @@ def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
             jaxpr = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
             if isinstance(jaxpr, core.Jaxpr):
                 yield jaxpr
-
-
-def _strided(size: int, stride: int) -> int:
-    return -(-size // stride)
 
 
 def _own(params: Mapping[str, Any], path: str) -> Mapping[str, Any]:

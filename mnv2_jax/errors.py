@@ -71,12 +71,8 @@ def unknown(
 ) -> UsageError:
     """Builds the error for a name that is in no table, with the nearest choice as a suggestion.
 
-    Args:
-      kind: what the name should have been, as in "unknown KIND".
-      name: as it was given.
-      choices: the names that there are; of very many, only the nearest are listed.
-      nearest: those that may have been meant, the likeliest first, where the caller knows better
-        than the spelling does.
+    Of very many choices only the nearest are listed; `nearest` are those that may have been meant,
+    the likeliest first, where the caller knows better than the spelling does.
 
     >>> print(unknown("dialect", "slin", ["slim", "keras"]))
     unknown dialect 'slin': did you mean 'slim'? The choices are keras, slim.

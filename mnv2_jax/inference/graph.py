@@ -29,7 +29,8 @@ from mnv2_jax.inference.operations import (
 )
 from mnv2_jax.inference.simplify import simplified
 from mnv2_jax.models.dialect import normalize
-from mnv2_jax.ops.convolution import NHWC, plain_convolutions
+from mnv2_jax.ops.convolution import NHWC
+from mnv2_jax.ops.platform import compiled_for
 
 __all__ = ["IMAGES", "Folded", "Graph", "Node", "run", "structure", "trace", "with_weights"]
 
@@ -85,7 +86,7 @@ def structure(
     plain, shape = _plain(model), (1, *size, in_channels(model))
 
     def weights(variables: Any) -> dict[str, Folded]:
-        with plain_convolutions():
+        with compiled_for("any"):  # convolutions as one operation to read
             closed = jax.make_jaxpr(lambda v, x: jax.tree.leaves(plain.apply(v, x)))(
                 variables, jax.ShapeDtypeStruct(shape, np.float32)
             )

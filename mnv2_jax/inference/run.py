@@ -21,6 +21,7 @@ from mnv2_jax.inference.graph import Folded, Graph, Node, in_channels, structure
 from mnv2_jax.inference.operations import UNARY, compute, run
 from mnv2_jax.models.mobilenet import check_images
 from mnv2_jax.ops.convolution import convolution
+from mnv2_jax.ops.platform import platform
 
 # Images at a time on a CPU: the expanded tensors of two fill the second-level cache at 224 pixels.
 CHUNK = 2
@@ -69,13 +70,13 @@ def folded_apply(
       folded: the result of `fold`.
       images: in the dialect's input range.
       band: bytes of an expanded tensor above which a block is computed in bands of rows, each of at
-        most so many bytes; None leaves the choice to the backend, infinity computes all at once.
+        most so many bytes; None leaves the choice to the platform, infinity computes all at once.
 
     Returns:
       What the model returns: an array, or a tuple of arrays.
     """
     check_images(images, in_channels(model))
-    on_cpu = jax.default_backend() == "cpu"  # the one place where the platform decides
+    on_cpu = platform() == "cpu"
     if band is None:
         band = BAND if on_cpu else math.inf
     dtype = _option(model, "dtype", jnp.float32)

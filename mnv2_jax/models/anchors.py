@@ -48,15 +48,13 @@ def ssd_anchors(
 ) -> Float[np.ndarray, "a 4"]:
     """Lays out SSD's anchors: 2,034 for the authors' network at 320×320, 1,917 at 300×300.
 
-    Centers are those of the cells. Anchors are not clipped: some reach over the border.
+    Centers are those of the cells. Anchors are not clipped: some reach over the border. They are
+    ordered by map, row, column and shape.
 
     Args:
       grids: (rows, columns) of the feature maps, finest first.
       image: height and width in pixels; only their ratio counts. An anchor of aspect 1 is a square
         of pixels on any image.
-
-    Returns:
-      The boxes, a constant, ordered by map, row, column and shape.
 
     >>> len(ssd_anchors([(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]))
     2034
@@ -70,12 +68,9 @@ def ssd_anchors(
         scale, aspect = np.array(shapes).T
         height = scale / np.sqrt(aspect) * shorter / image[0]
         width = scale * np.sqrt(aspect) * shorter / image[1]
-        boxes = np.empty((rows, columns, len(shapes), 4))
-        boxes[..., 0] = y[:, None, None] - height / 2
-        boxes[..., 1] = x[None, :, None] - width / 2
-        boxes[..., 2] = y[:, None, None] + height / 2
-        boxes[..., 3] = x[None, :, None] + width / 2
-        anchors.append(boxes.reshape(-1, 4))
+        y, x = y[:, None, None], x[None, :, None]
+        sides = (y - height / 2, x - width / 2, y + height / 2, x + width / 2)
+        anchors.append(np.stack(np.broadcast_arrays(*sides), axis=-1).reshape(-1, 4))
     return np.concatenate(anchors).astype(np.float32)
 
 

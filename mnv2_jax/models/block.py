@@ -1,10 +1,8 @@
 """The inverted residual with linear bottleneck (Sec. 3.2–3.4, Table 1) and its variations.
 
-A block is three maps: *expand* (1×1 to t times the channels), *filter* (3×3 depthwise) and
-*project* (1×1 back to a thin bottleneck). Maps and wiring are functions handed to the block, so a
-block of one's own is a function too. Both ablations of Fig. 6 are among them: the activation of the
-bottleneck, and the wiring that places the shortcut. Neither changes a parameter, so these variants
-are directly comparable.
+Three maps (*expand*, *filter*, *project*) and their wiring are functions handed to the block. Both
+ablations of Fig. 6 are among them, activation of the bottleneck and placement of the shortcut;
+neither changes a parameter, so these variants are directly comparable.
 """
 
 from collections.abc import Callable
@@ -69,12 +67,9 @@ SHORTCUTS: dict[str, Wiring] = {
 class BlockInfo(NamedTuple):
     """What a map is told of its block.
 
-    Attributes:
-      in_channels, expanded, channels: of the bottleneck that enters, the expanded tensor, and the
-        bottleneck that leaves.
-      stride, dilation: of the depthwise convolution.
-      activation, bottleneck: of the expanded layers, and of the bottleneck.
-      train: whether the network is training.
+    Channels of the bottleneck that enters, the expanded tensor and the bottleneck that leaves;
+    stride and dilation of the depthwise convolution; the activations of the expanded layers and of
+    the bottleneck; and whether the network is training.
     """
 
     in_channels: int
@@ -144,12 +139,9 @@ class BlockSettings(LayerSettings, kw_only=True):
 class InvertedResidual(BlockSettings):
     """The building block of MobileNetV2. For the other attributes see `BlockSettings`.
 
-    Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), channels).
-
-    Attributes:
-      channels: of the output bottleneck.
-      expansion: the expansion factor t; 1 leaves the expanding convolution out.
-      stride, dilation: of the depthwise convolution.
+    Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), channels). `expansion` is the
+    factor t, of which 1 leaves the expanding convolution out; stride and dilation are those of the
+    depthwise convolution.
     """
 
     channels: int
@@ -177,15 +169,9 @@ class InvertedResidual(BlockSettings):
     ) -> tuple[Array, Array | None, Array | None]:
         """Applies the block in a chain of blocks.
 
-        Args:
-          thin: the bottleneck that enters.
-          wide: the expanded tensor that the block before passes on, or None.
-          train: whether batch statistics are used and updated.
-          mask: see `ConvNorm`.
-
-        Returns:
-          The bottleneck, the expanded tensor to pass on, and the expansion that entered the
-          depthwise convolution (None where it is not computed as a whole).
+        Takes the bottleneck that enters and the expanded tensor that the block before passes on.
+        Returns the bottleneck, the expanded tensor to pass on, and the expansion that entered the
+        depthwise convolution (None where it is not computed as a whole).
 
         Raises:
           UsageError: a map of one's own gives another shape than the block's.
@@ -226,14 +212,8 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
 
     Expansion and depthwise convolution act on every expanded channel alone, and the projection is
     linear in them, so F(x) = sum over g of project_g(filter_g(expand_g(x))). Of the expanded tensor
-    only one group exists at a time. For inference: batch statistics need all of it.
-
-    Args:
-      block: an `InvertedResidual` inside `apply`, with its variables; `block.split` groups.
-      x: the bottleneck that enters.
-
-    Returns:
-      The output of the projection and its batch norm, before any activation or shortcut.
+    only one group exists at a time. For inference: batch statistics need all of it. Returns what
+    leaves the projection's batch norm, before any activation or shortcut.
     """
     expanded = x.shape[-1] * block.expansion
     t, settings, variables = min(block.split, expanded), settings_of(block), block.variables
@@ -273,12 +253,7 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
 
 
 def check_split(block: BlockSettings) -> None:
-    """Refuses a split that cannot be computed.
-
-    Raises:
-      UsageError: `split` is no positive integer, or the shortcut needs the expanded tensor whole,
-        or a map is not the paper's.
-    """
+    """Raises UsageError for a split that cannot be computed with these maps and this shortcut."""
     split = block.split
     if isinstance(split, bool) or not isinstance(split, int) or split < 1:
         raise UsageError(f"split is {split!r}: it must be an integer of at least 1 (Sec. 5.1).")

@@ -1,9 +1,8 @@
 """Boxes (Sec. 6.2): their overlap, matching with objects, and non-maximum suppression.
 
-A box is (top, left, bottom, right) in fractions of the image's height and width, so that it holds
-at any resolution. A box without area (zero, crossed corners, NaN) overlaps nothing, matches nothing
-and is never detected, so zeros serve as padding. Every function has fixed shapes, compiles, and
-runs on the device; batches go through `jax.vmap`.
+A box is (top, left, bottom, right) in fractions of the image's height and width. One without area
+(zero, crossed corners, NaN) overlaps and matches nothing and is never detected, so zeros serve as
+padding. Every function has fixed shapes and compiles; batches go through `jax.vmap`.
 """
 
 from typing import NamedTuple
@@ -17,16 +16,9 @@ from mnv2_jax.models.anchors import decode
 
 
 class Detections(NamedTuple):
-    """The detections of one image, best first, in fixed shapes.
+    """The detections of one image, best first; where there is none: zeros, and class -1."""
 
-    Attributes:
-      boxes: clipped to the image; zeros where there is no detection.
-      scores: 0 where there is none.
-      classes: -1 where there is none.
-      valid: whether there is one.
-    """
-
-    boxes: Float[Array, "k 4"]
+    boxes: Float[Array, "k 4"]  # clipped to the image
     scores: Float[Array, " k"]
     classes: Int[Array, " k"]
     valid: Bool[Array, " k"]
@@ -80,20 +72,13 @@ def _intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array
 
 
 def match(
-    objects: Float[Array, "g 4"],
-    anchors: Float[Array, "a 4"],
-    threshold: float = 0.5,
+    objects: Float[Array, "g 4"], anchors: Float[Array, "a 4"], threshold: float = 0.5
 ) -> Int[Array, " a"]:
     """Assigns to every anchor the object that it has to predict, or -1 for background.
 
     An anchor takes the object it overlaps most, if their IoU is at least `threshold`. Moreover
     every object gets the anchor that overlaps it most, whatever their IoU; of two objects with the
-    same best anchor the first has it.
-
-    Args:
-      objects: padded with boxes that have no area; at least one row.
-      anchors: as `ssd_anchors` makes them.
-      threshold: the authors' is 0.5.
+    same best anchor the first has it. There is at least one row of objects, padding included.
 
     >>> anchors = jnp.array([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0]])
     >>> match(jnp.array([[0.0, 0.0, 0.5, 0.4], [0.8, 0.8, 1.0, 1.0], [0.0] * 4]), anchors)
@@ -121,12 +106,8 @@ def non_maximum_suppression(
     `total` of what suppression class by class would keep: one step takes the best score that is
     left and drops what overlaps its box, so the work is `total` passes over one class.
 
-    Args:
-      boxes: one for each anchor, the same for all classes.
-      scores: without a background class; NaN is never detected.
-      iou_threshold: boxes of a larger IoU are suppressed.
-      score_threshold: scores must be larger.
-      per_class, total: at most so many detections. The defaults are the authors' throughout.
+    Scores have no background class and count above `score_threshold`, which NaN never is; boxes of
+    an IoU above `iou_threshold` are suppressed. The defaults are the authors'.
 
     >>> boxes = jnp.array([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 0.45], [0.5, 0.5, 1.0, 1.0]])
     >>> kept = non_maximum_suppression(boxes, jnp.array([[0.9], [0.8], [0.7]]), total=3)
@@ -163,9 +144,7 @@ def non_maximum_suppression(
 
 
 def detections(
-    codes: Float[Array, "b a 4"],
-    logits: Float[Array, "b a slots"],
-    anchors: Float[Array, "a 4"],
+    codes: Float[Array, "b a 4"], logits: Float[Array, "b a slots"], anchors: Float[Array, "a 4"]
 ) -> Detections:
     """Turns a network's outputs into detections, each field with the batch as its first axis.
 

@@ -6,12 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.models.block import (
-    SHORTCUTS,
-    standard_expand,
-    standard_filter,
-    standard_project,
-)
+from mnv2_jax.models.block import SHORTCUTS, STANDARD
 from mnv2_jax.models.deeplab import ATROUS, DECODER_TAP, HEAD, RATES, DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.layers import ACTIVATIONS
@@ -28,9 +23,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "shortcut": SHORTCUTS,
     "activation": ACTIVATIONS,
     "bottleneck": ACTIVATIONS,
-    "expand": {"standard": standard_expand},
-    "filter": {"standard": standard_filter},
-    "project": {"standard": standard_project},
+    **{m: {"standard": f} for m, f in zip(("expand", "filter", "project"), STANDARD, strict=True)},
 }
 VALUES = {"spec": Spec, "dialect": Dialect}  # every other part is a function
 
@@ -38,15 +31,13 @@ VALUES = {"spec": Spec, "dialect": Dialect}  # every other part is a function
 def add_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Gives names to parts of one's own, for configurations and saved models to use.
 
-    Args:
-      parts: by kind and name, such as `{"filter": {"five": five}}`. The kinds are `spec` (a
-        `Spec`), `dialect` (a `Dialect`), `shortcut` (a wiring), `activation`, `bottleneck`, and the
-        maps `expand`, `filter` and `project` (see `mnv2_jax.models.block`). A function that is
-        added again under its name, say because its file was loaded twice, replaces the earlier one.
+    They are given by kind and name, such as `{"filter": {"five": five}}`. The kinds are `spec` (a
+    `Spec`), `dialect` (a `Dialect`), `shortcut` (a wiring), `activation`, `bottleneck`, and the
+    maps `expand`, `filter` and `project` (see `mnv2_jax.models.block`). A function that is added
+    again under its name, say because its file was loaded twice, replaces the earlier one.
 
     Raises:
-      UsageError: a kind is unknown, a name is taken by something else, or a part is not of its
-        kind.
+      UsageError: a kind is unknown, a name is taken, or a part is not of its kind.
     """
     for kind, named in parts.items():
         if kind not in PARTS:
@@ -78,12 +69,7 @@ def _origin(part: Any) -> str:
 
 
 def look_up_part(kind: str, given: Any, key: str = "") -> Any:
-    """Returns the part of a name, or the part itself where it is given instead of a name.
-
-    Args:
-      kind: one of `PARTS`.
-      given: the name, or the part.
-      key: what a message calls it; the kind if left out.
+    """Returns the part of a name, or the part itself where that is given; messages call it `key`.
 
     Raises:
       UsageError: there is none of this name; the message lists the choices.
@@ -100,16 +86,13 @@ def look_up_part(kind: str, given: Any, key: str = "") -> Any:
 
 
 def build(
-    expansion: int | None = None,
-    bn_decay: float | None = None,
-    **options: Any,
+    expansion: int | None = None, bn_decay: float | None = None, **options: Any
 ) -> MobileNetV2:
     """Builds a network from plain values, as they stand in a configuration.
 
     Args:
       expansion: replaces the expansion factor of Table 2's rows; None keeps them.
-      bn_decay: replaces the dialect's decay of the moving averages; None keeps it. Short trainings
-        need a faster one than the published networks had.
+      bn_decay: replaces the dialect's decay of the moving averages; None keeps it.
       **options: attributes of `MobileNetV2`. The parts, which are `spec`, `dialect`, `shortcut`,
         `activation`, `bottleneck`, `expand`, `filter` and `project`, by the name that they have
         here or in `add_parts`, or as they are; `dtype` likewise. A dialect may also be a mapping of
@@ -168,10 +151,7 @@ def build_ssdlite(
       num_classes: without background.
       heads: `ssdlite` or `ssd`.
       bn_decay: of the moving averages; None takes the dialect's.
-      **backbone: options of `build`.
-
-    Raises:
-      UsageError: an option or a name is unknown, or a value cannot be used.
+      **backbone: options of `build`, which raises the same errors.
 
     >>> build_ssdlite(num_classes=20, width=0.5).grids((320, 320))[0]
     (20, 20)
@@ -204,10 +184,8 @@ def build_deeplab(
       channels: of every layer of the head.
       dropout: before the logits.
       bn_decay: of all moving averages; None keeps those of backbone and head.
-      **backbone: options of `build`. The last 1×1 convolution is always left out.
-
-    Raises:
-      UsageError: an option or a name is unknown, or a value cannot be used.
+      **backbone: options of `build`, which raises the same errors. The last 1×1 convolution is
+        always left out.
 
     >>> build_deeplab(output_stride=8, aspp=True).rates
     (12, 24, 36)
@@ -234,11 +212,7 @@ def build_deeplab(
 
 
 def look_up(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
-    """Returns the entry of a table.
-
-    Raises:
-      UsageError: there is none of this name; the message lists the choices.
-    """
+    """Returns the entry of a table, or raises a UsageError that lists the choices."""
     if not isinstance(name, str) or name not in table:
         raise unknown(kind, name, table)
     return table[name]

@@ -1,12 +1,9 @@
 """Mobile DeepLabv3 (Sec. 6.3, Table 7): MobileNetV2 with dilated last blocks and a small head.
 
-The head that the paper recommends has no atrous spatial pyramid (ASPP): pooling of the whole image
-beside one 1×1 convolution, both of 256 channels, then a projection and the logits. The pyramid's
-3×3 branches and a decoder are options; how a branch convolves is a function handed in.
-
-At 513×513 and 21 classes: 2.114 M parameters and 2.741 B multiply-adds at output stride 16, 8.83 B
-at 8; with the pyramid of full convolutions 4.524 M and 5.36 B (2.568 M with separable ones, so
-Table 7's 4.52 M is the full pyramid).
+The head that the paper recommends has no atrous spatial pyramid (ASPP); that and a decoder are
+options. At 513×513 and 21 classes: 2.114 M parameters and 2.741 B multiply-adds at output stride
+16, 8.83 B at 8; with the pyramid of full convolutions 4.524 M and 5.36 B (2.568 M with separable
+ones, so Table 7's 4.52 M is the full pyramid).
 """
 
 from collections.abc import Callable
@@ -102,12 +99,7 @@ class DeepLabV3(nn.Module):
         train: bool = False,
         mask: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h w classes"]:
-        """Returns the logits at the resolution of the images.
-
-        Args:
-          images: in the backbone's dialect's range.
-          train: use and update batch statistics, and drop features.
-          mask: rows of the batch that are 0 here take no part in batch statistics.
+        """Returns the logits at the resolution of the images; arguments are `MobileNetV2`'s.
 
         Raises:
           UsageError: the backbone has no endpoint `decoder_tap`.
@@ -128,13 +120,9 @@ class DeepLabV3(nn.Module):
         if self.decoder_tap is not None:
             x = self._decode(x, endpoints, conv)
         logits = nn.Conv(
-            self.num_classes,
-            (1, 1),
-            dtype=bb.dtype,
-            kernel_init=logits_init,
-            conv_general_dilated=bb.convolve,
-            name="classifier",
-        )(x)
+            self.num_classes, (1, 1), dtype=bb.dtype, kernel_init=logits_init,
+            conv_general_dilated=bb.convolve, name="classifier",
+        )(x)  # fmt: skip
         return resize_aligned(logits.astype(jnp.float32), images.shape[1:3])
 
     def _decode(self, x: Array, endpoints: dict[str, Array], conv: Callable[..., Array]) -> Array:

@@ -1,8 +1,4 @@
-"""The details in which the published MobileNetV2 weights differ, as one value per ecosystem.
-
-The same network is published with other paddings, batch-norm constants and input ranges. Weights
-are right only together with their dialect, so it travels with them.
-"""
+"""The details in which published weights differ: one value per ecosystem, and it goes with them."""
 
 from typing import Literal, NamedTuple
 
@@ -19,11 +15,9 @@ class Dialect(NamedTuple):
     """What must agree between weights and the network that runs them.
 
     Attributes:
-      name: the ecosystem.
       padding: of 3×3 convolutions. "same" is TensorFlow's, which pads the far side first, so an
         even input under stride 2 is padded by (0, 1); "symmetric" is PyTorch's (1, 1). They differ
         at every stride-2 layer.
-      bn_epsilon: added to the variance in batch normalisation.
       bn_decay: of the moving averages (Flax's `momentum`, one minus PyTorch's).
       mean, std: pixels in [0, 1] become (pixel - mean) / std, channel by channel or for all.
     """
@@ -34,11 +28,6 @@ class Dialect(NamedTuple):
     bn_decay: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @property
-    def class_offset(self) -> int:
-        """Was moved to the classifier: it is a field of `MobileNetV2`."""
-        raise AttributeError("a Dialect has no class_offset: ask the model, model.class_offset.")
 
 
 SLIM = Dialect("slim", "same", 1e-3, 0.997, (0.5,), (0.5,))

@@ -19,8 +19,7 @@ Activation = Callable[[Array], Array]
 # With this many outputs for each input, a 1×1 convolution takes its statistics from its inputs.
 EXPANDS = 3
 
-# slim's training scope draws every convolution from N(0, 0.09), truncated at two sigmas. Batch norm
-# follows each of them, so the scale only sets how fast weight decay and the learning rate act.
+# slim's training scope draws every convolution from N(0, 0.09), truncated at two sigmas.
 kernel_init = nn.initializers.truncated_normal(stddev=0.09)
 # The classifier is torchvision's N(0, 0.01): small first logits, hence a first loss of ln(classes).
 classifier_init = nn.initializers.normal(stddev=0.01)
@@ -67,9 +66,8 @@ def pad_symmetric(size: int, kernel: int, stride: int, dilation: int) -> tuple[i
 
 
 PADDINGS: dict[Padding, Callable[[int, int, int, int], tuple[int, int]]] = {
-    "same": pad_same,
-    "symmetric": pad_symmetric,
-}
+    "same": pad_same, "symmetric": pad_symmetric,
+}  # fmt: skip
 
 
 class LayerSettings(nn.Module, kw_only=True):
@@ -112,14 +110,9 @@ class Conv(nn.Conv):
         if not multiply:
             return Operands(x, kernel[0, 0])
         y = cast(Callable, self.conv_general_dilated)(
-            x,
-            kernel,
-            self.strides,
-            self.padding,
-            rhs_dilation=self.kernel_dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+            x, kernel, self.strides, self.padding, rhs_dilation=self.kernel_dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        )  # fmt: skip
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y += bias.astype(y.dtype).reshape(1, 1, 1, -1)
@@ -129,16 +122,10 @@ class Conv(nn.Conv):
 class ConvNorm(LayerSettings):
     """A convolution without bias, batch normalization, then an activation.
 
-    Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), features). The statistics are
-    computed in float32. For the other attributes see `LayerSettings`.
-
-    Attributes:
-      features: output channels; for a depthwise convolution, those of its input.
-      kernel: side of the square kernel.
-      stride, dilation: of the kernel, the same on both axes.
-      depthwise: whether every channel has a kernel of its own.
-      activation: applied last; `linear` for a bottleneck.
-      norm: False puts a bias in place of the batch normalization.
+    Maps (b, h, w, c) to (b, ceil(h / stride), ceil(w / stride), features), which are c where the
+    convolution is depthwise. `kernel` is the side of the square kernel; without `norm` a bias
+    stands in place of the batch normalization. Statistics are computed in float32. For the other
+    attributes see `LayerSettings`.
     """
 
     features: int
@@ -198,11 +185,7 @@ class ConvNorm(LayerSettings):
 
 
 def given_train(module: nn.Module, train: bool | None) -> bool:
-    """Returns `train`, or False where it is left out and no block surrounds the module.
-
-    Raises:
-      UsageError: a block surrounds it: the layer would keep its statistics while the block trains.
-    """
+    """Returns `train`, or where it is left out False, which inside of a block raises UsageError."""
     around = module.parent
     while train is None and isinstance(around, nn.Module):
         if getattr(around, "layers_need_train", False):
@@ -224,21 +207,8 @@ def bind_conv(
     `conv` takes ConvNorm's `kernel`, `stride`, `dilation`, `depthwise`, `activation` and `norm`.
     """
 
-    def conv(
-        x: Array,
-        features: int,
-        *,
-        name: str,
-        kernel: int = 1,
-        stride: int = 1,
-        dilation: int = 1,
-        depthwise: bool = False,
-        activation: Activation = activation,
-        norm: bool = True,
-    ) -> Array:
-        layer = ConvNorm(
-            features, kernel, stride, dilation, depthwise, activation, norm, name=name, **settings
-        )
+    def conv(x: Array, features: int, *, name: str, **options: Any) -> Array:
+        layer = ConvNorm(features, name=name, **{"activation": activation, **options}, **settings)
         return layer(x, train, mask)
 
     return conv

@@ -14,16 +14,14 @@ from mnv2_jax.models.spec import IMAGENET, Layout, Spec, unroll
 class MobileNetV2(BlockSettings):
     """The network of Table 2: float images (b, h, w, in_channels) to float32 logits (b, classes).
 
-    Any size of image works, square or not. `model.endpoints` gives every intermediate by name. For
-    the other attributes see `BlockSettings`; `activation` is also that of the first and the last
-    convolution. `model.pyramid` gives the features by stride.
+    Any size of image works, square or not. `model.endpoints` gives every intermediate by name,
+    `model.pyramid` the features by stride. For the other attributes see `BlockSettings`;
+    `activation` is also that of the first and the last convolution.
 
     Attributes:
       num_classes: size of the classifier; None leaves it out, and the network returns the last
-        feature map (features only).
-      width: the width multiplier, any number above 0.
-      output_stride: see `spec.unroll`; None leaves every stride as it is.
-      spec: the architecture at width 1, e.g. `spec.SMALL_32` for 32×32 images.
+        feature map.
+      width, output_stride, spec: see `spec.unroll`.
       in_channels: of the images; anything else is refused.
       dropout: rate before the classifier; above 0, training needs an rng named "dropout".
       class_offset: 1 where class 0 of the logits is "background" (1001 classes for ImageNet).
@@ -90,10 +88,7 @@ class MobileNetV2(BlockSettings):
         train: bool = False,
         mask: Float[Array, " b"] | None = None,
     ) -> dict[int, Array]:
-        """Returns the features of every stride, for heads: `apply(..., method="pyramid")`.
-
-        Which they are, and of how many channels, `model.layout.stages` says.
-        """
+        """Returns the features of `layout.stages` by stride: `apply(..., method="pyramid")`."""
         endpoints = self.endpoints(images, train, mask)
         return {stride: endpoints[name] for stride, (name, _) in self.layout.stages.items()}
 
@@ -116,14 +111,8 @@ class MobileNetV2(BlockSettings):
         x = conv(images, layout.stem, kernel=3, stride=layout.stem_stride, name="stem")
         found, wide = {"stem": x}, None
         for i, block in enumerate(layout.blocks):
-            x, wide, expansion = InvertedResidual(
-                block.channels,
-                block.expansion,
-                block.stride,
-                block.dilation,
-                name=f"block_{i}",
-                **shared,
-            ).wire(x, wide, train, mask)
+            one = InvertedResidual(*block[1:], name=f"block_{i}", **shared)
+            x, wide, expansion = one.wire(x, wide, train, mask)
             if expansion is not None:
                 found[f"block_{i}/expansion"] = expansion
             found[f"block_{i}"] = x
@@ -139,11 +128,7 @@ class MobileNetV2(BlockSettings):
 
 
 def check_head(num_classes: int, backbone: MobileNetV2) -> None:
-    """Refuses what no head can be put on.
-
-    Raises:
-      UsageError: there are no classes, or the backbone has a classifier.
-    """
+    """Raises UsageError where there are no classes, or the backbone has a classifier."""
     if num_classes < 1:
         raise UsageError(f"num_classes is {num_classes!r}: give at least 1.")
     if backbone.num_classes is not None:
@@ -154,11 +139,7 @@ def check_head(num_classes: int, backbone: MobileNetV2) -> None:
 
 
 def check_images(images: Array, in_channels: int) -> None:
-    """Refuses anything but a batch of float images of `in_channels` channels.
-
-    Raises:
-      UsageError: with what was given and what to do about it.
-    """
+    """Raises UsageError for anything but a batch of float images of `in_channels` channels."""
     if images.ndim != 4:
         hint = " For one image, add an axis: image[None]." if images.ndim == 3 else ""
         raise UsageError(

@@ -1,7 +1,6 @@
-"""The architecture as data: Table 2 of the paper, the width multiplier and the output stride.
+"""The architecture as data: Table 2, the width multiplier and the output stride.
 
-Nothing here computes with arrays. A `Spec` says what the paper's Table 2 says; `unroll` turns it
-into the list of blocks that a network of a given width and output stride is built from.
+A `Spec` says what Table 2 says; `unroll` makes of it the blocks of a network.
 """
 
 import itertools
@@ -24,12 +23,9 @@ class Row(NamedTuple):
 class Spec(NamedTuple):
     """A MobileNetV2-shaped architecture at width 1, before it is unrolled.
 
-    Attributes:
-      stem: channels of the first full 3×3 convolution.
-      stem_stride: its stride.
-      rows: the bottleneck rows of Table 2.
-      last: channels of the final 1×1 convolution; None leaves that convolution out (Sec. 6.3).
-      divisor: every channel count is rounded to a multiple of this.
+    `stem` and `stem_stride` are channels and stride of the first full 3×3 convolution, `rows` the
+    bottlenecks of Table 2. `last` are the channels of the final 1×1 convolution; None leaves it out
+    (Sec. 6.3). Every channel count is rounded to a multiple of `divisor`.
     """
 
     stem: int
@@ -92,11 +88,6 @@ TABLE_2 = (
 )
 
 
-def with_strides(rows: tuple[Row, ...], strides: tuple[int, ...]) -> tuple[Row, ...]:
-    """Returns `rows` with other first strides, one for each row."""
-    return tuple(row._replace(s=s) for row, s in zip(rows, strides, strict=True))
-
-
 def with_expansion(spec: Spec, t: int) -> Spec:
     """Returns `spec` with expansion `t` in every row that expands at all (t > 1 in Table 2)."""
     if not isinstance(t, int) or t < 1:
@@ -107,65 +98,47 @@ def with_expansion(spec: Spec, t: int) -> Spec:
 IMAGENET = Spec(stem=32, stem_stride=2, rows=TABLE_2, last=1280)
 """The network of the paper, total stride 32, for images of 96 to 224 pixels and larger."""
 
-SMALL_32 = IMAGENET._replace(stem_stride=1, rows=with_strides(TABLE_2, (1, 1, 2, 2, 1, 2, 1)))
+SMALL_32 = IMAGENET._replace(
+    stem_stride=1,
+    rows=tuple(row._replace(s=s) for row, s in zip(TABLE_2, (1, 1, 2, 2, 1, 2, 1), strict=True)),
+)
 """The same blocks with total stride 8, for images of about 32×32: the stem and the first stride of
 Table 2 keep the resolution, so that the last blocks still see 4×4 positions."""
 
 TINY_8 = Spec(
-    stem=8,
-    stem_stride=1,
-    rows=(Row(1, 4, 1, 1), Row(6, 4, 2, 1), Row(6, 6, 3, 2), Row(6, 8, 2, 2)),
-    last=64,
-    divisor=2,
+    8, 1, (Row(1, 4, 1, 1), Row(6, 4, 2, 1), Row(6, 6, 3, 2), Row(6, 8, 2, 2)), last=64, divisor=2
 )
 """Eight thin blocks with total stride 4, for 8×8 digits: bottlenecks so thin that what they lose
 shows within a minute of training."""
 
 SMALL_96 = Spec(
-    stem=16,
-    stem_stride=2,
-    rows=(Row(1, 16, 1, 1), Row(4, 24, 2, 2), Row(4, 48, 3, 2), Row(4, 96, 2, 2)),
-    last=256,
+    16, 2, (Row(1, 16, 1, 1), Row(4, 24, 2, 2), Row(4, 48, 3, 2), Row(4, 96, 2, 2)), last=256
 )
 """Eight blocks with total stride 16, for pictures of about 96×96 with a few small objects: early
 layers as wide as the paper's, so that there is something to tell small objects by."""
 
 TIMM_110D = IMAGENET._replace(
     rows=(
-        Row(1, 16, 1, 1),
-        Row(6, 24, 3, 2),
-        Row(6, 32, 4, 2),
-        Row(6, 72, 5, 2),
-        Row(6, 104, 4, 1),
-        Row(6, 176, 4, 2),
-        Row(6, 352, 1, 1),
+        Row(1, 16, 1, 1), Row(6, 24, 3, 2), Row(6, 32, 4, 2), Row(6, 72, 5, 2),
+        Row(6, 104, 4, 1), Row(6, 176, 4, 2), Row(6, 352, 1, 1),
     ),
     divisor=1,
-)
+)  # fmt: skip
 """timm's `mobilenetv2_110d`: 1.1 times as wide and 1.2 times as deep, stem and last layer as they
 were. The rows list the channels that its weights have."""
 
 TIMM_120D = TIMM_110D._replace(
     rows=(
-        Row(1, 24, 1, 1),
-        Row(6, 32, 3, 2),
-        Row(6, 40, 5, 2),
-        Row(6, 80, 6, 2),
-        Row(6, 112, 5, 1),
-        Row(6, 192, 5, 2),
-        Row(6, 384, 1, 1),
+        Row(1, 24, 1, 1), Row(6, 32, 3, 2), Row(6, 40, 5, 2), Row(6, 80, 6, 2),
+        Row(6, 112, 5, 1), Row(6, 192, 5, 2), Row(6, 384, 1, 1),
     )
-)
+)  # fmt: skip
 """timm's `mobilenetv2_120d`: 1.2 times as wide and 1.4 times as deep."""
 
 SPECS = {
-    "imagenet": IMAGENET,
-    "small_32": SMALL_32,
-    "tiny_8": TINY_8,
-    "small_96": SMALL_96,
-    "timm_110d": TIMM_110D,
-    "timm_120d": TIMM_120D,
-}
+    "imagenet": IMAGENET, "small_32": SMALL_32, "tiny_8": TINY_8, "small_96": SMALL_96,
+    "timm_110d": TIMM_110D, "timm_120d": TIMM_120D,
+}  # fmt: skip
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -194,12 +167,10 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
         as the authors released it). None leaves every stride as it is.
       spec: the architecture at width 1.
 
-    Returns:
-      The layout; `layout.blocks[i]` is block i, counted from 0 (17 of them in the paper's network,
-      where Table 2 is right and the "19" of the text is not).
-
     Raises:
       UsageError: `width` is not above 0, or `output_stride` is none that `spec` can have.
+
+    The paper's network has 17 blocks: Table 2 is right, and the "19" of the text is not.
 
     >>> unroll(0.35).blocks[1]
     Block(in_channels=8, channels=8, expansion=6, stride=2, dilation=1)
@@ -210,7 +181,13 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
         raise UsageError(
             f"width is {width!r}: it must be a number above 0 (the paper's are 0.35 to 1.4)."
         )
-    _check_output_stride(output_stride, spec)
+    strides = (spec.stem_stride, *(row.s for row in spec.rows))
+    choices = sorted(set(itertools.accumulate(strides, operator.mul)))
+    if output_stride is not None and output_stride not in choices:
+        listed = ", ".join(map(str, choices))
+        raise UsageError(
+            f"output_stride is {output_stride!r}: this architecture can have {listed}."
+        )
 
     def scale(channels: int) -> int:
         return make_divisible(channels * width, spec.divisor)
@@ -221,22 +198,12 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
     for row in spec.rows:
         for i in range(row.n):
             stride = row.s if i == 0 else 1
-            if output_stride is not None and reached >= output_stride:
-                blocks.append(Block(in_channels, scale(row.c), row.t, 1, dilation))
-                dilation *= stride
-            else:
-                blocks.append(Block(in_channels, scale(row.c), row.t, stride, dilation))
-                reached *= stride
-            in_channels = scale(row.c)
+            full = output_stride is not None and reached >= output_stride
+            channels = scale(row.c)
+            blocks.append(Block(in_channels, channels, row.t, 1 if full else stride, dilation))
+            reached, dilation = (
+                (reached, dilation * stride) if full else (reached * stride, dilation)
+            )
+            in_channels = channels
     last = None if spec.last is None else make_divisible(spec.last * max(1.0, width), spec.divisor)
     return Layout(stem, spec.stem_stride, tuple(blocks), last)
-
-
-def _check_output_stride(output_stride: int | None, spec: Spec) -> None:
-    strides = (spec.stem_stride, *(row.s for row in spec.rows))
-    choices = sorted(set(itertools.accumulate(strides, operator.mul)))
-    if output_stride is not None and output_stride not in choices:
-        listed = ", ".join(str(c) for c in choices)
-        raise UsageError(
-            f"output_stride is {output_stride!r}: this architecture can have {listed}."
-        )

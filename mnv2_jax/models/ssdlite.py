@@ -1,14 +1,10 @@
 """SSDLite (Sec. 6.2, Tables 5 and 6): MobileNetV2 with extra feature maps and box predictors.
 
-SSD predicts boxes from six feature maps; SSDLite is SSD with every 3×3 convolution of the extra
-maps and predictors replaced by a depthwise 3×3 and a pointwise one. Which of the two a network is,
-is a value (`SSDLITE`, `SSD`) that is handed to the same module.
-
-Counts at 320×320: the whole SSDLite has 4.337 M parameters and 0.789 B multiply-adds for 80
-classes, 4.50 M and 0.804 B for the 90 ids of COCO that the authors train. Table 5 compares what
-comes after the backbone, for 80 classes: 14.78 M and 1.26 B for SSD, as printed, and 2.11 M and
-0.178 B for SSDLite, where the paper prints 0.35 B: twice the multiply-adds that its own
-architecture has.
+SSDLite is SSD with every 3×3 convolution of the extra maps and predictors replaced by a depthwise
+3×3 and a pointwise one. At 320×320 the whole SSDLite has 4.337 M parameters and 0.789 B
+multiply-adds for 80 classes, 4.50 M and 0.804 B for the 90 ids of COCO that the authors train.
+Table 5 compares what comes after the backbone, for 80 classes: 14.78 M and 1.26 B for SSD, as
+printed, and 2.11 M and 0.178 B for SSDLite, where the paper prints 0.35 B, twice what it has.
 """
 
 from collections.abc import Callable
@@ -62,13 +58,9 @@ def full_predictor(conv, x, project):
 class Heads(NamedTuple):
     """How a detector computes its 3×3 convolutions: what Table 5 compares.
 
-    `conv` makes a layer with the network's settings (`layers.bind_conv`).
-
-    Attributes:
-      extra: (conv, x, channels, squeezed) -> the next smaller map of so many channels; `squeezed`
-        of them lie between.
-      predictor: (conv, x, project) -> what is predicted from a map; `project` makes an `nn.Conv` to
-        that many numbers for each cell.
+    `extra` is (conv, x, channels, squeezed) -> the next smaller map of so many channels, with
+    `squeezed` between; `predictor` is (conv, x, project) -> what is predicted from a map, where
+    `project` makes an `nn.Conv` to that many numbers. For conv see `layers.bind_conv`.
     """
 
     extra: Callable[..., Array]
@@ -151,12 +143,9 @@ class SSDLite(nn.Module):
         train: bool = False,
         mask: Float[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b a 4"], Float[Array, "b a slots"]]:
-        """Returns float32 box codes and class logits; slot 0 of the logits is the background.
+        """Returns float32 box codes and class logits, of which slot 0 is the background.
 
-        Args:
-          images: in the backbone's dialect's range.
-          train: use and update batch statistics.
-          mask: rows of the batch that are 0 here take no part in batch statistics.
+        The arguments are `MobileNetV2`'s.
         """
         bb = self.backbone
         conv = bind_conv(settings_of(bb), bb.activation, train, mask)
@@ -170,12 +159,9 @@ class SSDLite(nn.Module):
         for i, (x, shapes) in enumerate(zip(maps, anchor_shapes(len(maps)), strict=True)):
             for out, size, name in ((codes, 4, "boxes"), (logits, self.num_classes + 1, "classes")):
                 project = partial(
-                    nn.Conv,
-                    len(shapes) * size,
-                    dtype=bb.dtype,
-                    kernel_init=predictor_init,
+                    nn.Conv, len(shapes) * size, dtype=bb.dtype, kernel_init=predictor_init,
                     conv_general_dilated=bb.convolve,
-                )
+                )  # fmt: skip
                 y = Scope(self.heads.predictor, name=f"{name}_{i}")(conv, x, project)
                 y = y.astype(jnp.float32)
                 out.append(y.reshape(y.shape[0], -1, size))  # (b, h * w * shapes, size)

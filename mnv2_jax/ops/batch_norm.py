@@ -1,13 +1,10 @@
-"""Batch normalization with its gradient written out, alone and behind a 1×1 convolution.
+"""Batch normalization with its derivatives written out, alone and behind a 1×1 convolution.
 
 In training on a CPU an expanded tensor is a trip to memory each time it is touched, and automatic
-differentiation of batch norm touches it eleven times. Two forms touch it less, with the parameters,
-statistics and results of `nn.BatchNorm`:
-
-- `normalized`: statistics, normalization and activation as one operation with one gradient;
-- `expanded`: the same behind a 1×1 convolution to more channels. Mean and variance of all outputs
-  follow from mean and covariance of the few inputs, so the convolution computes what is already
-  normalized, and its gradient reads the expanded tensor only in matrix products.
+differentiation of batch norm touches it eleven times. With the results of `nn.BatchNorm`, two forms
+touch it less: `normalized` is statistics, normalization and activation as one operation; `expanded`
+is the same behind a 1×1 convolution to more channels, whose statistics follow from those of its few
+inputs, so that it computes what is already normalized.
 """
 
 import functools
@@ -20,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from mnv2_jax.ops import derivative
+from mnv2_jax.ops.platform import platform
 
 Activation = Callable[[Array], Array]
 
@@ -51,7 +51,7 @@ class BatchNorm(nn.BatchNorm):
     @property
     def is_written_out(self) -> bool:
         """Whether the forms of this module compute the layer, and not `nn.BatchNorm`."""
-        here = jax.default_backend() == "cpu" or self.axis_name is not None
+        here = platform() == "cpu" or self.axis_name is not None
         return here and not self.use_running_average
 
     @nn.compact
@@ -61,12 +61,10 @@ class BatchNorm(nn.BatchNorm):
         mask: Float[Array, " b"] | None = None,
         activation: Activation = lambda x: x,
     ) -> Float[Array, "b h w c"]:
-        """Applies the layer.
+        """Applies the layer to a convolution's output, or where `is_written_out` to its operands.
 
-        Args:
-          x: the output of the convolution, or where `is_written_out` what it is the product of.
-          mask: rows of the batch where it is 0 leave the statistics alone.
-          activation: applied last, element by element; it must not close over traced values.
+        Rows of the batch where the mask is 0 leave the statistics alone. The activation is applied
+        last, element by element; it must not close over traced values.
         """
         if not self.is_written_out:
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
@@ -103,7 +101,7 @@ class Normalized(NamedTuple):
     count: Float[Array, ""]  # positions that the statistics are of, on all devices
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def normalized(
     x: Float[Array, "b h w c"],
     scale: Float[Array, " c"],
@@ -111,10 +109,7 @@ def normalized(
     mask: Float[Array, " b"] | None,
     setting: Setting,
 ) -> Normalized:
-    """Normalizes by the batch's own statistics.
-
-    Statistics are computed in at least float32, whatever `x` is.
-    """
+    """Normalizes by the batch's own statistics, which are computed in at least float32."""
     return _normalized_forward(x, scale, bias, mask, setting)[0]
 
 
@@ -131,6 +126,21 @@ def _normalized_forward(x, scale, bias, mask, setting):
     return result, (x, scale, bias, mask, mean, rstd, count)
 
 
+def _normalized_tangent(setting, residuals, tangents):
+    x, scale, bias, mask, mean, rstd, count = residuals
+    dx, dscale, dbias = tangents
+    wide, moved, factor = x.astype(mean.dtype), dx.astype(mean.dtype), scale * rstd
+    centered, kept = wide - _channels(mean), _kept(moved, mask)
+    sums = _total(jnp.stack([kept.sum((0, 1, 2)), (kept * centered).sum((0, 1, 2))]), setting)
+    dmean, half_dvar = sums / jnp.maximum(count, 1)
+    pre = _affine(wide, factor, bias - mean * factor).astype(setting.dtype)
+    dpre = moved * _channels(factor) + _affine(
+        centered, (dscale - factor * rstd * half_dvar) * rstd, dbias - factor * dmean
+    )
+    dout = jax.jvp(setting.activation, (pre,), (dpre.astype(pre.dtype),))[1]
+    return Normalized(dout, dmean, 2 * half_dvar, jnp.zeros_like(count))
+
+
 def _normalized_backward(setting, residuals, cotangents):
     x, scale, bias, mask, mean, rstd, _ = residuals
     # The barrier keeps XLA from storing what the forward pass made of x: that is cheap to redo.
@@ -142,13 +152,13 @@ def _normalized_backward(setting, residuals, cotangents):
     dscale = ((dz * wide).sum((0, 1, 2)) - mean * dbias) * rstd
     slope, offset = _through_statistics(residuals[1:], dscale, dbias, cotangents, setting)
     dx = dz * _channels(factor) + _kept(_affine(wide, slope, offset), mask)
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-normalized.defvjp(_normalized_forward, _normalized_backward)
+derivative.define(normalized, _normalized_forward, _normalized_tangent, _normalized_backward, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def expanded(
     x: Float[Array, "b h w i"],
     kernel: Float[Array, "i o"],
@@ -180,6 +190,13 @@ def _expanded_forward(x, kernel, scale, bias, mask, setting):
     return Normalized(out, mean, var, count), residuals
 
 
+def _expanded_tangent(setting, residuals, tangents):
+    x, kernel, *_, scale, bias, mask, mean, rstd, count = residuals
+    dx, dkernel, *rest = tangents
+    normal = (x @ kernel, scale, bias, mask, mean, rstd, count)
+    return _normalized_tangent(setting, normal, (dx @ kernel + x @ dkernel, *rest))
+
+
 def _expanded_backward(setting, residuals, cotangents):
     x, kernel, product, total, gram, scale, bias, mask, mean, rstd, _ = residuals
     factor = scale * rstd
@@ -193,10 +210,10 @@ def _expanded_backward(setting, residuals, cotangents):
     dx = lax.dot_general(dz, kernel * factor[None], (((1,), (1,)), ((), ())))
     through = _flat(x) @ ((kernel * slope[None]) @ kernel.T) + (kernel @ offset)[None]
     dx = dx.reshape(x.shape) + _kept(through.reshape(x.shape), mask)
-    return dx, dkernel, dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
+    return dx, dkernel, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-expanded.defvjp(_expanded_forward, _expanded_backward)
+derivative.define(expanded, _expanded_forward, _expanded_tangent, _expanded_backward, 4)
 
 
 def _through_statistics(residuals, dscale, dbias, cotangents, setting):
@@ -221,8 +238,8 @@ def _kept(x: Array, mask: Array | None) -> Array:
 def _means(sums: Float[Array, "k c"], x: Array, mask: Array | None, setting: Setting) -> Any:
     """Divides sums over this device's positions, added up over all devices, by their count.
 
-    One collective for both: collectives that do not depend on each other may start in another order
-    on another host, and on CPUs then wait for each other for ever.
+    By one collective: two that do not depend on each other may start in another order on another
+    host, and on CPUs then wait for each other for ever.
     """
     rows = x.shape[0] if mask is None else (mask > 0).sum()
     count = jnp.asarray(rows * x.shape[1] * x.shape[2], sums.dtype)

@@ -1,20 +1,15 @@
 """Convolutions in the form that is fastest where they run; depthwise above all.
 
-XLA compiles a grouped convolution for CPUs about ten times slower than it need be, forward and
-backward. `convolution` is a drop-in for `jax.lax.conv_general_dilated`, so that any `nn.Conv` can
-take it (`nn.Conv(..., conv_general_dilated=convolution)`) with the same parameters and results:
-
-- a depthwise convolution becomes shifted multiply-adds, with gradients written the same way;
-- a pointwise (1×1) convolution becomes a matrix product;
-- a full convolution of few channels, such as the stem, becomes patches and a matrix product;
-- anything else, and everything on accelerators, stays with XLA.
+XLA compiles a grouped convolution for CPUs about ten times slower than it need be. `convolution` is
+a drop-in for `jax.lax.conv_general_dilated`, so that any `nn.Conv` can take it with the same
+parameters and results (`nn.Conv(..., conv_general_dilated=convolution)`). On CPUs a depthwise
+convolution becomes shifted multiply-adds, a pointwise one a matrix product, and a full one of few
+channels patches and a matrix product; all others, and all on accelerators, stay with XLA.
 """
 
-import contextlib
-import contextvars
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +18,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2_jax.ops import derivative
+from mnv2_jax.ops.platform import platform
+
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # Patches cost kernel-size copies of the input, which only pays while the input is thin.
 MAX_PATCH_CHANNELS = 4
@@ -30,19 +28,6 @@ MAX_PATCH_CHANNELS = 4
 MAX_BAND = 1 << 17
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
-
-
-_PLAIN = contextvars.ContextVar("_PLAIN", default=False)
-
-
-@contextlib.contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """Leaves every `convolution` that is traced inside to XLA, as one operation to read."""
-    token = _PLAIN.set(True)
-    try:
-        yield
-    finally:
-        _PLAIN.reset(token)
 
 
 class Window(NamedTuple):
@@ -72,10 +57,10 @@ def convolution(
     precision: Any = None,
     **options: Any,
 ) -> Float[Array, "b ho wo o"]:
-    """Convolves as `jax.lax.conv_general_dilated` does, in the fastest form for this backend.
+    """Convolves as `jax.lax.conv_general_dilated` does, in the fastest form for this platform.
 
-    The arguments are those of `lax.conv_general_dilated`. Forms other than XLA's own are used on
-    CPU, for NHWC images and HWIO kernels. The choice is made while tracing.
+    The arguments are the same. Forms other than XLA's own are used on CPUs, for NHWC images and
+    HWIO kernels; what a program is compiled for, `ops.platform` tells while it is traced.
 
     >>> x, k = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
     >>> convolution(x, k, (2, 2), "SAME", feature_group_count=2)[0, :, :, 0]
@@ -84,21 +69,12 @@ def convolution(
            [4., 6., 4.]], dtype=float32)
     """
     xla = functools.partial(
-        lax.conv_general_dilated,
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        precision=precision,
-        **options,
-    )
+        lax.conv_general_dilated, lhs, rhs, window_strides, padding, lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation, dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count, precision=precision, **options,
+    )  # fmt: skip
     if (
-        _PLAIN.get()
-        or jax.default_backend() != "cpu"
+        platform() != "cpu"
         or lhs.ndim != 4
         or dimension_numbers not in (NHWC, ("NHWC", "HWIO", "NHWC"))
         or any(d != 1 for d in lhs_dilation or ())
@@ -118,13 +94,7 @@ def convolution(
     return xla()
 
 
-def _window(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    dilation: Sequence[int] | None,
-) -> Window:
+def _window(size, kernel, strides, padding, dilation) -> Window:
     dilation = tuple(dilation or (1, 1))
     if isinstance(padding, str):
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -176,14 +146,14 @@ def patches_product(
     return pointwise(jnp.concatenate(taps, axis=3), flat)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def depthwise(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
 ) -> Float[Array, "b ho wo c"]:
     """Depthwise convolution (Table 1's second layer) as shifted multiply-adds.
 
-    One multiply-add of the whole image per kernel position; both gradients have the same shape of
-    work, written out below because automatic differentiation would keep every shifted product.
+    One multiply-add of the whole image per kernel position; gradients have the same shape of work,
+    and are written out because automatic differentiation would keep every shifted product.
     """
     out = window.output(x.shape[1:3], kernel.shape[:2])
     padded = _pad(x, window.padding)
@@ -207,28 +177,18 @@ def _weighted_sum(taps: Iterable[tuple[tuple[int, int], Array]], kernel: Array) 
     return lax.convert_element_type(total, kernel.dtype)
 
 
-def _depthwise_forward(x, kernel, window):
-    return depthwise(x, kernel, window), (x, kernel)
+Setting = tuple[tuple[int, ...], Window]  # the shape of what a gradient is for, and the window
 
 
-def _depthwise_backward(window, residuals, dy):
-    x, kernel = residuals
-    return (
-        _input_gradient(dy, kernel, x.shape[1:3], window),
-        _kernel_gradient(x, dy, kernel.shape, window).astype(kernel.dtype),
-    )
-
-
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _input_gradient(dy: Array, kernel: Array, size: Sequence[int], window: Window) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _input_gradient(dy: Array, kernel: Array, setting: Setting) -> Array:
     """Gradient for the input: the flipped kernel over `dy`, one phase per stride offset.
 
     The padded input at position p met the taps i with (p - i·dilation) divisible by the stride; the
-    positions p of one remainder form a phase, a plain stride-1 sum of shifts of `dy`. Interleaving
-    the phases gives the gradient without a multiplication by an inserted zero.
+    positions p of one remainder form a phase, a plain stride-1 sum of shifts of `dy`; interleaving
+    the phases multiplies by no inserted zero.
     """
+    (_, *size, _), window = setting
     (sy, sx), ((top, _), (left, _)), _ = window
     # Phases cover the padded image from its first row that matters to the last of the input.
     rows, columns = -(-(top + size[0]) // sy), -(-(left + size[1]) // sx)
@@ -275,9 +235,10 @@ def _phase(
     return _weighted_sum(taps(), kernel)
 
 
-def _kernel_gradient(x: Array, dy: Array, shape: Sequence[int], window: Window) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _kernel_gradient(x: Array, dy: Array, setting: Setting) -> Array:
     """Gradient for the kernel: by position, the sum over batch and space of tap · dy, float32."""
-    kh, kw, _, c = shape
+    (kh, kw, _, c), window = setting
     wide = np.promote_types(x.dtype, jnp.float32)
     # A loop over images gathers them where a compiled program spreads them over devices.
     sums = _sums_by_band if jax.device_count() == 1 else _sums_at_once
@@ -330,3 +291,24 @@ def _sums_at_once(
         products, zeros, lambda a, b: [m + n for m, n in zip(a, b, strict=True)], dimensions=(1,)
     )
     return [total.sum(0) for total in sums]
+
+
+def _depthwise_backward(x, kernel, dy, window):
+    dkernel = _kernel_gradient(x, dy, (kernel.shape, window)).astype(kernel.dtype)
+    return _input_gradient(dy, kernel, (x.shape, window)), dkernel
+
+
+def _input_gradient_backward(dy, kernel, ct, setting):
+    dkernel = _kernel_gradient(ct, dy, (kernel.shape, setting[1])).astype(kernel.dtype)
+    return depthwise(ct, kernel, setting[1]), dkernel
+
+
+def _kernel_gradient_backward(x, dy, ct, setting):
+    dx, window = _input_gradient(dy, ct, (x.shape, setting[1])), setting[1]
+    return dx.astype(x.dtype), depthwise(x, ct, window).astype(dy.dtype)
+
+
+# Each of the three is linear in both operands, and their gradients are the other two.
+derivative.define_bilinear(depthwise, _depthwise_backward)
+derivative.define_bilinear(_input_gradient, _input_gradient_backward)
+derivative.define_bilinear(_kernel_gradient, _kernel_gradient_backward)

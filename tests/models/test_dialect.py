@@ -18,11 +18,6 @@ def test_constants_of_each_ecosystem():
     }
 
 
-def test_the_class_offset_is_of_the_classifier():
-    with pytest.raises(AttributeError, match=r"ask the model, model\.class_offset"):
-        _ = DIALECTS["slim"].class_offset
-
-
 @pytest.mark.parametrize("name", DIALECTS)
 def test_normalize_maps_pixels_to_the_dialects_range(name):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)

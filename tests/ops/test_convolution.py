@@ -1,5 +1,6 @@
 """Every fast form of convolution against XLA's own, values and gradients, on random shapes."""
 
+import functools
 from unittest import mock
 
 import jax
@@ -52,9 +53,11 @@ def check(x, k, options):
     def values_and_gradients(x, k):
         results = []
         for form in (convolution, lax.conv_general_dilated):
-            value, pullback = jax.vjp(lambda x, k, form=form: form(x, k, **options), x, k)
+            convolve = functools.partial(form, **options)
+            value, pullback = jax.vjp(convolve, x, k)
             dy = jnp.sin(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape)
-            results.append((value, *pullback(dy)))
+            moved = jax.jvp(convolve, (x, k), (jnp.cos(x), k**2))[1]
+            results.append((value, *pullback(dy), moved))
         return results
 
     ours, xla = values_and_gradients(x, k)
