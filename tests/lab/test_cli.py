@@ -146,6 +146,7 @@ def test_configurations_that_cannot_be_used(refused, tmp_path):
          "{home}/x"),
         (["--config", "experiments/finetune.py", "--config.init.model=~/x"], "'{home}/x' is no"),
         (["--config", ABLATION, "--workdir="], "the --workdir is empty"),
+        (["--config", ABLATION, "--workdir", "caf\udce9"], "is not UTF-8, which checkpoints need"),
         (["verify", "~/x"], "'{home}/x' is not the folder of a training"),
         (["verify", ""], "the folder is empty"),
         (["predict", "--model=~/x", "a.png"], "'{home}/x' is no saved model"),

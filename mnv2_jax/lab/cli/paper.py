@@ -38,16 +38,9 @@ def _paper(arguments: argparse.Namespace) -> None:
     host.use_compilation_cache()
     folders = tuple(Path(folder) for folder in arguments.runs or FOLDERS if Path(folder).is_dir())
     sources = Sources(folders, Path(arguments.model) if arguments.model else None)
-
-    say = partial(print, file=sys.stderr, flush=True)
     command = shlex.join(["python", "main.py", *arguments.argv])
-    files = write_paper(
-        Path(arguments.out),
-        sources,
-        arguments.items,
-        command,
-        (lambda _: None) if arguments.quiet else say,
-    )
+    say = [] if arguments.quiet else [partial(print, file=sys.stderr, flush=True)]
+    files = write_paper(Path(arguments.out), sources, arguments.items, command, *say)
     if arguments.json:
         print(json.dumps({"files": [str(file) for file in files]}))
     else:

@@ -1,7 +1,4 @@
-"""Results found in folders: `results.json` of finished sweeps, `evaluation.json` of evaluations.
-
-One that cannot be read is refused with a UsageError.
-"""
+"""Results found in folders: `results.json` of finished sweeps, `evaluation.json` of evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

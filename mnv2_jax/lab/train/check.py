@@ -1,7 +1,4 @@
-"""One cheap check of a whole configuration: everything that shows without its data and devices.
-
-What cannot be used is refused with a UsageError.
-"""
+"""One cheap check of a whole configuration: everything that shows without its data and devices."""
 
 import math
 import re

@@ -121,7 +121,7 @@ def _network(path: Path) -> dict[str, Any]:
 
 
 def decay_of(model: Any) -> float:
-    """Returns the decay of a network's running statistics."""
+    """Returns the decay of batch norm's statistics."""
     return getattr(model, "backbone", model).dialect.bn_decay
 
 
@@ -181,21 +181,18 @@ def report_text(results: Results) -> str:
 
 
 def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -> list[str]:
-    """Says what is likely to go wrong in a training, from its flattened configuration.
-
-    `decay` is batch norm's, `images` are those to train on.
-    """
+    """Says what is likely to go wrong; `decay` is batch norm's, `images` are those to train on."""
     found, batch = [], config["batch_size"]
     if batch > images:
-        found.append(
-            f"batch_size is {batch}, and there are {images} images to train on: {steps} steps see "
-            f"each {steps * batch / images:.0f} times. Make it smaller for more steps."
-        )
+        seen = f"{steps} steps see each {steps * batch / images:.0f} times"
+        what = f"batch_size is {batch}, and there are {images} images to train on"
+        found.append(f"{what}: {seen}. Make it smaller for more steps.")
     if decay**steps > MAX_OF_START and not config["init.frozen_norm"]:
+        fitting = math.floor(1000 * MAX_OF_START ** (1 / steps)) / 1000
         found.append(
             f"batch norm's running statistics decay by {decay:g} a step: after {steps} steps "
             f"{decay**steps:.0%} of them are what they began with, and an evaluation lags behind. "
-            "Set model.bn_decay to 0.9, or train for longer."
+            f"Set model.bn_decay to {fitting:g}, or train for longer."
         )
     return found
 

@@ -68,10 +68,9 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
                         print(f"{title}: {took}", file=sys.stderr)
             return write_report(workdir, config, command) if jax.process_index() == 0 else None
         except OSError as error:
-            raise UsageError(
-                f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
-                "space or choose another --workdir, and give the same command again to go on."
-            ) from error
+            why = f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
+            why += "space or choose another --workdir, and give the same command again to go on."
+            raise UsageError(why) from error
 
 
 def _warn(variants: dict[str, Any], runs: dict[str, dict[int, Any]]) -> None:
@@ -150,6 +149,8 @@ def check_owner(workdir: Path, config: Any) -> record.Identity:
 
     What changes no step may differ, and a training may be made shorter that has no results yet.
     """
+    if str(workdir) != str(workdir).encode("utf-8", "replace").decode():
+        raise UsageError(f"{workdir} is not UTF-8, which checkpoints need: give another --workdir.")
     if not os.path.lexists(workdir / record.CONFIG):
         return record.identity_of(record.sealed(plain(config)))
     theirs, ours = record.read_config(workdir), plain(config)
@@ -162,10 +163,9 @@ def check_owner(workdir: Path, config: Any) -> record.Identity:
         *({k: v for k, v in side.items() if k not in free} for side in (ADDED | theirs, ours))
     )
     if changes:
-        raise UsageError(
-            f"{workdir} holds a sweep of another configuration ({changes}): give another "
-            "--workdir, or remove this one; `mnv2 finish` makes models of what is there."
-        )
+        what = f"{workdir} holds a sweep of another configuration ({changes})"
+        remedy = "or remove this one; `mnv2 finish` makes models of what is there"
+        raise UsageError(f"{what}: give another --workdir, {remedy}.")
     return record.identity_of(theirs)
 
 

@@ -97,7 +97,8 @@ def test_what_is_likely_to_go_wrong_is_told_and_nothing_else():
     assert "batch_size is 64, and there are 12 images" in crowded and "each 533 times" in crowded
     (lagging,) = cautions(config, 0.997, 333, 5000)
     assert "after 333 steps 37% of them are what they began with" in lagging
-    assert "model.bn_decay" in lagging
+    assert "Set model.bn_decay to 0.991, or" in lagging
+    assert "bn_decay to 0.472" in cautions(config, 0.9, 4, 5000)[0]
     assert cautions(config, 0.997, 1000, 5000) == [] and cautions(config, 0.997, 990, 5000)
 
 
