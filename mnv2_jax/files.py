@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import json
+import math
 import os
 import stat
 import threading
@@ -76,9 +77,26 @@ def write_file(path: Path, content: bytes | str) -> None:
         partial.write_bytes(content.encode("utf-8", "backslashreplace") if text else content)
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """Returns a value as JSON, which has no NaN and no infinity: they become null.
+
+    >>> json_text({"map": float("nan"), "loss": [0.5]})
+    '{"map": null, "loss": [0.5]}'
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON, as `write_file` does."""
-    write_file(path, json.dumps(value, indent=1))
+    write_file(path, json_text(value, indent=1))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.devices.sharding import over_rows
 from mnv2_jax.lab.model_folder import TrainedModel
 from mnv2_jax.lab.tasks import TASKS
+from mnv2_jax.lab.tasks.classes import by_name, check_seen
 from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, grid
 from mnv2_jax.lab.tasks.task import ONCE, Prediction, TestTimeAugmentation
 from mnv2_jax.lab.tasks.task import evaluate as evaluate_batches
@@ -24,6 +25,10 @@ from mnv2_jax.models.dialect import normalize
 
 MAX_FILE_BYTES = 1 << 28
 EVALUATION = "evaluation.json"
+OTHER = (
+    "Evaluate on data of the classes that it was trained for, or fine-tune it with "
+    "experiments/finetune.py."
+)
 LARGEST_SCALE = 4
 MOST_PIXELS = 1 << 23  # of a batch: 167 images of 224×224, or 31 of 513×513
 MOST_IMAGES = 256
@@ -96,8 +101,7 @@ def evaluate(
     Raises:
       UsageError: the data is not what the model has learned from, or an image is damaged.
     """
-    check_data(model, source)
-    task = model.task
+    source, task = check_data(model, source), model.task
     forward, weights = _forward(model, augmentation)
     shared = over_rows(forward)
     compiled = jax.jit(
@@ -130,7 +134,7 @@ def examples(
     """
     if model.task.truth is None:
         raise _needs(model, "--examples", lambda task: task.truth is not None)
-    check_data(model, source)
+    source = check_data(model, source)
     answer, rows = predictor(model, augmentation), []
     records = [source[i] for i in range(min(count, len(source)))]
     for start in range(0, len(records), columns):
@@ -141,20 +145,17 @@ def examples(
     return grid(rows)
 
 
-def check_data(model: TrainedModel, source: Source) -> None:
-    """Rejects a data set that lacks annotations or has classes that the model does not know.
+def check_data(model: TrainedModel, source: Source) -> Source:
+    """Returns a data set in the numbers of the model's classes, of which it may have fewer.
 
     Raises:
-      UsageError: it is such a set.
+      UsageError: it lacks annotations, has no object at all, or classes that the model does not
+        know by name; or it is of another number of classes, where either side has no names.
     """
     model.task.check_record(first_record(source), "the data")
-    known, names = model.count_classes(), tuple(model.task.classes(source))
-    # Fewer classes are the right ones only if they are the first that the model knows.
-    if len(names) > known or (len(names) < known and names != model.classes[: len(names)]):
-        raise UsageError(
-            f"the data has {len(names)} classes and the model knows {known}: evaluate on the data "
-            "it was trained for, or fine-tune it with experiments/finetune.py."
-        )
+    check_seen(model.task, source, "the data")
+    known = model.count_classes()
+    return by_name(model.task, source, model.classes, known, "the data", OTHER)
 
 
 def write_evaluation(folder: Path, model: TrainedModel, facts: Mapping[str, Any]) -> Path:

@@ -1,10 +1,10 @@
 """`mnv2 export`: a model as a file for another runtime, checked in that runtime."""
 
 import argparse
-import json
 from typing import Any
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import json_text
 from mnv2_jax.lab.cli.account import parse_size
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
@@ -63,7 +63,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.equalize,
     )
     if arguments.json:
-        print(json.dumps(report._asdict()))
+        print(json_text(report._asdict()))
         return
     print(f"wrote {report.file}: {report.bytes / 1e6:.2f} MB, run by {report.runtime}")
     counted = ", ".join(f"{count} {name}" for name, count in report.operations.items())

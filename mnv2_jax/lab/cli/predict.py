@@ -1,12 +1,11 @@
 """`mnv2 evaluate` and `mnv2 predict`: a trained model at work."""
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.files import write_file
+from mnv2_jax.files import json_text, write_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 EXAMPLES = 8
@@ -66,12 +65,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         }
         predict.write_evaluation(Path(arguments.out), model, facts)
     if arguments.json:
-        print(json.dumps({"images": len(source), **scores}))
+        print(json_text({"images": len(source), **scores}))
         return
     place = arguments.root or arguments.data
     print(f"{len(source):,} images of {place}, split {arguments.split}")
     for name, value in scores.items():
-        print(f"{name:>10}  {value:.4f}")
+        print(f"{name:>14}  {value if isinstance(value, int) else format(value, '.4f')}")
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +103,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         for path in paths:
             _place(path, paths, folder)  # finds names that clash before anything is predicted
     for path, prediction in zip(paths, predict(model, paths, **settings), strict=True):
-        content = json.dumps({"image": path, **prediction.values})
+        content = json_text({"image": path, **prediction.values})
         text = f"{path}\n{prediction.text}"
         if prediction.picture is not None:
             place = _place(path, paths, folder)

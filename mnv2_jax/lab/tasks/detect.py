@@ -246,7 +246,7 @@ def score_histograms(
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     """Turns summed metrics into numbers: the losses, `map` (COCO's) and `map50` (at IoU 0.5).
 
-    Classes without objects take no part; without any object both are NaN.
+    Classes without objects take no part, so `classes_scored` do; without any both are NaN.
     """
     single = sums.keys() - {"precision", "recall"}
     found = means({name: pair for name, pair in sums.items() if name in single})
@@ -256,7 +256,8 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     each = average_precision(hit, valid, np.asarray(sums["recall"][1], np.int64))
     present = each[~np.isnan(each[:, 0])]
     whole = (present.mean(), present[:, 0].mean()) if len(present) else (np.nan, np.nan)
-    return found | {"map": float(whole[0]), "map50": float(whole[1])}
+    scored = {"map": float(whole[0]), "map50": float(whole[1])}
+    return found | scored | {"classes_scored": len(present)}
 
 
 def average_precision(
@@ -320,6 +321,7 @@ DETECT = TaskSpec(
     decode=decode,
     show=_show,
     summarize=summarize,
+    seen=("classes", "boxes", 1),
     settings={"threshold": 0.3},
     truth=_truth,
     metrics={"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},

@@ -118,17 +118,19 @@ def intersection_and_union(
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     """Turns summed metrics into numbers: `loss`, pixel `accuracy` and `miou`.
 
-    Classes in neither prediction nor label take no part in the mean; without any it is NaN.
+    Classes in neither prediction nor label take no part in the mean; without any it is NaN. How
+    many do, `classes_scored` says.
 
     >>> summarize({"iou": (np.array([1, 2, 0]), np.array([2, 4, 0]))})
-    {'miou': 0.5}
+    {'miou': 0.5, 'classes_scored': 2}
     """
     found = means({name: pair for name, pair in sums.items() if name != "iou"})
     if "iou" not in sums:
         return found
     both, either = (np.asarray(v, np.float64) for v in sums["iou"])
     each = both[either > 0] / either[either > 0]
-    return found | {"miou": float(each.mean()) if len(each) else float("nan")}
+    miou = float(each.mean()) if len(each) else float("nan")
+    return found | {"miou": miou, "classes_scored": len(each)}
 
 
 def average(forward: Forward, augmentation: TestTimeAugmentation) -> Forward:
@@ -219,6 +221,7 @@ SEGMENT = TaskSpec(
     decode=lambda model, logits, _: logits.argmax(axis=-1),
     show=_show,
     summarize=summarize,
+    seen=("label", "pixels", 2),
     truth=_truth,
     average=average,
     metrics={"miou": "mean IoU", "accuracy": "accuracy of pixels"},

@@ -107,6 +107,8 @@ class TaskSpec(NamedTuple):
       eval_options: (config) -> the options of `eval_transform`.
       full_recipe: whether `data.train.policy` and `.erasing`, `loss`, `teacher` and
         `low_precision` of a configuration have an effect; elsewhere they are rejected.
+      seen: of answers that are places the field of a record that has their classes, what they are
+        called, and how many classes need any for a set to be one to learn from.
       settings: of `show`, with their defaults.
       truth: (trained model, record) -> a picture of what is annotated, where it can be drawn.
       average: (forward, test-time augmentation) -> forward, where answers can be averaged.
@@ -130,6 +132,7 @@ class TaskSpec(NamedTuple):
     options: Callable[[Any], dict[str, Any]] = lambda config: {}
     eval_options: Callable[[Any], dict[str, Any]] = lambda config: config.data.eval.to_dict()
     full_recipe: bool = False
+    seen: tuple[str, str, int] | None = None
     settings: Mapping[str, Any] = MappingProxyType({})
     truth: "Callable[[TrainedModel, Any], np.ndarray] | None" = None
     average: Callable[[Forward, TestTimeAugmentation], Forward] | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import UnreadableFile, read_file, write_json
+from mnv2_jax.files import UnreadableFile, json_text, read_file, write_json
 from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
@@ -63,7 +63,7 @@ def digest(content: Any) -> str:
 
 def sealed(content: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns a copy of a record with whose it is, and the hash over both."""
-    whole = json.loads(json.dumps({**content, OF: of} if of else content))
+    whole = json.loads(json_text({**content, OF: of} if of else content))
     return whole | {SEAL: digest(whole)}
 
 

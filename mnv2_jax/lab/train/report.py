@@ -128,9 +128,8 @@ def decay_of(model: Any) -> float:
 def scores_of(results: Results) -> dict[str, list[float]]:
     """Returns what the variants are compared by: a score for each seed, as a share of 1."""
     metric, every = results["metric"], results["runs"].items()
-    scores = {name: [run["metrics"][metric] for run in seeds] for name, seeds in every}
-    # Where nothing could be scored, there is a null.
-    return {n: [math.nan if s is None else float(s) for s in own] for n, own in scores.items()}
+    values = {name: [run["metrics"][metric] for run in seeds] for name, seeds in every}
+    return {name: np.array(own, float).tolist() for name, own in values.items()}  # null is NaN
 
 
 def measured(setting: Mapping[str, Any]) -> str:
@@ -228,8 +227,14 @@ def _other_metrics(results: Results) -> list[str]:
     split, lines = results["metric"].partition("/")[0], []
     for key, label in list(TASKS[results["config"]["task"]].metrics.items())[1:]:
         for name, runs in results["runs"].items():
-            values = [run["metrics"][f"{split}/{key}"] for run in runs]
-            lines.append(f"- {label}, {name}: {spread(values)} %")
+            values = np.array([run["metrics"][f"{split}/{key}"] for run in runs], float)
+            lines.append(f"- {label}, {name}: {spread(values.tolist())} %")
+    for name, runs in results["runs"].items():
+        scored = {run["metrics"].get(f"{split}/classes_scored") for run in runs} - {None}
+        if scored:
+            lines.append(
+                f"- classes in the mean, {name}: {'–'.join(f'{n:g}' for n in sorted(scored))}"
+            )
     return lines
 
 

@@ -26,10 +26,12 @@ from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.lab.tasks import TASKS, Task, TaskSpec, evaluate, make_model, model_options
 from mnv2_jax.lab.tasks.augment import Augmentation, random_flip, random_shift
+from mnv2_jax.lab.tasks.classes import by_name, check_seen
 from mnv2_jax.lab.tasks.task import Batch
 from mnv2_jax.lab.train.check import MAX_STEPS, check
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
 from mnv2_jax.lab.train.step import TrainState, make_fresh, make_step
+from mnv2_jax.models.classes import same_classes
 
 Rows = dict[str, np.ndarray]
 # What the training transform may do for its work to be done on the device.
@@ -110,15 +112,26 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
         )
     plan = make_plan(**config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size)
     place = data.root or data.name
-    channels = image_channels(spec, source, f"{data.train_split} of {place}")
-    image_channels(spec, held_out, f"{data.eval_split} of {place}")
+    names = [f"{split} of {place}" for split in (data.train_split, data.eval_split)]
+    channels, _ = (
+        image_channels(spec, part, name)
+        for part, name in zip((source, held_out), names, strict=True)
+    )
+    classes = spec.classes(source)
+    for part, name in zip((source, held_out), names, strict=True):
+        check_seen(spec, part, name)
+    held_out = by_name(spec, held_out, classes, len(classes), names[1], "Name them as in train.")
     steps, epoch_steps = _length(config, len(source))
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.init.frozen)
-    classes = spec.classes(source)
     model = make_model(config, len(classes), channels, plan.norm_axis)
     feed = train_feed(spec, config, source, channels)
     teacher = load_model(config.teacher.model) if config.teacher.model else None
+    if teacher is not None and not same_classes(teacher.classes, classes):
+        raise UsageError(
+            f"teacher {config.teacher.model} knows other classes than the data has, or in another "
+            "order: train a teacher on the same classes."
+        )
     size = (data.resolution, data.resolution, channels)
     task = spec.task(config, model, size, feed.augmentations, teacher)
     train_step = make_step(
