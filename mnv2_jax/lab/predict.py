@@ -153,7 +153,7 @@ def check_data(model: TrainedModel, source: Source) -> Source:
         know by name; or it is of another number of classes, where either side has no names.
     """
     model.task.check_record(first_record(source), "the data")
-    check_seen(model.task, source, "the data")
+    check_seen(model.task, source, "the data", quiet=True)
     known = model.count_classes()
     return by_name(model.task, source, model.classes, known, "the data", OTHER)
 

@@ -85,8 +85,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:LISTED])) + more
 
 
-def check_seen(spec: TaskSpec, source: Source, where: str) -> None:
-    """Refuses a set of boxes or label maps without any; says which of its classes have none.
+def check_seen(spec: TaskSpec, source: Source, where: str, quiet: bool = False) -> None:
+    """Refuses a set without any box or label; says which classes have none, unless `quiet`.
 
     Of a set whose objects were not counted when it was opened, some records are looked at.
 
@@ -120,5 +120,5 @@ def check_seen(spec: TaskSpec, source: Source, where: str) -> None:
             f"{where} has {what} of {present or 'no'} class in {amount} images, which is "
             f"nothing to learn from or to score.{ignored} Check the annotations."
         )
-    if empty and whole:
+    if empty and whole and not quiet:
         print(f"{where}: no {what} of {_listed(empty)} in {amount} images", file=sys.stderr)

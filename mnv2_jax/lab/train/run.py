@@ -127,13 +127,13 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
     model = make_model(config, len(classes), channels, plan.norm_axis)
     feed = train_feed(spec, config, source, channels)
     teacher = load_model(config.teacher.model) if config.teacher.model else None
-    if teacher is not None and not same_classes(teacher.classes, classes):
-        raise UsageError(
-            f"teacher {config.teacher.model} knows other classes than the data has, or in another "
-            "order: train a teacher on the same classes."
-        )
     size = (data.resolution, data.resolution, channels)
     task = spec.task(config, model, size, feed.augmentations, teacher)
+    if teacher is not None and not same_classes(teacher.classes, classes):
+        raise UsageError(
+            f"teacher {config.teacher.model} knows other classes than the data has, or numbers "
+            "them otherwise: train a teacher on the same classes."
+        )
     train_step = make_step(
         task, optimizer, config.ema_decay, config.parallel.accumulate, plan.step_axis, plan.groups
     )

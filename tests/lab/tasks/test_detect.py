@@ -290,13 +290,15 @@ def test_perfect_detections_have_precision_one_and_none_have_zero():
     ):
         sums = histograms(found, boxes, classes, np.ones(1, np.float32), CLASSES)
         summary = det.summarize(sums)
-        assert summary == pytest.approx({"map": expected, "map50": expected})
+        wanted = {"map": expected, "map50": expected, "classes_scored": 2}
+        assert summary == pytest.approx(wanted)
 
 
 def test_without_any_object_precision_is_nan():
     nothing = np.zeros((CLASSES, 9, 10), int)
     sums = {"precision": (nothing, nothing), "recall": (nothing[:, 0], nothing[:, 0])}
-    assert np.isnan(list(det.summarize(sums).values())).all()
+    found = det.summarize(sums)
+    assert found.pop("classes_scored") == 0 and np.isnan(list(found.values())).all()
 
 
 def test_training_on_scenes_lowers_the_loss(variables):

@@ -429,7 +429,7 @@ def test_a_teacher_that_does_not_fit_is_refused(trained, tmp_path, changes, mess
         ({"model": {"dtype": "float8"}}, "unknown model.dtype 'float8'"),
         ({"optimizer": {"name": "lamb"}}, "unknown optimizer.name 'lamb'"),
         ({"optimizer": {"schedule": "cosin"}}, "unknown optimizer.schedule 'cosin'"),
-        ({"optimizer": {"learning_rate": -1.0}}, "learning_rate is -1.0: it must be at least 0"),
+        ({"optimizer": {"learning_rate": -1.0}}, "learning_rate is -1.0: it must be between 0"),
         ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate is nan"),
         ({"optimizer": {"learning_rate": float("inf")}}, "learning_rate is inf"),
         ({"optimizer": {"warmup_epochs": float("inf")}}, "warmup_epochs is inf"),
@@ -463,7 +463,7 @@ def test_a_teacher_that_does_not_fit_is_refused(trained, tmp_path, changes, mess
         ({"teacher": {"model": "/nowhere"}}, "'/nowhere' is no saved model"),
         ({"init": {"model": "/nowhere"}}, "'/nowhere' is no saved model"),
         ({"init": {"frozen": ("blok_",)}}, "unknown module in init.frozen 'blok_': did you mean"),
-        ({"init": {"frozen": (1,)}}, "init.frozen is (1,): it must be a tuple, each item a string"),
+        ({"init": {"frozen": (1,)}}, "init.frozen is (1,): it must be a tuple, each item a text"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(changes, message):
