@@ -99,10 +99,10 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     if "\\" in name and not os.path.isfile(path):
         path = folder / name.replace("\\", "/")
     try:
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a NUL, or half of a character
-        inside = False
-    if not inside:
+        possible = b"\0" not in os.fsencode(name)
+    except ValueError:  # half of a character
+        possible = False
+    if not possible or not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise UsageError(f"{where} is not in {folder}: {str(path)!r}. It is refused.")
     return path
 
