@@ -137,7 +137,7 @@ def summary(source: Source) -> str:
     if arrays is not None:
         counts = np.bincount(arrays["label"], minlength=len(names)).tolist()
     ends = (counts.index(min(counts)), counts.index(max(counts))) if counts else ()
-    parts = " to ".join(f"{counts[i]:,} ({names[i]!r})" for i in ends)
+    parts = " to ".join(f"{counts[i]:,} ({names[i][:60]!r})" for i in ends)
     return f"{len(source):,} images, {len(names):,} classes" + (f", from {parts}" if parts else "")
 
 
@@ -201,5 +201,5 @@ def class_name(name: str) -> str:
     ('été', 'caf\\udce9')
     """
     unprintable = r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-    name = unicodedata.normalize("NFC", name)
+    name = unicodedata.normalize("NFC", name).strip()
     return re.sub(unprintable, lambda found: found[0].encode("unicode_escape").decode(), name)

@@ -14,7 +14,7 @@ from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource
 
-MAX_SIDE = 1 << 20
+MAX_SIDE = 1 << 17
 
 
 class Object(NamedTuple):

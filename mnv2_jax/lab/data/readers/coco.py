@@ -26,7 +26,7 @@ WHOLE_FILES = (
     "annotations/instances_default.json", "annotations/instances.json", "annotations.json",
     "_annotations.coco.json", "labels.json", "result.json",
 )  # fmt: skip
-FOLDERS = ("{}/images", "{}/data", "images/{}", "images", "data", "{}", "")
+FOLDERS = ("{}/images", "{}/data", "images/{}", "images/default", "images", "data", "{}", "")
 TRIED = 8  # images whose place tells where the others are
 LAYOUT = "The layout is ROOT/annotations/instances_val2017.json with ROOT/val2017/*.jpg, "
 LAYOUT += "ROOT/val/annotations.json with ROOT/val/images/*, or that of Roboflow or CVAT"
@@ -88,16 +88,21 @@ def _image_folder(top: Path, stem: str, names: list[str]) -> Path:
     """Returns the folder where the images are; one that is likely, where there are none."""
     places = [top / place.format(stem or ".") for place in FOLDERS]
     for place in places:
-        if any(os.path.isfile(place / name.replace("\\", "/")) for name in names[:TRIED]):
+        if any(os.path.isfile(place / name) for name in names[:TRIED]):
             return place
     return next(filter(os.path.isdir, places), top)
+
+
+def _plain(name: str) -> str:
+    """The one way to write a path that may be written in several, also as Windows does."""
+    return os.path.normpath(name.replace("\\", "/"))
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     """Returns the path of an image that lies in the folder, also where Windows wrote the name."""
     path = folder / name
-    if "\\" in name and not os.path.isfile(path):
-        path = folder / name.replace("\\", "/")
+    if not os.path.isfile(path):
+        path = folder / _plain(name)
     try:
         possible = b"\0" not in os.fsencode(name)
     except ValueError:  # half of a character
@@ -128,7 +133,8 @@ def _unique(entries: list, key: str, kind: type, other: str, where: str) -> dict
     found: dict[Any, Any] = {}
     for entry in entries:
         value = _field(entry, key, kind, where)
-        value = class_name(value) if key == "name" else value
+        if kind is str:
+            value = class_name(value) if key == "name" else _plain(value)
         first = found.setdefault(value, entry)
         if first is not entry:
             both = " and ".join(_shown(e.get(other)) for e in (first, entry))

@@ -46,8 +46,8 @@ def read_lines(path: Path) -> list[str]:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Reads the names of classes, one a line, none of which may come twice."""
     names = tuple(map(class_name, read_lines(path)))
-    if not names:
-        raise UsageError(f"{path} lists no classes: write one a line.")
+    if not names or max(map(len, names)) > 255:
+        raise UsageError(f"{path} is no list of classes: write one a line, of 255 letters at most.")
     refuse_twice(names, path)
     return names
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,8 @@ def open_folder(split: str, root: str) -> LazySource:
     """
     if split_kind(split) is None:
         raise unknown("split", split, SPLITS)
-    top = unwrapped(Path(root), lambda place: any(map(split_kind, subfolders(place))))
+    # Classes or splits are several.
+    top = unwrapped(Path(root), lambda place: len(subfolders(place)) > 1 or _splits(place))
     inside = subfolders(top)
     name, shared = find_part(split, inside.__contains__)
     if name is None and not (shared and inside):
@@ -47,6 +49,10 @@ def open_folder(split: str, root: str) -> LazySource:
     if more:
         shown = f"{folder} has classes that {train} lacks: {', '.join(more[:5])}"
         raise UsageError(f"{shown}. Give both the same class folders.")
+    if len(_splits(folder)) > 1:
+        raise UsageError(
+            f"{folder} has folders {', '.join(own)}, which tell of splits: call them train and val."
+        )
     if shared and len(classes) == 1:
         raise UsageError(f"{folder} has one class, {classes[0]!r}, and two are needed. {LAYOUT}.")
     left_out, files, labels = Counter(), [], []
@@ -82,6 +88,12 @@ def _classes(folder: Path) -> dict[str, str]:
     if not found:
         raise UsageError(f"{folder} has no class folders. {LAYOUT}.")
     return found
+
+
+def _splits(folder: Path) -> set[str]:
+    """The kinds of splits that names of folders tell of, such as that of train_set."""
+    words = (word for name in subfolders(folder) for word in re.split(r"[\W\d_]+", name))
+    return set(filter(None, map(split_kind, words)))
 
 
 def _walk(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[str]:

@@ -185,6 +185,10 @@ def give_twice(key, of=0, to=1, **other):
         ),
         (give_twice("categories", name=None), "category name 't-shirt' is given twice"),
         (
+            lambda c: c["images"][1].update(file_name=".\\\\000000000000.png"),
+            "image file_name '000000000000.png' is given twice, with id 0 and 1",
+        ),
+        (
             give_twice("annotations", to=2, id=None),
             "annotation id 1 is given twice, with image_id",
         ),

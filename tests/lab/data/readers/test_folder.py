@@ -141,6 +141,15 @@ def test_a_set_without_a_split_holds_out_the_same_fifth_wherever_it_lies(tmp_pat
     assert {*again} - {("ant", "ant/new.jpg")} == {*parts[1]}
 
 
+@pytest.mark.parametrize(
+    "names", [("train_set", "test_set"), ("seg_train", "seg_test", "seg_pred")]
+)
+def test_splits_by_other_names_are_no_classes(tmp_path, names):
+    for name in names:
+        write_folder(tmp_path / "all", name, images=1)
+    assert "which tell of splits" in refused(str(tmp_path))
+
+
 def test_folders_of_two_images_a_class_have_one_on_either_side(tmp_path):
     write_folder(tmp_path, "", images=2)
     assert [len(open_source("folder", s, str(tmp_path))) for s in ("train", "val")] == [2, 2]
