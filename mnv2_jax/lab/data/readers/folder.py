@@ -37,7 +37,7 @@ def open_folder(split: str, root: str) -> LazySource:
     if split_kind(split) is None:
         raise unknown("split", split, SPLITS)
     # Classes or splits are several.
-    top = unwrapped(Path(root), lambda place: len(subfolders(place)) > 1 or _splits(place))
+    top = unwrapped(Path(root), lambda place: len(subfolders(place)) > 1 or bool(_splits(place)))
     inside = subfolders(top)
     name, shared = find_part(split, inside.__contains__)
     if name is None and not (shared and inside):
