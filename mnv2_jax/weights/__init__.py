@@ -1,9 +1,8 @@
 """Weights of seven libraries, read and written exactly.
 
-`names` holds the naming of each library as tables, and `tensors` lists a network's tensors by them.
-`readers` read files and execute nothing in them; `architecture` infers the network from the shapes;
-`merge` puts every tensor in its place, or none; `preprocessing` is how images were prepared. `load`
-and `save` are the two directions, and `inspect` says what a file is.
+`names` and `tensors` are the naming of each library; `readers` read files and execute nothing in
+them, `wrapping` finds the network in them, `architecture` infers it from the shapes, and `merge`
+puts every tensor in its place, or none. `load` and `save` are the two directions.
 """
 
 from mnv2_jax.weights.inspect import Finding, inspect_weights
@@ -23,9 +22,3 @@ __all__ = [
     "inspect_weights",
     "load_weights",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name == "doctor":
-        raise AttributeError("doctor is now called inspect_weights")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

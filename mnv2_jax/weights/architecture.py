@@ -18,19 +18,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Architecture(NamedTuple):
-    """The arguments of the network that shapes determine.
-
-    Attributes:
-      spec, width, in_channels: of `MobileNetV2`.
-      classes: of its classifier or of the segmenter; None for neither.
-      head: channels of a segmenter's head; None for a classifier.
-    """
+    """The arguments of the network that shapes determine."""
 
     spec: Spec
     width: float
     in_channels: int
-    classes: int | None
-    head: int | None = None
+    classes: int | None  # of the classifier or of the segmenter; None for neither
+    head: int | None = None  # channels of a segmenter's head; None for a classifier
 
     @property
     def title(self) -> str:
@@ -47,11 +41,7 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
 
     A published width is preferred to another one, and any width to a list of channels. Where the
     shapes fit no network, the nearest published one is returned, for the merge to report the
-    differences.
-
-    Args:
-      ecosystem: names the tensors.
-      shapes: in the file's order of axes.
+    differences. `shapes` are in the file's order of axes.
     """
     leaves, axes = ecosystem.framework.leaves, ecosystem.framework.axes
     vectors = {name: shape[0] for name, shape in shapes.items() if len(shape) == 1}
@@ -69,15 +59,12 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
         return sum(channels.get(ours) == outputs for ours, outputs in _outputs(spec, width))
 
     layers = len(_outputs(spec, 1.0))
-    complete = len(channels) == layers
-    widths = (w for w in (*PUBLISHED, *UNPUBLISHED) if complete and fit(spec, w) == layers)
-    width = next(widths, None)
-    if width is None:
-        listed = _with_channels(spec, channels) if complete else None
-        if listed is not None and fit(listed, 1.0) == layers:
+    width = max(PUBLISHED, key=lambda width: fit(spec, width))
+    if len(channels) == layers != fit(spec, width):
+        width = next((w for w in UNPUBLISHED if fit(spec, w) == layers), width)
+        listed = _with_channels(spec, channels)
+        if fit(spec, width) != layers and listed is not None and fit(listed, 1.0) == layers:
             spec, width = listed, 1.0
-        else:
-            width = max(PUBLISHED, key=lambda width: fit(spec, width))
     stem = shapes.get(ecosystem.stem[0] + leaves["conv"], ())
     in_channels = stem[axes["conv"][2]] if len(stem) == 4 else 3
     _, bias = classifier_names(ecosystem, segmenter=head is not None)

@@ -7,7 +7,7 @@ a Keras model that was saved whole.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,33 +52,54 @@ def read_beside(ecosystem: str, path: str, graph: str) -> Beside:
     Raises:
       UsageError: it cannot be read, or says something that this network cannot follow.
     """
-    readers = {"hf": _hugging_face, "timm": _timm}
-    file = Path(path) if graph else Path(path).with_name("config.json")
     try:
         if graph:
             return _keras(json.loads(graph))
-        if ecosystem not in readers:
+        if ecosystem not in READERS:
             return Beside()
-        config, processor = (
-            content if isinstance(content, dict) else {}
-            for name in ("config.json", "preprocessor_config.json")
-            for content in (_read(Path(path).with_name(name)),)
-        )
-        return readers[ecosystem](config, processor)
-    except UsageError as error:
+        config, processor = (_read(Path(path).with_name(name)) for name in FILES)
+        return READERS[ecosystem](config, processor)
+    except (
+        ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         raise UsageError(
-            f"what describes the weights beside them cannot be used: {str(error).rstrip('.')}. "
+            f"what belongs to the weights in {path!r} and is described "
+            f"{'there' if graph else 'beside them'} cannot be followed: {first_line(error)}. "
             "Correct it, or move the weights elsewhere."
         ) from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"{str(file)!r} describes its weights in a way that cannot be followed: "
-            f"{first_line(error)}. Correct it, or give the weights without it."
-        ) from error
 
 
-def _read(file: Path) -> Any:
-    return read_json(file, MAX_CONFIG) if os.path.lexists(file) else {}
+def choose(
+    beside: Beside,
+    channels: int,
+    output_stride: int | None,
+    resolution: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Beside:
+    """Puts what a user chose in place of what lies beside the weights of `channels` inputs.
+
+    Raises:
+      UsageError: it cannot be.
+    """
+    dialect = dict(beside.dialect)
+    if (mean is None) != (std is None):
+        raise UsageError("mean and std belong together: give both, or neither.")
+    try:
+        size = beside.size if resolution is None else _side("resolution", resolution)
+        dialect |= {} if mean is None else input_range(mean, std)
+        for key in ("mean", "std"):
+            if len(dialect.get(key, (0,))) not in (1, channels):
+                raise ValueError(f"{key} has {len(dialect[key])} values for {channels} channels")
+    except ValueError as error:
+        raise UsageError(f"{error}: give another.") from error
+    stride = output_stride or beside.output_stride
+    return beside._replace(size=size, dialect=dialect, output_stride=stride)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = read_json(file, MAX_CONFIG) if os.path.lexists(file) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _need(key: str, value: Any, *allowed: Any) -> None:
@@ -88,7 +109,6 @@ def _need(key: str, value: Any, *allowed: Any) -> None:
 
 
 def _side(key: str, value: Any) -> int:
-    """One number for height and width, however it is written."""
     if isinstance(value, Mapping):
         value = [value[k] for k in ("height", "width", "shortest_edge") if k in value]
     sides = value if isinstance(value, list) else [value]
@@ -111,10 +131,10 @@ def input_range(mean: Any, std: Any, scale: float = 1 / 255) -> dict[str, tuple[
     {'mean': (0.5,), 'std': (0.5,)}
     """
     fields = {}
-    for key, values in (("mean", mean), ("std", std)):
-        values = [round(float(v), 9) for v in _numbers(key, values) / (255 * scale)]
+    for key, given in (("mean", mean), ("std", std)):
+        values = [round(float(v), 9) for v in _numbers(key, given) / (255 * scale)]
         if key == "std" and min(values) <= 0:
-            raise ValueError(f"{key} is {values}, and numbers above 0 are needed")
+            raise ValueError(f"std is {given}, and numbers above 0 are needed")
         fields[key] = tuple(values[:1] if len(set(values)) == 1 else values)
     return fields
 
@@ -137,9 +157,7 @@ def _hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Be
     if "layer_norm_eps" in config:
         dialect["bn_epsilon"] = float(config["layer_norm_eps"])
     size = _side("image_size", config["image_size"]) if "image_size" in config else None
-    stride = config.get("output_stride")
-    if stride is not None and type(stride) is not int:
-        raise ValueError(f"output_stride is {stride!r}, and a whole number is needed")
+    _need("output_stride", stride := config.get("output_stride"), None, 8, 16, 32)
     rule: dict[str, Any] = {}
     if processor:
         scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
@@ -247,3 +265,7 @@ def _scaling(kind: str, layer: Mapping[str, Any], inputs: Any, named: str) -> tu
         raise ValueError(f"its {named} changes the pixels in a way that is not followed here")
     sign, power = table[what]
     return numbers[0] ** power if power else 1.0, sign * numbers[0]
+
+
+FILES = ("config.json", "preprocessor_config.json")
+READERS = {"hf": _hugging_face, "timm": _timm}

@@ -11,23 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, one_line
 from mnv2_jax.models.deeplab import DeepLabV3
-from mnv2_jax.weights.load import Loaded, load_weights, parse_source
+from mnv2_jax.weights.load import Loaded, load_weights, split_source
 from mnv2_jax.weights.merge import describe_unknown, infer_ecosystem
 from mnv2_jax.weights.names import ECOSYSTEMS
 from mnv2_jax.weights.preprocessing import RELEASES
 from mnv2_jax.weights.readers import Contents, read_tensors
 
+PADDING = {"same": "TensorFlow's SAME, (0, 1) on even inputs", "symmetric": "symmetric, (1, 1)"}
+
 
 class Finding(NamedTuple):
-    """One property of a file of weights.
-
-    Attributes:
-      topic: the property.
-      found: its value.
-      change: what to do about it; empty where nothing is to be done.
-    """
+    """One property of a file of weights: what it is, and what to do about it, if anything."""
 
     topic: str
     found: str
@@ -47,11 +43,7 @@ def inspect_weights(source: str | Path) -> list[Finding]:
     Raises:
       UsageError: the file cannot be read at all.
     """
-    named, path = None, str(source)
-    prefix, colon, _ = path.partition(":")
-    if colon and (prefix in ECOSYSTEMS or not Path(path).exists()):
-        ecosystem, path = parse_source(path)
-        named = ecosystem.name
+    named, path = split_source(str(source))
     contents = read_tensors(path)
     inferred = infer_ecosystem(contents.tensors)
     findings = [_file(path, contents)]
@@ -84,12 +76,11 @@ def _file(path: str, contents: Contents) -> Finding:
     described = f"{len(contents.tensors)} tensors, {numbers:,} numbers, sha256 {contents.sha256}"
     promised = re.search(r"-([0-9a-f]{8})\.", Path(path).name)
     if promised and not contents.sha256.startswith(promised[1]):
-        return Finding(
-            "file",
-            described,
+        change = (
             f"the name promises a sha256 that starts with {promised[1]}: the file is damaged, "
-            "another one, or named after something else; download it again",
+            "another one, or named after something else; download it again"
         )
+        return Finding("file", described, change)
     title, _ = RELEASES.get(contents.sha256[:8], ("", None))
     return Finding("file", f"{described} ({title})" if title else described)
 
@@ -114,7 +105,6 @@ def _model(loaded: Loaded) -> list[Finding]:
     if isinstance(loaded.model, DeepLabV3):
         network += f", DeepLabv3 head of {loaded.model.channels} channels"
         network += f", output stride {backbone.output_stride}"
-    padding = {"same": "TensorFlow's SAME, (0, 1) on even inputs", "symmetric": "symmetric, (1, 1)"}
     mean, std = (", ".join(f"{value:g}" for value in pair) for pair in (dialect.mean, dialect.std))
     prepared = {
         "center": f"shorter side to {rule.resize}, central {rule.size}",
@@ -122,28 +112,29 @@ def _model(loaded: Loaded) -> list[Finding]:
         "none": f"whole image, stretched to {rule.size}",
         "pad": f"whole image, shrunk to fit {rule.size} or padded to it",
     }[rule.crop]
+    beside = [Finding("left out", one_line(", ".join(loaded.left_out)))] if loaded.left_out else []
     return [
         Finding("architecture", network),
         _classes(loaded),
-        Finding("padding", f"{padding[dialect.padding]}, at stride 2"),
+        Finding("padding", f"{PADDING[dialect.padding]}, at stride 2"),
         Finding("batch norm", f"epsilon {dialect.bn_epsilon:g}, decay {dialect.bn_decay:g}"),
         Finding("input", f"(pixel / 255 - [{mean}]) / [{std}]"),
         Finding("preprocessing", f"{prepared}, {rule.method}"),
+        *beside,
     ]
 
 
 def _classes(loaded: Loaded) -> Finding:
     if loaded.classes is None:
-        return Finding("classes", "no classifier", "load it with drop_head=True, for features")
-    if loaded.task == "segment":
-        return Finding("classes", f"{loaded.classes} for every pixel, background included")
-    if loaded.backbone.class_offset:
-        return Finding(
-            "classes",
-            f"{loaded.classes}, class 0 is background",
-            "add 1 to labels that count from 0, or load with drop_background=True",
-        )
-    return Finding("classes", f"{loaded.classes}, counted from 0")
+        what = "no classifier of one layer"
+        return Finding("classes", what, "load it with drop_head=True, for features")
+    found, change = f"{loaded.classes}, counted from 0", ""
+    if isinstance(loaded.model, DeepLabV3):
+        found = f"{loaded.classes} for every pixel, background included"
+    elif loaded.model.class_offset:
+        found = f"{loaded.classes}, class 0 is background"
+        change = "add 1 to labels that count from 0, or load with drop_background=True"
+    return Finding("classes", found, change)
 
 
 def _statistics(loaded: Loaded) -> Finding:

@@ -12,7 +12,7 @@ from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS
 from mnv2_jax.weights.architecture import Architecture, find_architecture
-from mnv2_jax.weights.beside import Beside, input_range, read_beside
+from mnv2_jax.weights.beside import Beside, choose, read_beside
 from mnv2_jax.weights.merge import (
     check_ecosystem,
     describe_unknown,
@@ -28,7 +28,6 @@ from mnv2_jax.weights.tensors import classifier_names
 IMAGENET_CLASSES = 1000
 OUTPUT_STRIDE = 16  # of a segmenter whose files do not say; the paper's recommendation
 CLASSIFIER_STRIDE = 32
-MAX_RESOLUTION = 2**13
 
 
 class Loaded(NamedTuple):
@@ -89,27 +88,21 @@ class Loaded(NamedTuple):
                 f"{self.source!r} is a network with its own channels or depths, which no "
                 f"configuration names ({', '.join(SPECS)} have names): use its model from Python."
             )
+        usual, dialect = DIALECTS[self.dialect.name], self.dialect._asdict()
+        changed = {k: v for k, v in dialect.items() if v != getattr(usual, k)}
         options = {
             "num_classes": model.num_classes,
             "width": backbone.width,
             "spec": spec,
             "in_channels": backbone.in_channels,
             "dropout": model.dropout,
-            "dialect": _dialect_option(self.dialect),
+            "dialect": {"name": usual.name, **changed} if changed else usual.name,
         }
         if backbone.output_stride is not None:
             options["output_stride"] = backbone.output_stride
         if isinstance(model, DeepLabV3):
             return options | {"channels": model.channels}
         return options | {"class_offset": model.class_offset}
-
-
-def _dialect_option(dialect: Dialect) -> str | dict[str, Any]:
-    """The name of a dialect, with the fields in which weights differ from it, if they do."""
-    named = DIALECTS[dialect.name]
-    fields = zip(dialect._fields, dialect, named, strict=True)
-    changed = {field: value for field, value, usual in fields if value != usual}
-    return {"name": dialect.name, **changed} if changed else dialect.name
 
 
 def load_weights(
@@ -149,164 +142,122 @@ def load_weights(
     contents = read_tensors(path, ema, sha256)
     check_ecosystem(ecosystem, contents.tensors, path)
     shapes = {name: array.shape for name, array in contents.tensors.items()}
-    architecture = find_architecture(ecosystem, shapes)
-    beside = _with_choices(
-        read_beside(ecosystem.name, path, contents.graph), output_stride, resolution, mean, std
-    )
-    ecosystem = ecosystem._replace(dialect=_changed(ecosystem.dialect, beside, architecture))
-    try:
-        if architecture.head is not None:
-            if drop_head or drop_background:
-                raise UsageError(
-                    f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
-                    "backbone's variables are under 'backbone'."
-                )
-            return _segmenter(ecosystem, architecture, contents, path, beside)
-        if output_stride is not None:
-            raise UsageError(f"{path!r} is a classifier: load it without output_stride.")
-        return _classifier(
-            ecosystem, architecture, contents, path, beside, drop_head, drop_background
+    found = find_architecture(ecosystem, shapes)
+    if found.head is None and output_stride is not None:
+        raise UsageError(f"{path!r} is a classifier: load it without output_stride.")
+    if found.head is not None and (drop_head or drop_background):
+        raise UsageError(
+            f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
+            "backbone's variables are under 'backbone'."
         )
+    beside = read_beside(ecosystem.name, path, contents.graph)
+    beside = choose(beside, found.in_channels, output_stride, resolution, mean, std)
+    dialect = ecosystem.dialect._replace(**beside.dialect)
+    try:
+        load = _segmenter if found.head is not None else _classifier
+        loaded = load(ecosystem, found, contents, path, beside, dialect, drop_head)
     except UsageError as error:
         if contents.averages != "used":
             raise
+        why = f"{error} These are the moving averages: ema=False takes the raw weights."
+        raise UsageError(why) from error
+    if loaded.classes and loaded.names and len(loaded.names) != loaded.classes:
         raise UsageError(
-            f"{error} These are the moving averages: ema=False takes the raw weights."
-        ) from error
-
-
-def _with_choices(
-    beside: Beside, output_stride: int | None, resolution: int | None, mean: Any, std: Any
-) -> Beside:
-    """Puts what was chosen in place of what lies beside the weights."""
-    if resolution is not None and not (
-        type(resolution) is int and 1 <= resolution <= MAX_RESOLUTION
-    ):
-        raise UsageError(f"resolution is {resolution!r}: give 1 to {MAX_RESOLUTION}.")
-    if (mean is None) != (std is None):
-        raise UsageError("mean and std belong together: give both, or neither.")
-    dialect = dict(beside.dialect)
-    if mean is not None:
-        try:
-            dialect |= input_range(mean, std)
-        except ValueError as error:
-            raise UsageError(f"{error}: one value, or one for every channel.") from error
-    return beside._replace(
-        size=resolution or beside.size,
-        dialect=dialect,
-        output_stride=output_stride or beside.output_stride,
-    )
-
-
-def _changed(dialect: Dialect, beside: Beside, architecture: Architecture) -> Dialect:
-    for key in ("mean", "std"):
-        count = len(beside.dialect.get(key, (0,)))
-        if count not in (1, architecture.in_channels):
-            raise UsageError(
-                f"{key} has {count} values and the network {architecture.in_channels} input "
-                "channels: give one value, or one for every channel."
-            )
-    usual = dialect._asdict()
-    # three equal values are the one of a dialect
-    return dialect._replace(**{k: v for k, v in beside.dialect.items() if usual[k] != v})
+            f"{path!r} has {loaded.classes} classes, and what lies beside it names "
+            f"{len(loaded.names)}: correct it, or move the weights elsewhere."
+        )
+    return _without_background(loaded, path) if drop_background else loaded
 
 
 def _classifier(
     ecosystem: Ecosystem,
-    architecture: Architecture,
+    found: Architecture,
     contents: Contents,
     path: str,
     beside: Beside,
+    dialect: Dialect,
     drop_head: bool,
-    drop_background: bool,
 ) -> Loaded:
-    stored, head, why = find_head(ecosystem, architecture, contents.tensors)
-    classes = None if drop_head or head is None else head
-    variables, left_out = merge(ecosystem, architecture._replace(classes=classes), stored, path)
-    if not drop_head and (why := why or beside.head):
-        raise UsageError(
-            f"{path!r} has another head than one linear layer: {why}. Load it with drop_head=True "
-            "for its features, and fine-tune them."
-        )
-    if classes is None and not drop_head:
-        raise UsageError(
-            f"{path!r} has no classifier ({classifier_names(ecosystem)[0]}): load it with "
-            "drop_head=True for its features."
-        )
-    names = _names_for(beside, classes, path)
+    stored, classes, why = contents.tensors, None, ""
+    if not drop_head:
+        stored, classes, why = find_head(ecosystem, found, stored)
+        why = why or beside.head
+    variables, left_out = merge(ecosystem, found._replace(classes=classes), stored, path)
+    if why or (classes is None and not drop_head):
+        missing = f"no classifier ({classifier_names(ecosystem)[0]})"
+        has = f"another head than one linear layer: {why}" if why else missing
+        raise UsageError(f"{path!r} has {has}; load it with drop_head=True for its features.")
     offset = ecosystem.class_offset if classes == IMAGENET_CLASSES + ecosystem.class_offset else 0
-    if drop_background:
-        if not offset:
-            raise UsageError(
-                f"{path!r} has {classes or 'no'} classes, and none is background: load it without "
-                "drop_background."
-            )
-        classifier = variables["params"]["classifier"]
-        for name, leaf in classifier.items():
-            classifier[name] = np.ascontiguousarray(leaf[..., offset:])
-        classes, offset, names = IMAGENET_CLASSES, 0, names[offset:]
-    stride = beside.output_stride
     model = MobileNetV2(
         classes,
-        architecture.width,
-        None if stride == CLASSIFIER_STRIDE else stride,
-        spec=architecture.spec,
-        in_channels=architecture.in_channels,
+        found.width,
+        None if beside.output_stride == CLASSIFIER_STRIDE else beside.output_stride,
+        spec=found.spec,
+        in_channels=found.in_channels,
         dropout=ecosystem.dropout,
-        dialect=ecosystem.dialect,
+        dialect=dialect,
         class_offset=offset,
     )
-    prepared = preprocessing_of(ecosystem.name, model.dialect, path, contents.sha256)
-    if beside.size is not None and ecosystem.name == "hf":
-        prepared = prepared._replace(fraction=beside.size / (beside.size + 32))
-    prepared = prepared._replace(size=beside.size or prepared.size, **beside.rule)
-    source = f"{ecosystem.name}:{path}"
+    prepared = preprocessing_of(ecosystem.name, dialect, path, contents.sha256, beside.size)
+    source, names = f"{ecosystem.name}:{path}", beside.names if classes else ()
+    prepared = prepared._replace(**beside.rule)
     return Loaded(model, variables, prepared, contents.sha256, source, names, left_out)
 
 
-def _names_for(beside: Beside, classes: int | None, path: str) -> tuple[str, ...]:
-    if classes is None or not beside.names or len(beside.names) == classes:
-        return beside.names if classes else ()
-    raise UsageError(
-        f"{path!r} has {classes} classes, and what lies beside it names {len(beside.names)}: "
-        "correct it, or move the weights elsewhere."
-    )
+def _without_background(loaded: Loaded, path: str) -> Loaded:
+    model, variables = loaded.model, loaded.variables
+    if isinstance(model, DeepLabV3) or not (offset := model.class_offset):
+        raise UsageError(
+            f"{path!r} has {loaded.classes or 'no'} classes, and none is background: load it "
+            "without drop_background."
+        )
+    head = variables["params"]["classifier"].items()
+    head = {name: np.ascontiguousarray(leaf[..., offset:]) for name, leaf in head}
+    variables = variables | {"params": variables["params"] | {"classifier": head}}
+    model = model.clone(num_classes=IMAGENET_CLASSES, class_offset=0)
+    return loaded._replace(model=model, variables=variables, names=loaded.names[offset:])
 
 
 def _segmenter(
-    ecosystem: Ecosystem, architecture: Architecture, contents: Contents, path: str, beside: Beside
+    ecosystem: Ecosystem,
+    found: Architecture,
+    contents: Contents,
+    path: str,
+    beside: Beside,
+    dialect: Dialect,
+    _: bool,
 ) -> Loaded:
-    spec, width, in_channels, classes, channels = architecture
-    variables, left_out = merge(ecosystem, architecture, contents.tensors, path)
+    spec, width, in_channels, classes, channels = found
+    variables, left_out = merge(ecosystem, found, contents.tensors, path)
     if classes is None or channels is None:
-        kernel, _ = classifier_names(ecosystem, segmenter=True)
+        kernel = classifier_names(ecosystem, segmenter=True)[0]
         raise UsageError(f"{path!r} has no {kernel}, the last layer of a segmenter: use another.")
     stride = beside.output_stride or OUTPUT_STRIDE
-    backbone = MobileNetV2(
-        None, width, stride, spec=spec, in_channels=in_channels, dialect=ecosystem.dialect
-    )
+    backbone = MobileNetV2(None, width, stride, spec=spec, in_channels=in_channels, dialect=dialect)
     model = DeepLabV3(classes, backbone, channels=channels)  # its head has its own batch norm
-    prepared = segmenter_preprocessing(ecosystem.dialect, path)
-    prepared = prepared._replace(size=beside.size or prepared.size)
-    source, names = f"{ecosystem.name}:{path}", _names_for(beside, classes, path)
-    return Loaded(model, variables, prepared, contents.sha256, source, names, left_out)
+    prepared = segmenter_preprocessing(dialect, path, beside.size)
+    source = f"{ecosystem.name}:{path}"
+    return Loaded(model, variables, prepared, contents.sha256, source, beside.names, left_out)
+
+
+def split_source(source: str) -> tuple[str | None, str]:
+    """Splits a source whose ecosystem, None here, may be left out; a path may hold a colon."""
+    prefix, colon, _ = source.partition(":")
+    if colon and (prefix in ECOSYSTEMS or not Path(source).exists()):
+        ecosystem, path = parse_source(source)
+        return ecosystem.name, path
+    return None, source
 
 
 def find_source(source: str, ema: bool = True) -> str:
-    """Completes the path of a file by its ecosystem, as the names of the tensors tell it.
-
-    Raises:
-      UsageError: they tell none.
-    """
-    prefix, colon, _ = source.partition(":")
-    if colon and (prefix in ECOSYSTEMS or not Path(source).exists()):
-        parse_source(source)
-        return source
-    names = read_tensors(source, ema).tensors
-    if (ecosystem := infer_ecosystem(names)) is None:
-        described, change = describe_unknown(source, names)
-        raise UsageError(f"{source!r} is not imported. Its ecosystem is {described}; {change}.")
-    return f"{ecosystem}:{source}"
+    """Completes a source by its ecosystem, as the names of the tensors tell it, or refuses it."""
+    named, path = split_source(source)
+    if named is None:
+        names = read_tensors(path, ema).tensors
+        if (named := infer_ecosystem(names)) is None:
+            described, change = describe_unknown(path, names)
+            raise UsageError(f"{path!r} is not imported. Its ecosystem is {described}; {change}.")
+    return f"{named}:{path}"
 
 
 def parse_source(source: str) -> tuple[Ecosystem, str]:

@@ -1,13 +1,11 @@
-"""How each ecosystem names MobileNetV2's tensors and orders their axes, as tables.
-
-An `Ecosystem` is data: templates for the names of its layers, what a layer's tensors are called,
-and the order of their axes. `mnv2_jax.weights.tensors` reads it.
-"""
+"""How each ecosystem names MobileNetV2's tensors and orders their axes, as tables."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mnv2_jax.models.dialect import HF, KERAS, SLIM, TIMM, TORCHVISION, Dialect
+
+PARTS = ("conv", "depthwise", "scale", "bias", "mean", "var", "head_kernel", "head_bias")
 
 
 class Framework(NamedTuple):
@@ -27,41 +25,25 @@ class Framework(NamedTuple):
     ignored: tuple[str, ...] = ()
 
 
+def _leaves(separator: str, names: str) -> dict[str, str]:
+    return {part: separator + name for part, name in zip(PARTS, names.split(), strict=True)}
+
+
 TORCH = Framework(
-    leaves={
-        "conv": ".weight",
-        "depthwise": ".weight",
-        "scale": ".weight",
-        "bias": ".bias",
-        "mean": ".running_mean",
-        "var": ".running_var",
-        "head_kernel": ".weight",
-        "head_bias": ".bias",
-    },
-    axes={"conv": (2, 3, 1, 0), "depthwise": (2, 3, 1, 0), "head": (1, 0), "vector": (0,)},
+    _leaves(".", "weight weight weight bias running_mean running_var weight bias"),
+    {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 1, 0), "head": (1, 0), "vector": (0,)},
     ignored=(".num_batches_tracked",),
 )
-
+_NORM = "gamma beta moving_mean moving_variance"
 TF_SLIM = Framework(
-    leaves={
-        "conv": "/weights",
-        "depthwise": "/depthwise_weights",
-        "scale": "/gamma",
-        "bias": "/beta",
-        "mean": "/moving_mean",
-        "var": "/moving_variance",
-        "head_kernel": "/weights",
-        "head_bias": "/biases",
-    },
+    _leaves("/", f"weights depthwise_weights {_NORM} weights biases"),
     # A depthwise kernel is (3, 3, channels, 1).
-    axes={"conv": (0, 1, 2, 3), "depthwise": (0, 1, 3, 2), "head": (0, 1), "vector": (0,)},
+    {"conv": (0, 1, 2, 3), "depthwise": (0, 1, 3, 2), "head": (0, 1), "vector": (0,)},
     head_is_conv=True,
     ignored=("global_step",),
 )
-
 # Keras 3 calls a depthwise kernel "kernel"; the reader renames older files' "depthwise_kernel".
-_KERAS_LEAVES = {"conv": "/kernel", "depthwise": "/kernel", "head_kernel": "/kernel"}
-KERAS_LAYERS = Framework({**TF_SLIM.leaves, **_KERAS_LEAVES, "head_bias": "/bias"}, TF_SLIM.axes)
+KERAS_LAYERS = Framework(_leaves("/", f"kernel kernel {_NORM} kernel bias"), TF_SLIM.axes)
 
 Pair = tuple[str, str]  # the names of a convolution and of its batch norm
 
@@ -88,14 +70,11 @@ class Ecosystem(NamedTuple):
     and `{index}` are the row of Table 2 and the place in it; `{after}` follows the last `{next}`.
 
     Attributes:
-      name: what users write before the colon.
-      title: its name in messages.
+      name, title: what users write before the colon, and its name in messages.
       framework: names and axes of the tensors in a layer.
-      dialect: of the networks that its weights were trained in.
-      dropout: before the classifier, in training.
+      dialect, dropout: of the networks that its weights were trained in.
       stem, last: the convolutions outside the blocks.
-      thin: the layers of a block that does not expand.
-      wide: the layers of every other block.
+      thin, wide: the layers of a block that does not expand, and of every other block.
       head: the classifier.
       segmenter: the head of its DeepLabv3; None where it publishes none.
       class_offset: 1 where class 0 of its 1001 is "background".
@@ -137,6 +116,12 @@ def _block(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str,
     """Names the layers of a block: expand, filter and project, or the last two of them."""
     ours = ("expand", "filter", "project")[-len(layers) :]
     return {key: names(prefix + layer) for key, layer in zip(ours, layers, strict=True)}
+
+
+def _timm(*layers: str) -> dict[str, Pair]:
+    place = "blocks.{stage}.{index}."
+    norms = iter(f"{place}bn{i}" for i in (1, 2, 3))
+    return _block(lambda layer: (layer, next(norms)), place, *layers)
 
 
 def _head(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str, Pair]:
@@ -194,15 +179,8 @@ _ALL = (
         dialect=TIMM,
         dropout=0.0,
         stem=("conv_stem", "bn1"),
-        thin={
-            "filter": ("blocks.{stage}.{index}.conv_dw", "blocks.{stage}.{index}.bn1"),
-            "project": ("blocks.{stage}.{index}.conv_pw", "blocks.{stage}.{index}.bn2"),
-        },
-        wide={
-            "expand": ("blocks.{stage}.{index}.conv_pw", "blocks.{stage}.{index}.bn1"),
-            "filter": ("blocks.{stage}.{index}.conv_dw", "blocks.{stage}.{index}.bn2"),
-            "project": ("blocks.{stage}.{index}.conv_pwl", "blocks.{stage}.{index}.bn3"),
-        },
+        thin=_timm("conv_dw", "conv_pw"),
+        wide=_timm("conv_pw", "conv_dw", "conv_pwl"),
         last=("conv_head", "bn2"),
         head="classifier",
     ),

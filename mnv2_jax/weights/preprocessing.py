@@ -17,8 +17,7 @@ class Preprocessing(NamedTuple):
       crop: "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
         the whole image, and "pad", for segmenters, the whole image at its own resolution.
       fraction: the share of the side that is seen.
-      method: of the interpolation.
-      antialias: whether shrinking widens the kernel.
+      method, antialias: of the interpolation; whether shrinking widens its kernel.
       size: height and width of the network's input.
       mean, std: pixels in [0, 1] become (pixel - mean) / std; from the dialect.
     """
@@ -62,33 +61,30 @@ SEGMENTER_SIZE = 513  # the authors' for Pascal VOC
 
 
 def preprocessing_of(
-    ecosystem: str, dialect: Dialect, path: str | Path, sha256: str
+    ecosystem: str, dialect: Dialect, path: str | Path, sha256: str, size: int | None = None
 ) -> Preprocessing:
     """Returns how images are to be prepared for a classifier.
 
     torchvision's two releases differ in it and are recognized by their sha256; any other weights of
-    torchvision are prepared as the first release.
-
-    Args:
-      ecosystem, dialect: of the weights.
-      path: of the file; the resolution is read from its name.
-      sha256: of the file.
+    torchvision are prepared as the first release. Without a `size`, it is read from the name.
     """
     _, rule = RELEASES.get(sha256[:8], ("", RULES[ecosystem]))
-    size = resolution_of(path)
+    size = size or resolution_of(path)
     if ecosystem == "hf":  # its converted models of other sizes are resized to 32 pixels more
         rule = rule._replace(fraction=size / (size + 32))
     return rule._replace(size=size, mean=dialect.mean, std=dialect.std)
 
 
-def segmenter_preprocessing(dialect: Dialect, path: str | Path) -> Preprocessing:
+def segmenter_preprocessing(
+    dialect: Dialect, path: str | Path, size: int | None = None
+) -> Preprocessing:
     """Returns how images are to be prepared for a segmenter, as the authors evaluate it.
 
     An image smaller than the square keeps its resolution and is padded. Hugging Face's processor
     stretches the shorter side and crops the middle, which labels only a part of the image; the
     weights are the authors'.
     """
-    size = resolution_of(path, SEGMENTER_SIZE)
+    size = size or resolution_of(path, SEGMENTER_SIZE)
     return Preprocessing("pad", 1.0, size=size, mean=dialect.mean, std=dialect.std)
 
 
@@ -99,14 +95,11 @@ def resolution_of(path: str | Path, default: int = DEFAULT_SIZE) -> int:
     (192, 128)
     >>> resolution_of("google/mobilenet_v2_0.35_96/model.safetensors")
     96
-    >>> resolution_of("mobilenet_v2-b0353104.pth")
-    224
     """
-    path = Path(path)
-    for name in (path.name, path.parent.name):
-        square = re.search(r"(?<!\d)(\d{2,3})x\1(?!\d)", name)
-        after_width = re.search(r"_[01]\.\d+_(\d{2,3})(?!\d)", name)
-        match = square or after_width
+    for name in (Path(path).name, Path(path).parent.name):
+        match = re.search(r"(?<!\d)(\d{2,3})x\1(?!\d)", name) or re.search(
+            r"_[01]\.\d+_(\d{2,3})(?!\d)", name
+        )
         if match and 32 <= int(match[1]) <= 999:
             return int(match[1])
     return default

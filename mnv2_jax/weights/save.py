@@ -32,10 +32,9 @@ def export_weights(
     """Writes weights that the named ecosystem loads into its own MobileNetV2 or DeepLabv3.
 
     Args:
-      model: the network. It has to compute what the ecosystem's does: the padding and epsilon of
-        its dialect, linear bottlenecks, shortcuts between them, Table 2's strides; for a segmenter,
-        the head that the paper recommends. Weights do not hold its output stride: set it in
-        Hugging Face's configuration.
+      model: has to compute what the ecosystem's network does: the padding and epsilon of its
+        dialect, linear bottlenecks, shortcuts between them, Table 2's strides; for a segmenter, the
+        head that the paper recommends, whose output stride weights do not hold.
       variables: its `params` and `batch_stats`.
       ecosystem: one of `ECOSYSTEMS`.
       path: `.safetensors` or `.npz`; `.h5` or `.weights.h5` for Keras. An older file is replaced
@@ -86,39 +85,35 @@ def _renamed(
         value = np.float32(tensor.ours.endswith(("/scale", "/var")))
         theirs[tensor.theirs] = np.full(their_shape(target.framework, tensor), value)
     if target.framework == TORCH:
-        for tensor in (*expected, *idle):
-            if tensor.ours.endswith("/norm/var"):
-                norm = tensor.theirs.removesuffix("running_var")
-                theirs[f"{norm}num_batches_tracked"] = np.zeros((), np.int64)
+        norms = [t.theirs for t in (*expected, *idle) if t.ours.endswith("/norm/var")]
+        counts = (f"{name.removesuffix('running_var')}num_batches_tracked" for name in norms)
+        theirs |= {name: np.zeros((), np.int64) for name in counts}
     return theirs
 
 
 def check_expressible(model: MobileNetV2 | DeepLabV3, ecosystem: Ecosystem) -> None:
     """Raises a `UsageError` with all that the ecosystem's network computes differently."""
-    differences = []
-    backbone = model
-    if isinstance(model, DeepLabV3):
-        backbone = model.backbone
-        differences += _head_differences(model, ecosystem)
+    segments = isinstance(model, DeepLabV3)
+    backbone = model.backbone if segments else model
+    differences = _head_differences(model, ecosystem) if segments else []
     for field in ("padding", "bn_epsilon"):
         ours, theirs = getattr(backbone.dialect, field), getattr(ecosystem.dialect, field)
         if ours != theirs:
             differences.append(f"its {field} is {ours}, not {theirs}")
-    if not backbone.is_standard:
-        differences.append("the maps of its blocks are not the paper's")
-    if backbone.bottleneck is not linear or backbone.activation is not relu6:
-        differences.append("it lacks linear bottlenecks and ReLU6")
-    if backbone.shortcut is not between_bottlenecks:
-        differences.append("it lacks shortcuts between bottlenecks")
-    staged = "{stage}" in ecosystem.wide["project"][0]
     rows, table = backbone.spec.rows, IMAGENET.rows
-    if (
-        (backbone.spec.stem_stride, [row.s for row in rows]) != (2, [row.s for row in table])
-        or [row.t == 1 for row in rows] != [row.t == 1 for row in table]
-        or (not staged and [row.n for row in rows] != [row.n for row in table])
-        or (backbone.spec.last is None) != isinstance(model, DeepLabV3)
-    ):
-        differences.append("its rows are not Table 2's")
+    staged = "{stage}" in ecosystem.wide["project"][0]
+    strides = [backbone.spec.stem_stride, *(row.s for row in rows)]
+    checks = {
+        "the maps of its blocks are not the paper's": backbone.is_standard,
+        "it lacks linear bottlenecks and ReLU6": backbone.bottleneck is linear
+        and backbone.activation is relu6,
+        "it lacks shortcuts between bottlenecks": backbone.shortcut is between_bottlenecks,
+        "its rows are not Table 2's": strides == [2, *(row.s for row in table)]
+        and [row.t == 1 for row in rows] == [row.t == 1 for row in table]
+        and (staged or [row.n for row in rows] == [row.n for row in table])
+        and (backbone.spec.last is None) == segments,
+    }
+    differences += [what for what, holds in checks.items() if not holds]
     if differences:
         raise UsageError(
             f"{ecosystem.name} cannot hold this model: {'; '.join(differences)}. Export it to an "
@@ -131,15 +126,14 @@ def _head_differences(model: DeepLabV3, ecosystem: Ecosystem) -> list[str]:
     if ecosystem.segmenter is None:
         able = ", ".join(e.name for e in ECOSYSTEMS.values() if e.segmenter is not None)
         return [f"it is a segmenter, which only {able} publish"]
-    differences = []
-    if model.rates or model.decoder_tap is not None:
-        differences.append("it has a pyramid or a decoder")
-    if model.channels != SEGMENTER_CHANNELS:
-        differences.append(f"its head has {model.channels} channels, not {SEGMENTER_CHANNELS}")
-    if model.dialect.bn_epsilon != HEAD.bn_epsilon:
-        epsilon = model.dialect.bn_epsilon
-        differences.append(f"its head's bn_epsilon is {epsilon}, not {HEAD.bn_epsilon}")
-    return differences
+    epsilon = model.dialect.bn_epsilon
+    checks = {
+        "it has a pyramid or a decoder": not model.rates and model.decoder_tap is None,
+        f"its head has {model.channels} channels, not {SEGMENTER_CHANNELS}": model.channels
+        == SEGMENTER_CHANNELS,
+        f"its head's bn_epsilon is {epsilon}, not {HEAD.bn_epsilon}": epsilon == HEAD.bn_epsilon,
+    }
+    return [what for what, holds in checks.items() if not holds]
 
 
 def _encode(arrays: dict[str, np.ndarray], name: str) -> bytes:

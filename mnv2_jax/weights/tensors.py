@@ -11,19 +11,12 @@ from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem, Framework
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file of weights.
+    """One tensor of a file of weights."""
 
-    Attributes:
-      ours: its path in our variables, such as `params/block_0/filter/conv/kernel`.
-      theirs: its name in the file.
-      kind: "conv", "depthwise", "head" or "vector", which decides the order of its axes.
-      shape: in our order.
-    """
-
-    ours: str
-    theirs: str
-    kind: str
-    shape: tuple[int, ...]
+    ours: str  # its path in our variables, such as params/block_0/filter/conv/kernel
+    theirs: str  # its name in the file
+    kind: str  # "conv", "depthwise", "head" or "vector", which decides the order of its axes
+    shape: tuple[int, ...]  # in our order
 
 
 def convolutions(ecosystem: Ecosystem, spec: Spec) -> Iterator[tuple[str, str, str]]:
@@ -74,11 +67,7 @@ def tensors(
 ) -> list[Tensor]:
     """Lists every tensor of a file of weights.
 
-    Args:
-      ecosystem: names the tensors.
-      spec, width, in_channels: of the backbone.
-      classes: outputs of the classifier or segmenter; None for features only.
-      head: channels of a segmenter's head; None for a classifier.
+    `classes` is None for features only, `head` the channels of a segmenter's.
 
     >>> tensors(ECOSYSTEMS["torchvision"], IMAGENET, 1.0, 3, 1000)[0]
     Tensor(ours='params/stem/conv/kernel', theirs='features.0.0.weight', kind='conv',
