@@ -40,6 +40,12 @@ def verify(workdir: Path) -> Iterator[Checked]:
     except UsageError as error:
         problem = str(error)
     yield Checked("configuration", run.CONFIG, problem)
+    if config and os.path.lexists(workdir / run.DATA):
+        try:
+            run.read_data(workdir, identity.run)
+        except UsageError as error:
+            problem = str(error)
+        yield Checked("data", run.DATA, problem)
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         for step, problem, record in _checkpoints(folder, identity, config):
             path = str((folder / str(step)).relative_to(workdir))

@@ -8,6 +8,7 @@
 """
 
 from mnv2_jax.lab.data.catalog import open_source
+from mnv2_jax.lab.data.fingerprints import fingerprint
 from mnv2_jax.lab.data.pipeline import eval_batches, first_record, train_batches
 from mnv2_jax.lab.data.preparation import prepare
 from mnv2_jax.lab.data.shuffle import batch_ids, example_ids, record_rng
@@ -23,7 +24,7 @@ from mnv2_jax.lab.data.transforms import (
 
 __all__ = [
     "ArraySource", "BadRecord", "Source", "Transform", "batch_ids", "detection_eval",
-    "detection_train", "eval_batches", "eval_transform", "example_ids", "first_record",
-    "open_source", "prepare", "record_rng", "segmentation_eval", "segmentation_train",
-    "summary", "train_batches", "train_transform",
+    "detection_train", "eval_batches", "eval_transform", "example_ids", "fingerprint",
+    "first_record", "open_source", "prepare", "record_rng", "segmentation_eval",
+    "segmentation_train", "summary", "train_batches", "train_transform",
 ]  # fmt: skip

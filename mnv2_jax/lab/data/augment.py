@@ -28,10 +28,9 @@ def enhance(kind: str, picture: Picture, factor: float) -> Picture:
     return getattr(ImageEnhance, kind)(picture).enhance(factor)
 
 
-brightness = partial(enhance, "Brightness")
-contrast = partial(enhance, "Contrast")
-saturation = partial(enhance, "Color")
-sharpness = partial(enhance, "Sharpness")
+brightness, contrast, saturation, sharpness = (
+    partial(enhance, kind) for kind in ("Brightness", "Contrast", "Color", "Sharpness")
+)
 
 
 def hue(picture: Picture, shift: float) -> Picture:
@@ -45,18 +44,15 @@ def hue(picture: Picture, shift: float) -> Picture:
 
 def autocontrast(picture: Picture) -> Picture:
     """Stretches each channel to the full range; Pillow's own rounds some values to one less."""
-    tables = []
+    values, tables = np.arange(256), []
     for low, high in np.reshape(picture.getextrema(), (-1, 2)).tolist():
-        stretched = (np.arange(256) - low) * (255 / (high - low)) if low < high else np.arange(256)
+        stretched = (values - low) * (255 / (high - low)) if low < high else values
         tables += np.clip(stretched, 0, 255).astype(np.uint8).tolist()
     return picture.point(tables)
 
 
 def affine(picture: Picture, matrix: tuple[float, ...], fill: int = GRAY) -> Picture:
-    """Moves pixels by the inverse map (a, b, c, d, e, f) about the center; nearest neighbor.
-
-    The value at (x, y) from the center comes from (a x + b y + c, d x + e y + f).
-    """
+    """Takes pixel (x, y) from the center from (a x + b y + c, d x + e y + f) of it, the nearest."""
     a, b, c, d, e, f = matrix
     x, y = picture.width / 2, picture.height / 2
     about_center = (a, b, c + x - a * x - b * y, d, e, f + y - d * x - e * y)
@@ -77,10 +73,7 @@ TURN, SLANT, COLOR, BITS = (30, 135), (0.3, 0.99), (0.9, 0.99), (4, 6)
 
 
 def policy_operations(space: int) -> Mapping[str, Operation]:
-    """Gives the 14 operations of the two policies at a signed strength in [-1, 1].
-
-    Those without a direction use its size.
-    """
+    """Gives the 14 operations of the two policies, of a signed strength in [-1, 1]."""
     turn, slant, color, bits = TURN[space], SLANT[space], COLOR[space], BITS[space]
 
     def shift(side: int, s: float) -> int:
@@ -108,7 +101,6 @@ _OPERATIONS = [tuple(policy_operations(space).values()) for space in (NARROW, WI
 
 
 def _drawn(space: int, rng: np.random.Generator) -> tuple[Operation, int]:
-    """Draws an operation and a sign."""
     operations = _OPERATIONS[space]
     return operations[rng.integers(len(operations))], 1 if rng.random() < 0.5 else -1
 
@@ -130,10 +122,7 @@ def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float = 0.4) -> np.ndarray:
-    """Changes brightness, contrast and saturation in a random order.
-
-    Each factor is uniform in [1 - strength, 1 + strength], and not negative.
-    """
+    """Changes brightness, contrast and saturation by 1 ± strength at most, in a random order."""
     operations = (brightness, contrast, saturation)
     # The fourth number is not used: without it every stream of augmented images would change.
     factors = rng.uniform(max(0.0, 1 - strength), 1 + strength, 4)
@@ -167,24 +156,21 @@ def photometric_distortion(
 
 
 def random_erasing(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    probability: float = 0.25,
+    image: np.ndarray, rng: np.random.Generator, probability: float = 0.25,
     area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> np.ndarray:
-    """Fills a random rectangle with random pixels (Zhong et al., 2020)."""
+) -> np.ndarray:  # fmt: skip
+    """Fills a random rectangle of aspect 0.3 to 1 / 0.3 with noise (Zhong et al., 2020)."""
     if rng.random() >= probability:
         return image
     height, width, channels = image.shape
     for _ in range(10):
         target = rng.uniform(*area) * height * width
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
         h, w = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < h < height and 0 < w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            erased = image.copy()
+            image = image.copy()
             noise = rng.integers(0, 256, (h, w, channels), np.uint8)
-            erased[top : top + h, left : left + w] = noise
-            return erased
+            image[top : top + h, left : left + w] = noise
+            break
     return image

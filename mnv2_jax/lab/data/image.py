@@ -6,6 +6,7 @@ generator second, `(image, rng, ...)`, and depends on nothing else.
 
 import contextlib
 import functools
+import importlib
 import io
 import math
 import threading
@@ -38,23 +39,15 @@ _large = threading.Lock()
 
 
 @functools.cache
-def _cv2():
-    """Imports OpenCV if installed, with one thread a call: the pipeline has its own threads."""
+def _optional(module: str) -> Any:
+    """Imports a faster decoder or resizer, if it is installed."""
     try:
-        import cv2
+        found = importlib.import_module(module)
     except ImportError:
         return None
-    cv2.setNumThreads(1)
-    return cv2
-
-
-@functools.cache
-def _simplejpeg():
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    return simplejpeg
+    if module == "cv2":
+        found.setNumThreads(1)  # the pipeline has its own threads
+    return found
 
 
 def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np.ndarray:
@@ -178,14 +171,13 @@ def _pixels(picture: Image.Image, mode: str) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
     """Decodes with simplejpeg; None if it is absent, refuses the file, or the file is large."""
-    simplejpeg = _simplejpeg()
+    simplejpeg = _optional("simplejpeg")
     if simplejpeg is None:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if read_size(int(height), int(width)) != (height, width) or colorspace in ("CMYK", "YCCK"):
-            return None
-        if channels == 1 and colorspace != "Gray":
+        unlike = colorspace in ("CMYK", "YCCK") or (channels == 1 and colorspace != "Gray")
+        if unlike or _factor(int(height), int(width)) > 1:
             return None
         return simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
     except ValueError:
@@ -223,7 +215,7 @@ def resize(
     if antialias:
         kernel = getattr(Image.Resampling, method.upper())
         return apply_pillow(image, Image.Image.resize, (width, height), kernel)
-    cv2 = _cv2()
+    cv2 = _optional("cv2")
     if cv2 is not None and method == "bilinear":
         return cv2.resize(image, (width, height)).reshape(height, width, image.shape[2])
     rows = _interpolate(image.astype(np.float32), height, method)
@@ -252,10 +244,6 @@ def inception_crop(
 
     The area is uniform in `area` times the image's, the aspect ratio log-uniform from 3/4 to 4/3.
     After ten rectangles that do not fit, the largest central one of such a ratio is taken.
-
-    >>> image = np.zeros((30, 40, 3), np.uint8)
-    >>> inception_crop(image, np.random.default_rng(0), size=16).shape
-    (16, 16, 3)
     """
     height, width = image.shape[:2]
     low, high = map(math.log, INCEPTION_ASPECT)
@@ -331,18 +319,12 @@ def with_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
 
 def flip(image: np.ndarray) -> np.ndarray:
     """Mirrors left and right; contiguous, for stacking mirrored views takes as long as decoding."""
-    cv2 = _cv2()
-    if cv2 is not None:
-        return cv2.flip(image, 1).reshape(image.shape)
-    return np.ascontiguousarray(image[:, ::-1])
+    cv2 = _optional("cv2")
+    return cv2.flip(image, 1).reshape(image.shape) if cv2 else np.ascontiguousarray(image[:, ::-1])
 
 
 def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.ndarray:
-    """Pads with zeros on all sides and cuts the old size at a random place: the CIFAR crop.
-
-    >>> pad_crop(np.ones((8, 8, 1), np.uint8), np.random.default_rng(0), pad=2).shape
-    (8, 8, 1)
-    """
+    """Pads with zeros on all sides and cuts the old size at a random place: the CIFAR crop."""
     height, width = image.shape[:2]
     top, left = rng.integers(2 * pad + 1, size=2)
     return np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[top : top + height, left : left + width]

@@ -8,36 +8,30 @@ import functools
 import itertools
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import read_json, write_json
 from mnv2_jax.lab.data.shuffle import record_rng, stream_ids
 from mnv2_jax.lab.data.source import BadRecord, Source, Transform
 
 log = logging.getLogger(__name__)
 
-MIN_BAD_RECORDS = 10
+ALLOWED_BAD = 10  # but no more than half of a set
 MAX_ROWS_PER_TASK = 16
 MAX_DEFAULT_THREADS = 16
 PADDING_ID = -1
+Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    source: Source,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    steps: int | None = None,
-    transform: Transform | None = None,
-    shard: tuple[int, int] = (0, 1),
-    threads: int | None = None,
-    prefetch: int = 2,
-    bad_record_budget: float = 0.01,
-) -> Iterator[dict[str, np.ndarray]]:
+    source: Source, *, batch_size: int, seed: int, start_step: int = 0, steps: int | None = None,
+    transform: Transform | None = None, shard: tuple[int, int] = (0, 1), threads: int | None = None,
+    prefetch: int = 2, bad_record_budget: float = 0.01, bad_records: Path | None = None,
+) -> Iterator[Batch]:  # fmt: skip
     """Yields this host's rows of every global training batch, from `start_step` on.
 
     Each batch has `image` (b, h, w, c), `mask` (b,) float32, `id` (b,) int64 (which example) and
@@ -45,7 +39,6 @@ def train_batches(
     decoded is a row of zeros with mask 0, named once in the log.
 
     Args:
-        source: random-access records.
         batch_size: rows of the *global* batch.
         seed: fixes the order of the examples and their augmentation.
         start_step: the first batch; the stream does not depend on where it was entered.
@@ -54,8 +47,9 @@ def train_batches(
         shard: (this host's index, number of hosts).
         threads: how many records are read at once; by default one a core, at most 16.
         prefetch: how many batches are prepared ahead.
-        bad_record_budget: the fraction of records that may be bad before the run stops; the first
-            10 are always allowed.
+        bad_record_budget: the share of the set's records that may be bad before the run stops; ten
+            are always allowed, but no more than half.
+        bad_records: the file that keeps which ones are bad, for a run that is started again.
 
     Raises:
         UsageError: impossible sizes, or more bad records than the budget.
@@ -66,35 +60,30 @@ def train_batches(
             f"start_step {start_step} and steps {steps} must be at least 0, and bad_record_budget "
             f"{bad_record_budget} between 0 and 1."
         )
+    n = len(source)
 
     def row(k: int) -> dict | BadRecord:
         """Reads the k-th row of this host, counted from `start_step`."""
         step, offset = divmod(k, local)
         position = (start_step + step) * batch_size + first + offset
-        index = int(stream_ids(len(source), seed, position, 1)[0])
-        return _read(source, index, transform, seed, position)
+        return _read(source, int(stream_ids(n, seed, position, 1)[0]), transform, seed, position)
 
-    def batches() -> Iterator[dict[str, np.ndarray]]:
+    def batches() -> Iterator[Batch]:
         rows = _threaded_rows(row, source, local, steps, threads, prefetch)
         blank = _blank_row(source, transform)
-        budget = _BadRecordBudget(bad_record_budget)
+        budget = _BadRecords(bad_record_budget, bad_records)
         for step, batch in enumerate(rows, start_step):
-            budget.count(batch)
-            start = step * batch_size + first
-            yield _stack(batch, stream_ids(len(source), seed, start, local), blank)
+            ids = stream_ids(n, seed, step * batch_size + first, local)
+            budget.count(batch, ids, min(n, max(n // shard[1], (step + 1) * local)))
+            yield _stack(batch, ids, blank)
 
     return batches()
 
 
 def eval_batches(
-    source: Source,
-    *,
-    batch_size: int,
-    transform: Transform | None = None,
-    shard: tuple[int, int] = (0, 1),
-    threads: int | None = None,
-    prefetch: int = 2,
-) -> Iterator[dict[str, np.ndarray]]:
+    source: Source, *, batch_size: int, transform: Transform | None = None,
+    shard: tuple[int, int] = (0, 1), threads: int | None = None, prefetch: int = 2,
+) -> Iterator[Batch]:  # fmt: skip
     """Yields this host's rows of every example once, in order, as `train_batches` does.
 
     The last batch is padded with rows of zeros with mask 0 and id -1. Every host yields the same
@@ -112,16 +101,16 @@ def eval_batches(
         index = step * batch_size + first + offset
         return _read(source, index, transform, 0, index) if index < n else None
 
-    def batches() -> Iterator[dict[str, np.ndarray]]:
+    def batches() -> Iterator[Batch]:
         rows = _threaded_rows(row, source, local, -(-n // batch_size), threads, prefetch)
         blank = _blank_row(source, transform)
         for step, batch in enumerate(rows):
-            for record in batch:
-                if isinstance(record, BadRecord):
-                    raise UsageError(
-                        f"evaluation needs every record, and one cannot be used: {record}. "
-                        "Repair or remove it."
-                    )
+            bad = next((record for record in batch if isinstance(record, BadRecord)), None)
+            if bad is not None:
+                raise UsageError(
+                    f"evaluation needs every record, and one cannot be used: {bad}. "
+                    "Repair or remove it."
+                )
             ids = step * batch_size + first + np.arange(local)
             yield _stack(batch, np.where(ids < n, ids, PADDING_ID), blank)
 
@@ -216,29 +205,34 @@ def _blank_row(source: Source, transform: Transform | None) -> Callable[[], dict
     )
 
 
-class _BadRecordBudget:
-    """Counts bad records, names each once in the log, and stops a run that has too many."""
+class _BadRecords:
+    """Which records are bad, each named once in the log; stops a run that has too many."""
 
-    def __init__(self, fraction: float):
-        self._fraction = fraction
-        self._seen = self._bad = 0
-        self._names: set[str] = set()
-        self._last: deque[str] = deque(maxlen=3)
+    def __init__(self, share: float, file: Path | None):
+        self._share, self._file, self._bad = share, file, {}
+        if file is not None and os.path.lexists(file):
+            try:
+                self._bad = {int(index): str(why) for index, why in read_json(file).items()}
+            except (ValueError, AttributeError) as error:
+                log.warning("%s is damaged (%s): bad records are counted anew", file, error)
 
-    def count(self, batch: list) -> None:
-        self._seen += len(batch)
-        for record in batch:
+    def count(self, batch: list, ids: np.ndarray, of: int) -> None:
+        """Counts those of a batch; `of` is the number of records that this host is to judge."""
+        before = dict(self._bad)
+        for index, record in zip(ids.tolist(), batch, strict=True):
             if isinstance(record, BadRecord):
-                self._bad += 1
-                self._last.append(str(record))
-                if record.name not in self._names:
-                    self._names.add(record.name)
+                if index not in self._bad:
                     log.warning("masked a bad record: %s", record)
-        if self._bad > max(MIN_BAD_RECORDS, self._fraction * self._seen):
+                self._bad[index] = str(record)
+            else:
+                self._bad.pop(index, None)  # repaired since
+        if self._bad != before and self._file is not None:
+            write_json(self._file, self._bad)
+        if len(self._bad) > max(min(ALLOWED_BAD, of // 2), self._share * of):
             raise UsageError(
-                f"{self._bad} of {self._seen} records cannot be used, above the budget of "
-                f"{self._fraction:.1%}; the last: {'; '.join(self._last)}. "
-                "Repair the data or raise bad_record_budget."
+                f"{len(self._bad)} of {of} records cannot be used, above the budget of "
+                f"{self._share:.1%}; the last: {'; '.join(list(self._bad.values())[-3:])}. "
+                "Repair the data or raise data.bad_record_budget."
             )
 
 

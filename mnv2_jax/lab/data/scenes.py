@@ -1,8 +1,7 @@
 """Scenes for detection and segmentation without a download: real items on textured backgrounds.
 
-Each scene shows Fashion-MNIST items, in color and many sizes, some behind others and some cut by
-the border. Boxes and masks are exact: they are made of the pixels that are seen. A scene depends
-on its seed and index alone, so a set of any length costs no space.
+Each shows items in color and many sizes, some behind others and some cut by the border. Boxes and
+masks are made of the pixels that are seen. A set of any length costs no space.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from mnv2_jax.lab.data.source import LazySource, Source
 
 ATTEMPTS = 8
 FAINTEST = 40  # below it, Fashion-MNIST has stray specks around its items
-LEAST_VISIBLE = 0.4  # of an item's pixels
 LEAST_PIXELS = 12
 MOST_OBJECTS = 254  # instances are numbered in a byte
 
@@ -45,11 +43,10 @@ class Scene(NamedTuple):
 
 
 class Scenes(LazySource):
-    """A source of scenes, deterministic by (seed, index).
+    """A source of scenes, deterministic by (seed, index), for detection and segmentation.
 
-    Records have `image` (h, w, 3) uint8; `boxes` (max_objects, 4) float32, top, left, bottom and
-    right in fractions of the image, padded with zeros; `classes` (max_objects,) int32, padded with
-    -1; and `label` (h, w) uint8, 0 for the background and class + 1 for objects.
+    Records have `image` (h, w, 3), `boxes` (max_objects, 4), `classes` (max_objects,), padded as
+    `annotations.clean_objects` does, and `label` (h, w), 0 for the background and class + 1 else.
 
     >>> from mnv2_jax.lab.data import open_source
     >>> scenes = Scenes(open_source("fashion_mnist_small", "train"), length=1000, size=(64, 96))
@@ -59,15 +56,9 @@ class Scenes(LazySource):
     """
 
     def __init__(
-        self,
-        items: Source,
-        length: int,
-        size: tuple[int, int] = (128, 128),
-        max_objects: int = 8,
-        scales: tuple[float, float] = (0.15, 0.7),
-        seed: int = 0,
-        least_visible: float = LEAST_VISIBLE,
-    ):
+        self, items: Source, length: int, size: tuple[int, int] = (128, 128), max_objects: int = 8,
+        scales: tuple[float, float] = (0.15, 0.7), seed: int = 0, least_visible: float = 0.4,
+    ):  # fmt: skip
         """Describes `length` scenes of `size` (h, w) with up to `max_objects` items each.
 
         The items are pictures on black that fit in memory. `scales` are the smallest and largest

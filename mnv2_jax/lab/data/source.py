@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -110,8 +111,11 @@ class LazySource:
         pixel_classes: tuple[str, ...] | None = None,
         counts: Sequence[int] | None = None,
         left_out: Mapping[str, int] | None = None,
+        files: tuple[str | Path, Sequence[str]] = ("", ()),
     ):
-        # Images or objects of each class, where they are known.
+        # Counts are images or objects of each class, where they are known; files are a folder and
+        # the names of the records' files from there.
+        self.files = files
         self.classes, self.counts, self.left_out = classes, counts, dict(left_out or {})
         self.pixel_classes = classes if pixel_classes is None else pixel_classes
         self._length, self._read = length, read

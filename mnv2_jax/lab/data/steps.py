@@ -21,30 +21,29 @@ from mnv2_jax.lab.data.annotations import (
 )
 from mnv2_jax.lab.data.source import Transform
 
-COVERED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Shares of a box that a crop must hold to keep it; each crop draws one. These, the chance of no
-crop and the shape of the rectangle are those of `ssd_random_crop` in the authors' training code."""
-UNCROPPED = 0.15
+# Of `ssd_random_crop` in the authors' training code: the shares of a box that a crop must hold to
+# keep it, of which each crop draws one, the chance of no crop, and the shape of the rectangle.
+COVERED, UNCROPPED, CROP_ASPECT = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), 0.15, (0.5, 2.0)
 CROP_ATTEMPTS = 100
-CROP_ASPECT = (0.5, 2.0)
 SCALE_STEP = 0.25
 
 
 def random(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     """Makes a step of a function of an image and random numbers."""
-    return partial(_change_image, partial(function, **options), True)
+    return partial(_random, partial(function, **options))
 
 
 def fixed(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     """Makes a step of a function of an image."""
-    return partial(_change_image, partial(function, **options), False)
+    return partial(_fixed, partial(function, **options))
 
 
-def _change_image(
-    change: Callable[..., np.ndarray], random: bool, record: dict, rng: np.random.Generator
-) -> dict:
-    numbers = (rng,) if random else ()
-    return record | {"image": change(record["image"], *numbers)}
+def _random(change: Callable[..., np.ndarray], record: dict, rng: np.random.Generator) -> dict:
+    return record | {"image": change(record["image"], rng)}
+
+
+def _fixed(change: Callable[..., np.ndarray], record: dict, _: np.random.Generator) -> dict:
+    return record | {"image": change(record["image"])}
 
 
 def resize(record: dict, _: np.random.Generator, size: int, **kernel: Any) -> dict:
@@ -90,15 +89,15 @@ def ssd_crop(
         if not (0 < h <= height and 0 < w <= width):
             continue
         top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-        low = np.array([top / height, left / width])
-        size = np.array([h / height, w / width])
-        cut = boxes.clip(np.tile(low, 2), np.tile(low + size, 2))
+        low = np.tile([top / height, left / width], 2)
+        size = np.tile([h / height, w / width], 2)
+        cut = boxes.clip(low, low + size)
         held = area_of(cut) / np.maximum(area_of(boxes), 1e-12)
         kept = (held > 0) & (held >= covered - 1e-6)
         if kept.any() or not len(boxes):
             return {
                 "image": pixels[top : top + h, left : left + w],
-                "boxes": (cut[kept] - np.tile(low, 2)) / np.tile(size, 2),
+                "boxes": (cut[kept] - low) / size,
                 "classes": classes[kept],
             }
     return record

@@ -1,11 +1,9 @@
 """Transforms of one record: names and numbers, as a config states them, to one function.
 
-Every function here returns a `source.Transform`, `(record, rng) -> record`, composed of steps of
-the same kind. Those of a classifier change `record["image"]` and pass everything else on; those of
-a detector or segmenter (Sec. 6.2 and 6.3) move boxes and label maps along with the pixels. Boxes
-are fractions of the image, so resizing leaves them alone; label maps hold 255 where nothing counts.
-Pixels stay uint8: the network's dialect scales them on the device, and a quarter of the bytes
-travels there.
+Every function here returns a `source.Transform`, `(record, rng) -> record`, composed of `steps`.
+Those of a classifier change `record["image"]` and pass everything else on; those of a detector or
+segmenter (Sec. 6.2 and 6.3) move boxes and label maps along with the pixels. Pixels stay uint8: the
+network's dialect scales them on the device, and a quarter of the bytes travels there.
 
 All of them take `size`, the height and width of the result; `flip`, the probability of mirroring
 left and right; and `channels`, 1 or 3 to convert to, by default as the image comes. They raise
@@ -22,27 +20,14 @@ from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.data import augment, image, steps
 from mnv2_jax.lab.data.source import Transform
 
-CROPS, EVAL_CROPS = ("inception", "pad", "none"), ("center", "stretch", "none")
-DETECTION_CROPS, DETECTION_EVAL_CROPS = ("ssd", "none"), ("none",)
-SEGMENTATION_CROPS, SEGMENTATION_EVAL_CROPS = ("scale", "none"), ("pad", "none")
-POLICIES = {
-    "none": None,
-    "rand_augment": augment.rand_augment,
-    "trivial_augment": augment.trivial_augment,
-}
+Pair = tuple[float, float]
+POLICIES = {"rand_augment": augment.rand_augment, "trivial_augment": augment.trivial_augment}
 
 
 def train_transform(
-    size: int,
-    crop: str = "inception",
-    area: tuple[float, float] = (0.08, 1.0),
-    pad: int = 4,
-    flip: float = 0.5,
-    color: float = 0.0,
-    policy: str = "none",
-    erasing: float = 0.0,
-    channels: int | None = None,
-) -> Transform:
+    size: int, crop: str = "inception", area: Pair = (0.08, 1.0), pad: int = 4, flip: float = 0.5,
+    color: float = 0.0, policy: str = "none", erasing: float = 0.0, channels: int | None = None,
+) -> Transform:  # fmt: skip
     """Composes the training transform of a classifier: crop, flip, policy, color, erasing.
 
     The crop is "inception" (a random rectangle with a share of the image in `area`, stretched),
@@ -54,31 +39,26 @@ def train_transform(
     >>> train_transform(16)(record, np.random.default_rng(0))["image"].shape
     (16, 16, 3)
     """
-    _check_choice("training crop", crop, CROPS)
-    _check_choice("augmentation policy", policy, POLICIES)
+    _check_choice("training crop", crop, ("inception", "pad", "none"))
+    _check_choice("augmentation policy", policy, ("none", *POLICIES))
     _check_numbers(channels, size=size, pad=pad, flip=flip, color=color, erasing=erasing)
     _check_pair("area", area, 1.0)
-    apply_policy = POLICIES[policy]
     return _compose(
         channels,
         steps.random(image.inception_crop, size=size, area=area) if crop == "inception" else None,
         partial(steps.resize, size=size) if crop != "inception" else None,
         steps.random(image.pad_crop, pad=pad) if crop == "pad" else None,
         partial(steps.flip, probability=flip) if flip else None,
-        steps.random(apply_policy) if apply_policy else None,
+        steps.random(POLICIES[policy]) if policy in POLICIES else None,
         steps.random(augment.color_jitter, strength=color) if color else None,
         steps.random(augment.random_erasing, probability=erasing) if erasing else None,
     )
 
 
 def eval_transform(
-    size: int,
-    crop: str = "center",
-    fraction: float = 0.875,
-    method: str = "bilinear",
-    antialias: bool = True,
-    channels: int | None = None,
-) -> Transform:
+    size: int, crop: str = "center", fraction: float = 0.875, method: str = "bilinear",
+    antialias: bool = True, channels: int | None = None,
+) -> Transform:  # fmt: skip
     """Composes the evaluation transform of a classifier, which draws nothing at random.
 
     The crop is "center" (the central square, a `fraction` of the shorter side), "stretch" (the
@@ -89,7 +69,7 @@ def eval_transform(
     >>> eval_transform(24)(record, None)["image"].shape
     (24, 24, 3)
     """
-    _check_choice("evaluation crop", crop, EVAL_CROPS)
+    _check_choice("evaluation crop", crop, ("center", "stretch", "none"))
     _check_choice("resize method", method, image.METHODS)
     _check_numbers(channels, size=size)
     if not 0 < fraction <= 1:
@@ -104,21 +84,16 @@ def eval_transform(
 
 
 def detection_train(
-    size: int,
-    max_objects: int,
-    crop: str = "ssd",
-    area: tuple[float, float] = (0.1, 1.0),
-    flip: float = 0.5,
-    color: float = 0.0,
-    channels: int | None = None,
-) -> Transform:
+    size: int, max_objects: int, crop: str = "ssd", area: Pair = (0.1, 1.0), flip: float = 0.5,
+    color: float = 0.0, channels: int | None = None,
+) -> Transform:  # fmt: skip
     """Composes SSD's training transform: crop, photometric distortion, resize, flip.
 
     There are `max_objects` rows of `boxes` and `classes`; of more objects the largest are kept. The
     crop is "ssd" (`steps.ssd_crop`, with a share of the image in `area`) or "none"; `color` is the
     strength of `augment.photometric_distortion`, 0.5 for SSD and 0 for the authors' detectors.
     """
-    _check_choice("training crop for detection", crop, DETECTION_CROPS)
+    _check_choice("training crop for detection", crop, ("ssd", "none"))
     _check_numbers(channels, size=size, max_objects=max_objects, flip=flip, color=color)
     _check_pair("area", area, 1.0)
     return _compose(
@@ -139,7 +114,7 @@ def detection_eval(
 
     Crowds stay among the objects, for the evaluation to know where nothing counts.
     """
-    _check_choice("evaluation crop for detection", crop, DETECTION_EVAL_CROPS)
+    _check_choice("evaluation crop for detection", crop, ("none",))
     _check_numbers(channels, size=size, max_objects=max_objects)
     return _compose(
         channels,
@@ -150,19 +125,15 @@ def detection_eval(
 
 
 def segmentation_train(
-    size: int,
-    crop: str = "scale",
-    scale: tuple[float, float] = (0.5, 2.0),
-    flip: float = 0.5,
-    color: float = 0.0,
-    channels: int | None = None,
-) -> Transform:
+    size: int, crop: str = "scale", scale: Pair = (0.5, 2.0), flip: float = 0.5,
+    color: float = 0.0, channels: int | None = None,
+) -> Transform:  # fmt: skip
     """Composes DeepLab's training transform: scale, crop, photometric distortion, flip.
 
     The crop is "scale" (`steps.scale_crop`, by a factor in `scale`) or "none" (stretched); `color`
     is the strength of `augment.photometric_distortion`, 0 for the authors' segmenters.
     """
-    _check_choice("training crop for segmentation", crop, SEGMENTATION_CROPS)
+    _check_choice("training crop for segmentation", crop, ("scale", "none"))
     _check_numbers(channels, size=size, flip=flip, color=color)
     _check_pair("scale", scale, math.inf)
     cut = partial(steps.scale_crop, scale=scale) if crop == "scale" else steps.resize
@@ -181,7 +152,7 @@ def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None)
     The crop is "pad", which keeps the resolution and shrinks what does not fit, or "none", which
     stretches.
     """
-    _check_choice("evaluation crop for segmentation", crop, SEGMENTATION_EVAL_CROPS)
+    _check_choice("evaluation crop for segmentation", crop, ("pad", "none"))
     _check_numbers(channels, size=size)
     cut = steps.fit if crop == "pad" else steps.resize
     return _compose(channels, steps.select_labels, partial(cut, size=size))
@@ -215,6 +186,6 @@ def _check_numbers(channels: int | None, **numbers: float) -> None:
             raise UsageError(f"{name} {value} must be at least {low}.")
 
 
-def _check_pair(name: str, given: tuple[float, float], top: float) -> None:
+def _check_pair(name: str, given: Pair, top: float) -> None:
     if len(given) != 2 or not 0 < given[0] <= given[1] <= top or given[1] == math.inf:
         raise UsageError(f"{name} {given} must be two numbers that rise from above 0 to {top}.")

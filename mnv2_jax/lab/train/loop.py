@@ -122,7 +122,7 @@ def fit(
         run=run,
         config=config,
         keys=keys,
-        rows=run.rows(seeds, start),
+        rows=run.rows(seeds, start, folder),
         checkpoints=checkpoints,
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),

@@ -7,6 +7,7 @@ they are.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from mnv2_jax.files import UnreadableFile, json_text, read_file, write_json
 from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
+DATA = "data.json"  # what the data of a run are made of
 OF, SEAL = "of", "seal"  # whose a record is, and the hash over all the rest of it
 MAX_JSON, MAX_FILE = 1 << 28, 1 << 36  # bytes; what is more is no file of ours
 # What another start may change in the folder of a run: no step computes anything else with it.
@@ -116,6 +118,25 @@ def read_config(workdir: Path) -> dict[str, Any]:
             "writes it anew and takes nothing of another run."
         ) from error
     return config
+
+
+def read_data(workdir: Path, run: str) -> dict[str, Any] | None:
+    """Reads what the data of a run are made of; None where none is kept.
+
+    Raises:
+      UsageError: it is damaged, or another run's.
+    """
+    path = workdir / DATA
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_json(path)
+        check_seal(content, True, {"run": run})
+    except ValueError as error:
+        raise UsageError(
+            f"{path} {error}. Remove it to go on with the data as they are now."
+        ) from error
+    return content
 
 
 def hash_file(path: Path) -> str:

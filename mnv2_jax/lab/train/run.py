@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +45,14 @@ class Feed(NamedTuple):
 
     Attributes:
       resident: () -> arrays that every device holds; {} for a streamed set.
-      batches: (seeds, first step) -> this host's rows of every batch from there on. Several seeds
-        are stacked, each in its own order.
+      batches: (seeds, first step[, folder of the variant]) -> this host's rows of every batch from
+        there on. Several seeds are stacked, each in its own order.
       fetch: (resident, rows) -> batch, on the device.
       augmentations: what is left for the device to do to a training image.
     """
 
     resident: Callable[[], Rows]
-    batches: Callable[[tuple[int, ...], int], Iterator[Rows]]
+    batches: Callable[..., Iterator[Rows]]
     fetch: Callable[[dict[str, Array], Batch], Batch]
     augmentations: tuple[Augmentation, ...] = ()
 
@@ -90,9 +91,9 @@ class Run(NamedTuple):
         keys = [jax.random.key(seed) for seed in seeds]
         return jnp.stack(keys) if self.seeds_at_once > 1 else keys[0]
 
-    def rows(self, seeds: tuple[int, ...], start: int) -> Iterator[Any]:
-        """Batches from step `start` on, placed on the devices."""
-        return (global_batch(rows, self.plan) for rows in self.train.batches(seeds, start))
+    def rows(self, seeds: tuple[int, ...], start: int, folder: Path | None = None) -> Iterator[Any]:
+        """Batches from step `start` on, on the devices; `folder` keeps which records are bad."""
+        return (global_batch(rows, self.plan) for rows in self.train.batches(seeds, start, folder))
 
 
 def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None = None) -> Run:
@@ -103,7 +104,7 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
     """
     check(config)
     spec, data = TASKS[config.task], config.data
-    source, held_out = _open(data, sources if sources is not None else {})
+    source, held_out = open_data(data, sources if sources is not None else {})
     on_device = lives_on_device(spec, config, source)
     if seeds_at_once > 1 and not on_device:
         raise UsageError(
@@ -170,7 +171,7 @@ def _length(config: Any, images: int) -> tuple[int, float]:
     return steps, epoch_steps
 
 
-def _open(data: Any, sources: dict[Any, Source]) -> list[Source]:
+def open_data(data: Any, sources: dict[Any, Source]) -> list[Source]:
     """Opens the training and the evaluation set, unless they are open."""
     keys = [(data.name, split, data.root) for split in (data.train_split, data.eval_split)]
     for key in keys:
@@ -230,12 +231,14 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
     row = np.arange(local.start, local.stop, dtype=np.int32)
     if not lives_on_device(spec, config, source):
 
-        def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
+        def stream(seeds: tuple[int, ...], start: int, folder: Any = None) -> Iterator[Rows]:
             (seed,) = seeds
+            name = f"bad_records_{seed}_{jax.process_index()}.json"
             options = _pipeline(config, transform) | {
                 "seed": seed,
                 "start_step": start,
                 "bad_record_budget": config.data.bad_record_budget,
+                "bad_records": folder and folder / name,
             }
             for rows in train_batches(source, batch_size=size, **options):
                 yield {key: rows[key] for key in _fields(spec)} | {"row": row}
@@ -247,7 +250,7 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
         *((random_flip(train.flip),) if train.flip else ()),
     )
 
-    def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
+    def batches(seeds: tuple[int, ...], start: int, folder: Any = None) -> Iterator[Rows]:
         for step in count(start):
             ids = [batch_ids(len(source), size, seed, step)[local] for seed in seeds]
             ids = np.stack(ids).astype(np.int32)

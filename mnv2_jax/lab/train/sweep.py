@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.files import write_json
-from mnv2_jax.lab.data import summary
+from mnv2_jax.lab.data import Source, fingerprint, summary
 from mnv2_jax.lab.devices.hosts import agree, together
 from mnv2_jax.lab.devices.process import stoppable
 from mnv2_jax.lab.train import record
@@ -23,7 +23,7 @@ from mnv2_jax.lab.train.config import as_kind, difference, flatten, group_of, pl
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import cautions, decay_of, write_report
-from mnv2_jax.lab.train.run import make_run
+from mnv2_jax.lab.train.run import make_run, open_data
 from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
@@ -49,11 +49,16 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
                 name: {n: make_run(variants[name], n, sources) for n in {len(own) for own in left}}
                 for name, left in waiting.items()
             }
+            for variant in variants.values():  # those of what is finished as well
+                open_data(variant.data, sources)
+            made = check_data(workdir, config, sources)
+        agree({place: record.digest(content) for place, content in made.items()})
         if not quiet and jax.process_index() == 0:
             _warn(variants, runs)
         try:
             identity = claim(workdir, config, lock)
             if jax.process_index() == 0:
+                write_json(workdir / record.DATA, record.sealed(made, {"run": identity.run}))
                 for (data, split, root), source in sources.items():
                     print(f"{split} of {root or data}: {summary(source)}", file=sys.stderr)
             for number, (name, left) in enumerate(waiting.items(), 1):
@@ -167,6 +172,23 @@ def check_owner(workdir: Path, config: Any) -> record.Identity:
         remedy = "or remove this one; `mnv2 finish` makes models of what is there"
         raise UsageError(f"{what}: give another --workdir, {remedy}.")
     return record.identity_of(theirs)
+
+
+def check_data(workdir: Path, config: Any, sources: dict[Any, Source]) -> dict[str, Any]:
+    """Returns what data are made of; refuses others than those that a run began with."""
+    made = {
+        f"{split} of {root or name}": fingerprint(source)
+        for (name, split, root), source in sources.items()
+    }
+    theirs = record.read_data(workdir, check_owner(workdir, config).run) or {}
+    for place, now in made.items():
+        if changes := difference(theirs.get(place, now), now):
+            raise UsageError(
+                f"{place} is not what the training in {workdir} began with ({changes}): put back "
+                "what was there, or give another --workdir; to go on with what is there now, "
+                f"remove {workdir / record.DATA}."
+            )
+    return made
 
 
 def claim(workdir: Path, config: Any, lock: Lock) -> record.Identity:

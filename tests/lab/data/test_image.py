@@ -22,8 +22,7 @@ from tests.lab.data.pictures import encoded, photo
 def decoders(request, monkeypatch):
     """Everything must work with Pillow alone."""
     if request.param == "pillow only":
-        monkeypatch.setattr(image, "_simplejpeg", lambda: None)
-        monkeypatch.setattr(image, "_cv2", lambda: None)
+        monkeypatch.setattr(image, "_optional", lambda module: None)
     return request.param
 
 
@@ -134,7 +133,7 @@ def test_both_decoders_find_the_orientation_in_whatever_order_the_segments_come(
     )
     with pytest.MonkeyPatch.context() as patch:
         decoded = [image.decode(data, "x")]
-        patch.setattr(image, "_simplejpeg", lambda: None)
+        patch.setattr(image, "_optional", lambda module: None)
         decoded.append(image.decode(data, "x"))
     np.testing.assert_array_equal(*decoded)
     tags = [s for s in chosen if s in SEGMENTS["EXIF"]]
@@ -308,7 +307,7 @@ def test_resize_without_antialias_interpolates_between_two_pixels(size, new, cha
         for _ in range(2):
             resized = image.resize(pixels, *new, "bilinear", antialias=False)
             assert np.abs(resized - expected).max() <= 1.01
-            patch.setattr(image, "_cv2", lambda: None)
+            patch.setattr(image, "_optional", lambda module: None)
 
 
 def test_bicubic_without_antialias_is_exact_on_a_parabola_when_enlarging():

@@ -1,6 +1,8 @@
 """Batches: every example exactly once, the same stream from any step and on any number of hosts."""
 
+import contextlib
 import itertools
+import json
 import logging
 
 import numpy as np
@@ -154,10 +156,10 @@ def test_bad_records_are_masked_and_named_once(caplog):
 
 
 def test_a_batch_of_only_bad_records_keeps_its_shape():
-    source = NumberedSource(4, bad={0, 1, 3})
+    source = NumberedSource(4, bad={0, 3})
     batches = train_batches(source, batch_size=1, seed=0, steps=8, threads=1)
     masks = [(batch["mask"].item(), batch["image"].shape) for batch in batches]
-    assert sorted(masks) == [(0.0, (1, 2, 2, 1))] * 6 + [(1.0, (1, 2, 2, 1))] * 2
+    assert sorted(masks) == [(0.0, (1, 2, 2, 1))] * 4 + [(1.0, (1, 2, 2, 1))] * 4
 
 
 def test_the_budget_stops_a_run_with_the_last_names():
@@ -172,6 +174,54 @@ def test_ten_bad_records_are_always_allowed():
     source = NumberedSource(1000, bad=range(10))
     batches = train_batches(source, batch_size=100, seed=0, steps=10, bad_record_budget=0.0)
     assert sum(batch["mask"].sum() for batch in batches) == 990
+
+
+@pytest.mark.parametrize(
+    ("n", "bad", "share", "stops"),
+    [(24, 1, 0.0, False), (24, 12, 0.01, True), (24, 10, 0.0, False), (4, 3, 0.01, True),
+     (1000, 30, 0.03, False), (1000, 31, 0.03, True), (1, 0, 0.0, False)],
+)  # fmt: skip
+def test_the_budget_counts_records_and_not_how_often_they_are_met(n, bad, share, stops):
+    """Over ten epochs; it is decided in the first."""
+    arguments = {"batch_size": 8, "seed": 0, "bad_record_budget": share, "threads": 1}
+    steps = -(-n // 8) if stops else 10 * n // 8 + 1
+    batches = train_batches(NumberedSource(n, range(bad)), steps=steps, **arguments)
+    told = rf"\d+ of {n} records cannot be used.*raise data.bad_record_budget"
+    with pytest.raises(UsageError, match=told) if stops else contextlib.nullcontext():
+        list(batches)
+
+
+def test_a_restart_does_not_begin_to_count_anew(tmp_path):
+    source, file = NumberedSource(40, range(15)), tmp_path / "bad.json"
+    arguments = {"batch_size": 4, "seed": 0, "threads": 1, "bad_records": file}
+
+    def steps_one_by_one(source, **more) -> None:
+        for step in range(10):
+            list(train_batches(source, start_step=step, steps=1, **arguments | more))
+
+    with pytest.raises(UsageError, match=r"1[1-4] of 40 records"):
+        steps_one_by_one(source)
+    steps_one_by_one(source, bad_record_budget=0.5)
+    assert len(json.loads(file.read_text())) == 15
+    repaired = NumberedSource(40, range(3))
+    raised = {"bad_record_budget": 0.5, "steps": 20}
+    assert len(list(train_batches(repaired, **arguments | raised))) == 20
+    assert set(json.loads(file.read_text())) == {"0", "1", "2"}
+    for damage in ("[1]", '{"a": 1}', "", "{"):
+        file.write_text(damage)
+        assert len(list(train_batches(repaired, steps=20, **arguments))) == 20
+
+
+@pytest.mark.parametrize(("every", "stops"), [(40, False), (4, True)])
+def test_each_host_decides_by_its_share_of_the_set(every, stops):
+    """In the first epoch: a quarter of 400 records is bad, or a fortieth, and a tenth may be."""
+    for host in range(4):
+        batches = train_batches(
+            NumberedSource(400, range(0, 400, every)), batch_size=8, seed=0, steps=50,
+            shard=(host, 4), threads=1, bad_record_budget=0.1,
+        )  # fmt: skip
+        with pytest.raises(UsageError) if stops else contextlib.nullcontext():
+            list(batches)
 
 
 def test_no_steps_are_no_batches():
@@ -189,7 +239,7 @@ def test_a_source_without_any_good_record_is_refused():
         UsageError,
         match=r"none of the 3 records .* The first: image-0.jpg: cut",
     ):
-        next(train_batches(source, batch_size=2, seed=0, threads=1))
+        next(train_batches(source, batch_size=2, seed=0, threads=1, bad_record_budget=1.0))
 
 
 def test_records_of_different_shapes_are_refused():

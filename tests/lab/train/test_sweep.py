@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mnv2_jax import UsageError
+from mnv2_jax.lab.data import ArraySource
 from mnv2_jax.lab.devices import process
 from mnv2_jax.lab.train import loop, record, run, sweep
 from mnv2_jax.lab.train.checkpoint import Checkpoints
@@ -90,7 +91,7 @@ def undisturbed(tmp_path_factory):
 def test_what_a_sweep_writes(undisturbed):
     seed = undisturbed / "linear" / "seed_0"
     assert sorted(p.name for p in undisturbed.iterdir()) == [
-        "config.json", "curves.png", "linear", "report.md", "results.json",
+        "config.json", "curves.png", "data.json", "linear", "report.md", "results.json",
     ]  # fmt: skip
     files = {p.name for p in seed.iterdir() if not p.name.startswith("tensorboard")}
     assert files == {
@@ -139,6 +140,19 @@ def test_a_finished_sweep_is_not_repeated(undisturbed, monkeypatch):
     monkeypatch.setattr(sweep, "make_run", lambda *_: pytest.fail("it was finished"))
     train(one(), undisturbed)
     assert {p: p.stat().st_mtime_ns for p in undisturbed.glob("linear/**/*")} == before
+
+
+def test_a_finished_sweep_whose_data_are_gone_or_others_is_not_reported(undisturbed, monkeypatch):
+    before = (undisturbed / "report.md").stat().st_mtime_ns
+    missing = UsageError("data is not there")
+    monkeypatch.setattr(run, "open_source", lambda *_: (_ for _ in ()).throw(missing))
+    with pytest.raises(UsageError, match="data is not there"):
+        train(one(), undisturbed)
+    fewer = ArraySource(np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, int), tuple("0123456789"))
+    monkeypatch.setattr(run, "open_source", lambda *_: fewer)
+    with pytest.raises(UsageError, match=r"train of digits is not what .* records: 1437 -> 9"):
+        train(one(), undisturbed)
+    assert (undisturbed / "report.md").stat().st_mtime_ns == before
 
 
 def interrupt_at(monkeypatch, step, number=signal.SIGTERM, times=1):

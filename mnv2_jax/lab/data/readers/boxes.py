@@ -63,8 +63,9 @@ class AnnotatedImages:
         counts = np.bincount(classes[classes >= 0], minlength=len(self.classes))
         left_out = {f"objects ({reason})": n for reason, n in self.dropped.items()}
         read = functools.partial(_read, self._images)
+        files = [str(image.path) for image in self._images]
         return LazySource(
-            len(self._images), read, self.classes, counts=counts.tolist(), left_out=left_out
+            len(self._images), read, self.classes, None, counts.tolist(), left_out, ("", files)
         )
 
 

@@ -70,7 +70,8 @@ def open_folder(split: str, root: str) -> LazySource:
         raise UsageError(f"{folder} has no images. {LAYOUT}.")
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     read = functools.partial(_read, folder, files, np.array(labels, np.int32))
-    return LazySource(len(files), read, classes, counts=counts, left_out=left_out)
+    of = (folder, files)
+    return LazySource(len(files), read, classes, None, counts, left_out, of)
 
 
 def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dict:

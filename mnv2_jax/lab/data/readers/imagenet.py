@@ -51,7 +51,8 @@ def open_imagenet(split: str, root: str) -> LazySource:
             "Download the one that is cut short again."
         )
     counts = np.bincount(index["label"], minlength=len(classes)).tolist()
-    return LazySource(images, functools.partial(_read, path, index), classes, counts=counts)
+    read = functools.partial(_read, path, index)
+    return LazySource(images, read, classes, counts=counts, files=(root, needed))
 
 
 def _read(path: Path, index: Index, i: int) -> dict:

@@ -53,7 +53,9 @@ def paired_source(
     missing = next((str(p) for pair in pairs for p in pair if not os.path.isfile(p)), None)
     if missing:
         raise UsageError(f"{missing} is missing. {layout}.")
-    return LazySource(len(pairs), functools.partial(_read, pairs, len(classes), table), classes)
+    read = functools.partial(_read, pairs, len(classes), table)
+    files = [str(path) for pair in pairs for path in pair]
+    return LazySource(len(pairs), read, classes, files=("", files))
 
 
 def _read(pairs: Pairs, num_classes: int, table: Table, index: int) -> Mapping[str, Any]:

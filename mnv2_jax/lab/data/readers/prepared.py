@@ -86,7 +86,8 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
         ) from error
     channels = min(features[content.encoded[0]].shape[-1] or 3, 3)
     read = partial(_read, records, f"{folder} {split}", content, channels)
-    return LazySource(length, read, content.classes)
+    files = [str(path) for path in splits[known].filepaths]
+    return LazySource(length, read, content.classes, files=("", files))
 
 
 def _read(
