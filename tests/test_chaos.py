@@ -1,8 +1,12 @@
 """The short form of `make chaos`: 20 SIGKILLs, half of them inside a save, and 6 SIGTERMs."""
 
+import json
+
 import pytest
 
-from tests.chaos import cases, corrupt, torment
+from mnv2_jax.lab.train.log import read_rows
+from mnv2_jax.lab.verify import verify
+from tests.chaos import KILLED, Training, cases, corrupt, torment
 
 # Orbax leaves the other reads of a step to themselves when one fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -29,7 +33,6 @@ def get_config():
         pytest.param("jit", 9, 2, marks=pytest.mark.nightly),
         pytest.param("pmap", 7, 2, marks=pytest.mark.nightly),
         pytest.param("two_hosts", 4, 1, marks=pytest.mark.nightly),
-        ("two_hosts", 1, 1),  # the signal reaches one of them, and both leave at the same step
     ],
 )
 def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, terms):
@@ -42,6 +45,42 @@ def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, ter
     assert tally.inside_saves >= (kills // 3 if case.processes == 1 else 0)
     # How soon a process leaves is the machine's too: the report of the long form has it.
     assert tally.slowest_term > 0
+
+
+TWINS = CONFIG.replace("steps=24", "steps=12").replace(
+    "    return",
+    """    with config.unlocked():
+        config.sweep.variants.relu6 = config.sweep.variants.linear
+    return""",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(1800)
+def test_of_two_hosts_one_is_killed_and_the_next_start_ends_in_the_same_bits(tmp_path):
+    """Both variants are one: the first is killed and goes on, and the second is left in peace."""
+    (tmp_path / "tiny.py").write_text(TWINS)
+    case = next(case for case, _ in cases(str(tmp_path / "tiny.py"), ()) if case.processes == 2)
+    training = Training(case, tmp_path / "run", tmp_path)
+    try:
+        training.start()
+        assert training.wait_until(lambda: training.rows() > 3)
+        training.processes[1].kill()
+        (host, _), (victim, _) = training.wait()
+        assert victim == KILLED and host != 0
+        assert not (training.workdir / "linear/seed_0/result.json").exists()
+        training.start()
+        assert [status for status, _ in training.wait()] == [0, 0]
+    finally:
+        training.stop()
+    found = []
+    for seed in (training.workdir / name / "seed_0" for name in ("linear", "relu6")):
+        result = json.loads((seed / "result.json").read_text())
+        log = read_rows(seed / "metrics.jsonl")
+        found.append([result["metrics"], log, (seed / "model.safetensors").read_bytes()])
+    assert found[0] == found[1]
+    assert not [found for found in verify(training.workdir) if found.problem]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 TRAIN, IMAGES = "lab/train/", "lab/data/test_image.py::"
+RECORD = f"{TRAIN}test_record.py::"
 SWEEP, CHECKPOINT = f"{TRAIN}test_sweep.py::", f"{TRAIN}test_checkpoint.py::"
 HOSTILE, HOSTS = "weights/test_hostile.py::", "lab/devices/test_hosts.py::"
 
@@ -31,7 +32,7 @@ FAULTS = {
     ),
     3: (
         "one of two hosts is killed -> the other leaves too, and a new start ends in the same bits",
-        "test_chaos.py::test_killed_at_random_is_bit_equal_to_undisturbed",
+        "test_chaos.py::test_of_two_hosts_one_is_killed_and_the_next_start_ends_in_the_same_bits",
     ),
     4: (
         "a checkpoint is damaged -> an older one that is sound, with one warning; never silence",
@@ -114,6 +115,7 @@ FAULTS = {
     18: (
         "a checkpoint of an older release -> the same bits",
         f"{CHECKPOINT}test_the_checkpoint_of_an_older_release_restores_bit_equal",
+        f"{TRAIN}test_older_runs.py::test_it_goes_on_to_its_golden_losses",
     ),
     19: (
         "a folder that is relative, unusable or of another training -> works, or one line",
@@ -121,17 +123,30 @@ FAULTS = {
         f"{SWEEP}test_a_workdir_that_cannot_be_made_is_refused_before_training",
         f"{SWEEP}test_another_configuration_is_refused_with_what_differs",
     ),
-    20: ("a checkpoint of another run, variant or seed in its place -> passed over or refused",),
+    20: (
+        "a checkpoint of another run, variant or seed in its place -> passed over or refused",
+        f"{RECORD}test_checkpoints_that_were_exchanged_are_never_gone_on_from",
+        f"{RECORD}test_a_checkpoint_of_another_run_is_passed_over",
+        f"{RECORD}test_results_that_were_exchanged_are_refused",
+    ),
     21: (
         "logs that are damaged, cut or exchanged -> found by `verify`, mended by going on",
         "lab/test_verify.py::test_each_damage_is_found_where_it_is",
         "lab/test_verify.py::test_damaged_events_and_checkpoints",
+        f"{RECORD}test_damage_to_a_seed_is_found_and_it_is_finished_again",
+        f"{SWEEP}test_damage_to_a_finished_seed_is_mended_from_its_checkpoint",
         f"{SWEEP}test_a_log_line_that_was_cut_is_left_out",
     ),
-    22: ("a second process in the same folder -> refused at once",),
+    22: (
+        "a second process in the same folder -> refused at once",
+        f"{TRAIN}test_lock.py::test_a_second_process_is_refused_until_the_first_is_gone",
+        f"{TRAIN}test_lock.py::test_a_holder_on_another_host_lives_if_its_lock_changes",
+    ),
     23: (
         "a signal while evaluating, finishing or writing the result -> remembered",
         f"{SWEEP}test_a_signal_saves_and_the_same_command_goes_on",
+        f"{SWEEP}test_a_signal_before_and_after_the_training_is_not_lost",
+        f"{SWEEP}test_a_signal_that_something_swallows_stops_before_the_next_seed",
         f"{SWEEP}test_killed_while_the_result_is_written",
     ),
     24: (
@@ -148,7 +163,7 @@ FAULTS = {
     ),
     27: ("images that came or went between two starts -> refused with the difference",),
 }
-OPEN = {20, 22, 25, 27}  # not held yet
+OPEN = {25, 27}  # not held yet
 
 
 @functools.cache

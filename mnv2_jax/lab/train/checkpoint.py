@@ -5,14 +5,14 @@ record is stored with the step: whose it is, and a SHA-256 of every array. A ste
 restore as it was saved is left aside with a warning, and the next older one is tried.
 """
 
-import functools
 import gc
 import hashlib
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 LOGGERS = ("absl", "asyncio")  # where Orbax logs
 
 
-@functools.cache
+@cache
 def mute_orbax() -> None:
     """Leaves out what Orbax says, for the rest of the process, that is no user's concern."""
 
@@ -132,12 +132,7 @@ class Checkpoints:
         agree({f"steps in {self._manager.directory}": steps})
         reasons = []
         for step in steps:
-            restored, reason = None, ""
-            with _quiet():
-                try:
-                    restored = self._restore_step(step, like)
-                except Exception as error:  # Orbax raises whatever the damage leads it to
-                    reason = first_line(error)
+            restored, reason = attempt(partial(self._restore_step, like=like), step)
             # What one host cannot read, none goes on from.
             reason = next(filter(None, gather(reason)), "")
             if restored is None or reason:
@@ -185,17 +180,15 @@ class Checkpoints:
 
         Raises whatever the damage to it leads Orbax to.
         """
-        place = SingleDeviceSharding(jax.local_devices()[0])
-        with _quiet():
-            record = self.record(step)
-            # The manager knows no handler of the state before it has restored one.
-            folder = self._manager.directory / str(step) / "state"
-            saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
-            like = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                getattr(saved, "tree", saved),
-            )
-            state = self._state(step, like)
+        record, place = self.record(step), SingleDeviceSharding(jax.local_devices()[0])
+        # The manager knows no handler of the state before it has restored one.
+        folder = self._manager.directory / str(step) / "state"
+        saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            getattr(saved, "tree", saved),
+        )
+        state = self._state(step, like)
         # Without a configuration, tuples and dataclasses are read as dictionaries.
         ours = {_plain(path): value for path, value in fingerprints(state).items()}
         for path, value in record["sha256"].items():
@@ -209,13 +202,8 @@ class Checkpoints:
 
     def inspect(self) -> dict[int, tuple[str, dict[str, Any]]]:
         """Reads every step, and returns what is wrong with it, or "", and its record."""
-        found = {}
-        for step in self.steps():
-            try:
-                found[step] = "", self.read(step)[1]
-            except Exception as error:  # Orbax raises whatever the damage leads it to
-                found[step] = first_line(error), {}
-        return found
+        found = {step: attempt(self.read, step) for step in self.steps()}
+        return {step: (reason, {} if reason else read[1]) for step, (read, reason) in found.items()}
 
     def wait(self) -> None:
         """Blocks until what was started is on disk, or a UsageError says that it is not."""
@@ -232,7 +220,7 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Mutes all that Orbax says of damage: one warning of ours stands for it."""
+    """Mutes what Orbax says of damage: one warning of ours stands for it."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
     for logger in loggers:
@@ -241,10 +229,20 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # reads that were given up speak when they are collected
         sys.unraisablehook = hook
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
+
+
+def attempt(read: Callable[[int], Any], step: int) -> tuple[Any, str]:
+    """Returns what is read of a step, or None and why it cannot be."""
+    with _quiet():
+        try:
+            return read(step), ""
+        except Exception as error:  # Orbax raises whatever the damage leads it to
+            reason = first_line(error)
+        gc.collect()  # reads that were given up speak when they are collected
+        return None, reason
 
 
 def _progress(record: dict[str, Any]) -> Progress:

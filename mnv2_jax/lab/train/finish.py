@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.lab.train.checkpoint import Checkpoints
+from mnv2_jax.errors import UsageError
+from mnv2_jax.lab.train.checkpoint import Checkpoints, attempt
 from mnv2_jax.lab.train.record import OF, identity_of, read_config, write_model
 
 AT = "at_{}"  # the folder of a model in that of its seed, by its step
@@ -60,13 +60,14 @@ def _choose(folder: Path, best: bool, at: int | None) -> tuple[Any, dict[str, An
     try:
         there = checkpoints.steps()
         for step in [step for step in there[::-1] if at in (None, step)]:
-            try:
-                read.append(checkpoints.read(step))
-                if not best:
-                    break
-            except Exception as error:  # Orbax raises whatever the damage leads it to
-                reasons.append(f"; step {step}: {first_line(error)}")
+            found, reason = attempt(checkpoints.read, step)
+            if reason:
+                reasons.append(f"; step {step}: {reason}")
                 log.warning("this checkpoint of %s cannot be used%s", folder, reasons[-1])
+                continue
+            read.append(found)
+            if not best:
+                break
     finally:
         checkpoints.close()
     if best:

@@ -1,5 +1,6 @@
 """Plans of devices, and two hosts on one machine."""
 
+import json
 import os
 import socket
 import subprocess
@@ -88,74 +89,72 @@ def test_what_runs_on_one_host_only(monkeypatch, arguments):
         make_plan(**arguments)
 
 
-TWO_HOSTS = """
-import sys
-import jax
-index, port = int(sys.argv[1]), sys.argv[2]
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(f"localhost:{port}", 2, index, initialization_timeout=60)
+COMBINATIONS = (("jit", "global"), ("shard_map", "device"))
+TRAINED = """
 import itertools
+import jax
 import numpy as np
-from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.train.run import make_run
 from tests.lab.train.setting import tiny
-for launcher, scope in (("jit", "global"), ("jit", "device"), ("shard_map", "global")):
-    config = tiny(parallel={"launcher": launcher, "batch_norm": scope}, eval_batch_size=50,
-                  model={"dropout": 0.0})
+
+def trained(launcher, scope, devices):
+    config = tiny(parallel={"launcher": launcher, "batch_norm": scope, "devices": devices},
+                  eval_batch_size=50, model={"dropout": 0.0})
     run = make_run(config, 1)
     state = run.fresh(run.keys((0,)))
     resident = jax.device_put(run.train.resident(), run.plan.everywhere)
     for rows in itertools.islice(run.rows((0,), 0), 3):
         state, metrics = run.step(state, resident, rows, run.keys((0,)))
-    found = run.evaluate(state.variables)
-    total = float(np.asarray(metrics["sums"]["loss"][0]))
-    print(launcher, scope, total, float(found["loss"][0]), float(found["accuracy"][0]), flush=True)
+    found = run.evaluate(state.variables) if launcher == "jit" else {}
+    scores = [float(value[0]) for _, value in sorted(found.items())]
+    return [float(np.asarray(metrics["sums"]["loss"][0])), *scores]
 """
-
-
-def answers(text):
-    """(launcher, scope) -> numbers, of the lines that the script above prints."""
-    rows = [line.split() for line in text.splitlines() if line.count(" ") == 4]
-    return {(row[0], row[1]): [float(v) for v in row[2:]] for row in rows}
+ON_A_HOST = """
+import json, sys
+import jax
+index, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, index, initialization_timeout=60)
+TRAINED
+from mnv2_jax.lab.devices.hosts import HostRequests
+print(json.dumps([trained(*combination, 0) for combination in COMBINATIONS]), flush=True)
+requests = HostRequests(1e6, lambda: index == 1)  # which only the second is told
+print(json.dumps(requests(1, lambda: None)), flush=True)
+"""
 
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # starved of processor time it takes minutes
 def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
+    """And leave together when one of them is told to stop."""
     script = tmp_path / "hosts.py"
-    script.write_text(TWO_HOSTS)
-    alone = tmp_path / "alone.py"
-    alone.write_text(
-        TWO_HOSTS.replace('"jax_num_cpu_devices", 2', '"jax_num_cpu_devices", 4').replace(
-            "jax.distributed.initialize", "(lambda *a, **k: None)"
-        )
-    )
+    code = ON_A_HOST.replace("TRAINED", TRAINED).replace("COMBINATIONS", repr(COMBINATIONS))
+    script.write_text(code)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
-
-    def start(*arguments):
-        return subprocess.Popen(
-            [sys.executable, *arguments], env=environment, text=True, cwd=tmp_path,
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(i), port], env=environment, text=True, cwd=tmp_path,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    both = [start(str(script), str(i), port) for i in range(2)]
+        )
+        for i in range(2)
+    ]  # fmt: skip
     try:
+        here: dict = {}
+        exec(TRAINED, here)  # of four devices in this process meanwhile
+        expected = [here["trained"](*combination, 4) for combination in COMBINATIONS]
         outputs = [process.communicate(timeout=540) for process in both]
     finally:  # one that waits for a peer in vain would outlive the tests
         for process in both:
             process.kill()
             process.communicate()
     assert [process.returncode for process in both] == [0, 0], outputs[0][1][-2000:]
-    single = start(str(alone), "0", port)
-    expected = answers(single.communicate(timeout=300)[0])
-    assert len(expected) == 3
     for out, _ in outputs:
-        found = answers(out)
-        assert found.keys() == expected.keys()
-        for name in expected:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=str(name))
+        found, told = map(json.loads, out.strip().splitlines()[-2:])
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+        assert told == [False, True]
