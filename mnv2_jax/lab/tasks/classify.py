@@ -10,22 +10,10 @@ import optax
 from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data import Transform, eval_transform, train_transform
+from mnv2_jax.lab.data import eval_transform, train_transform
 from mnv2_jax.lab.tasks import augment
-from mnv2_jax.lab.tasks.task import (
-    Batch,
-    Prediction,
-    Sums,
-    Task,
-    TaskSpec,
-    TrainedModel,
-    Variables,
-    init_with,
-    inputs,
-    means,
-    metrics_with,
-    train_outputs,
-)
+from mnv2_jax.lab.tasks import task as contract
+from mnv2_jax.lab.tasks.task import Batch, Prediction, Sums, Task, TaskSpec, TrainedModel, Variables
 from mnv2_jax.models.build import build
 from mnv2_jax.models.mobilenet import MobileNetV2
 
@@ -34,7 +22,7 @@ class Teacher(NamedTuple):
     """A trained network whose softened answers a student learns from (arXiv 1503.02531).
 
     Attributes:
-      logits: normalised images -> logits.
+      logits: of normalised images.
       weight: share of the distillation term in the loss, 0 to 1.
       temperature: softens both distributions; the term is scaled by its square.
     """
@@ -59,8 +47,7 @@ def classify(
     the row in the global batch.
 
     Args:
-      model: with a classifier.
-      image_shape: (h, w, c), for initialisation.
+      model, image_shape: with a classifier; (h, w, c), for initialisation.
       augmentations: applied to every training image on the device.
       label_smoothing: share of the target spread over all classes (slim's recipe has 0.1).
       mixup, cutmix: Beta parameters; 0 is off. With both, each batch takes one at random.
@@ -71,42 +58,36 @@ def classify(
 
     def mix(key: Array, images: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
         choice, key = jax.random.split(key)
-        if mixup and cutmix:
-            mixed = augment.mixup(key, images, targets, mask, mixup)
-            cut = augment.cutmix(key, images, targets, mask, cutmix)
-            first = jax.random.bernoulli(choice)
-            return jnp.where(first, mixed[0], cut[0]), jnp.where(first, mixed[1], cut[1])
+        mixed = cut = images, targets
         if mixup:
-            return augment.mixup(key, images, targets, mask, mixup)
-        return augment.cutmix(key, images, targets, mask, cutmix) if cutmix else (images, targets)
+            mixed = augment.mixup(key, images, targets, mask, mixup)
+        if cutmix:
+            cut = augment.cutmix(key, images, targets, mask, cutmix)
+        if not (mixup and cutmix):
+            return mixed if mixup else cut
+        first = jax.random.bernoulli(choice)
+        return jnp.where(first, mixed[0], cut[0]), jnp.where(first, mixed[1], cut[1])
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
         augment_key, key = jax.random.split(key)
         pixels = augment.each(augmentations, augment_key, batch["image"], batch["row"])
         # What is drawn once for all rows at hand differs between devices by their first row.
         mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, batch["row"][0]))
-        images = inputs(model, {**batch, "image": pixels})
+        images = contract.inputs(model, {**batch, "image": pixels})
         targets = jax.nn.one_hot(batch["label"], classes)
         images, targets = mix(mix_key, images, targets, batch["mask"])
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
-        logits, stats = train_outputs(model, variables, images, batch["mask"], dropout_key)
+        logits, stats = contract.train_outputs(model, variables, images, batch["mask"], dropout_key)
         losses = optax.softmax_cross_entropy(logits, targets)
         if teacher is not None:
             soft = jax.nn.softmax(teacher.logits(images) / teacher.temperature)
             term = optax.softmax_cross_entropy(logits / teacher.temperature, soft)
-            losses = (1 - teacher.weight) * losses + (
-                teacher.weight * teacher.temperature**2 * term
-            )
+            weight = teacher.weight
+            losses = (1 - weight) * losses + (weight * teacher.temperature**2 * term)
         hits = _top(logits, batch["label"], 1)
         return _sums(batch["mask"], loss=losses, accuracy=hits), stats
 
-    return Task(
-        init_with(model, image_shape), loss, metrics_with(model, _scores), means, CLASSIFY.monitor
-    )
-
-
-def _scores(model: MobileNetV2, logits: Array, batch: Batch) -> Sums:
-    return scores(without_background(model, logits), batch)
+    return CLASSIFY.learn(model, image_shape, loss)
 
 
 def without_background(model: Any, logits: Any) -> Float[Array, "b classes"]:
@@ -165,26 +146,10 @@ def _teacher(config: Any, trained: TrainedModel, model: MobileNetV2) -> Teacher:
 
 
 def _task(
-    config: Any,
-    model: MobileNetV2,
-    image_shape: tuple[int, int, int],
-    augmentations: tuple[augment.Augmentation, ...],
-    teacher: TrainedModel | None,
+    config: Any, model: Any, image_shape: Any, augmentations: Any, trained: TrainedModel | None
 ) -> Task:
-    return classify(
-        model,
-        image_shape,
-        augmentations,
-        config.loss.label_smoothing,
-        config.loss.mixup,
-        config.loss.cutmix,
-        None if teacher is None else _teacher(config, teacher, model),
-    )
-
-
-def _train_transform(config: Any, channels: int) -> Transform:
-    options = config.data.train.to_dict()
-    return train_transform(config.data.resolution, channels=channels, **options)
+    teacher = None if trained is None else _teacher(config, trained, model)
+    return classify(model, image_shape, augmentations, teacher=teacher, **config.loss.to_dict())
 
 
 CLASSIFY = TaskSpec(
@@ -194,12 +159,14 @@ CLASSIFY = TaskSpec(
     pipeline="image-classification",
     unlabeled=lambda height, width: {"label": 0},
     build=build,
-    train_transform=_train_transform,
+    train_transform=lambda config, channels: train_transform(
+        config.data.resolution, channels=channels, **config.data.train.to_dict()
+    ),
     eval_transform=lambda size, channels, options: eval_transform(
         size, channels=channels, **options
     ),
     task=_task,
-    scores=_scores,
+    scores=lambda model, logits, batch: scores(without_background(model, logits), batch),
     decode=lambda model, logits, _: jax.nn.softmax(without_background(model, logits)),
     show=_show,
     metrics={"accuracy": "top-1 accuracy"},

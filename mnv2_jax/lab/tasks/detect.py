@@ -23,22 +23,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mnv2_jax.lab.data import Transform, detection_eval, detection_train
 from mnv2_jax.lab.data.annotations import FIRST_CROWD
+from mnv2_jax.lab.tasks import task as contract
 from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, draw_boxes, enlarge
-from mnv2_jax.lab.tasks.task import (
-    Batch,
-    Prediction,
-    Sums,
-    Task,
-    TaskSpec,
-    TrainedModel,
-    Variables,
-    eval_outputs,
-    init_with,
-    inputs,
-    means,
-    metrics_with,
-    train_outputs,
-)
+from mnv2_jax.lab.tasks.task import Batch, Prediction, Sums, Task, TaskSpec, TrainedModel, Variables
 from mnv2_jax.models.anchors import encode
 from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, iou, match
 from mnv2_jax.models.build import build_ssdlite
@@ -67,17 +54,15 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
     number of matches. `metrics` are made readable by `summarize`.
 
     Args:
-      model: predicts boxes and classes.
-      image_shape: (h, w, c) of the images, which sets the anchors.
+      model, image_shape: predicts boxes and classes; (h, w, c) of the images sets the anchors.
     """
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
-        images = inputs(model, batch)
-        outputs, stats = train_outputs(model, variables, images, batch["mask"], key)
+        images = contract.inputs(model, batch)
+        outputs, stats = contract.train_outputs(model, variables, images, batch["mask"], key)
         return _losses(model, outputs, batch), stats
 
-    init, metrics = init_with(model, image_shape), metrics_with(model, scores)
-    return Task(init, loss, metrics, summarize, DETECT.monitor)
+    return DETECT.learn(model, image_shape, loss)
 
 
 def _losses(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
@@ -101,7 +86,7 @@ def scores(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
 
 def predict(model: SSDLite, variables: Variables, images: UInt8[Array, "b h w c"]) -> Detections:
     """Detects objects in images of pixels 0..255; every field has the batch as its first axis."""
-    outputs = eval_outputs(model, variables, {"image": images})
+    outputs = contract.eval_outputs(model, variables, {"image": images})
     return decode(model, outputs, _size({"image": images}))
 
 
@@ -249,7 +234,7 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     Classes without objects take no part, so `classes_scored` do; without any both are NaN.
     """
     single = sums.keys() - {"precision", "recall"}
-    found = means({name: pair for name, pair in sums.items() if name in single})
+    found = contract.means({name: pair for name, pair in sums.items() if name in single})
     if "precision" not in sums:
         return found
     hit, valid = (np.asarray(v, np.int64) for v in sums["precision"])
@@ -282,16 +267,9 @@ def average_precision(
 
 
 def _train_transform(config: Any, channels: int) -> Transform:
-    train = config.data.train
-    return detection_train(
-        config.data.resolution,
-        config.detect.max_objects,
-        train.crop,
-        tuple(train.area),
-        train.flip,
-        train.color,
-        channels,
-    )
+    size, train, most = config.data.resolution, config.data.train, config.detect.max_objects
+    area = tuple(train.area)
+    return detection_train(size, most, train.crop, area, train.flip, train.color, channels)
 
 
 def _eval_transform(size: int, channels: int, options: Mapping[str, Any]) -> Transform:

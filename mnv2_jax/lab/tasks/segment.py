@@ -19,24 +19,9 @@ from jaxtyping import Array, Bool, Int, UInt8
 
 from mnv2_jax.lab.data import Transform, segmentation_eval, segmentation_train
 from mnv2_jax.lab.data.image import fitted, resize
+from mnv2_jax.lab.tasks import task as contract
 from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, draw_labels, enlarge
-from mnv2_jax.lab.tasks.task import (
-    Batch,
-    Forward,
-    Prediction,
-    Sums,
-    Task,
-    TaskSpec,
-    TestTimeAugmentation,
-    TrainedModel,
-    Variables,
-    eval_outputs,
-    init_with,
-    inputs,
-    means,
-    metrics_with,
-    train_outputs,
-)
+from mnv2_jax.lab.tasks.task import Batch, Prediction, Sums, Task, TaskSpec, TrainedModel, Variables
 from mnv2_jax.models.build import build_deeplab
 from mnv2_jax.models.deeplab import DeepLabV3, resize_aligned
 
@@ -52,19 +37,17 @@ def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
     readable by `summarize`.
 
     Args:
-      model: from images to logits of every pixel.
-      image_shape: (h, w, c), for initialisation.
+      model, image_shape: from images to logits of every pixel; (h, w, c), for initialisation.
     """
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
         # Rows of one device draw together, so devices differ by their first row.
         key = jax.random.fold_in(key, batch["row"][0])
-        images = inputs(model, batch)
-        logits, stats = train_outputs(model, variables, images, batch["mask"], key)
+        images = contract.inputs(model, batch)
+        logits, stats = contract.train_outputs(model, variables, images, batch["mask"], key)
         return _sums(logits, batch), stats
 
-    init, metrics = init_with(model, image_shape), metrics_with(model, scores)
-    return Task(init, loss, metrics, summarize, SEGMENT.monitor)
+    return SEGMENT.learn(model, image_shape, loss)
 
 
 def scores(model: DeepLabV3, logits: Array, batch: Batch) -> Sums:
@@ -124,7 +107,7 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     >>> summarize({"iou": (np.array([1, 2, 0]), np.array([2, 4, 0]))})
     {'miou': 0.5, 'classes_scored': 2}
     """
-    found = means({name: pair for name, pair in sums.items() if name != "iou"})
+    found = contract.means({name: pair for name, pair in sums.items() if name != "iou"})
     if "iou" not in sums:
         return found
     both, either = (np.asarray(v, np.float64) for v in sums["iou"])
@@ -133,15 +116,13 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     return found | {"miou": miou, "classes_scored": len(each)}
 
 
-def average(forward: Forward, augmentation: TestTimeAugmentation) -> Forward:
+def average(
+    forward: contract.Forward, augmentation: contract.TestTimeAugmentation
+) -> contract.Forward:
     """Averages the class probabilities over resized and mirrored inputs (Table 7's MF).
 
-    Args:
-      forward: a segmenter.
-      augmentation: a resized side is n·scale rounded, with the corners kept in place.
-
-    Returns:
-      (weights, images) -> the logarithms of the averaged probabilities.
+    Returns (weights, images) -> the logarithms of the averages. A resized side is n·scale rounded,
+    with the corners kept in place.
     """
 
     def averaged(weights: Any, images: Array) -> Array:
@@ -161,7 +142,7 @@ def predict(
     model: DeepLabV3, variables: Variables, images: UInt8[Array, "b h w c"]
 ) -> Int[Array, "b h w"]:
     """Returns the class of every pixel of images of pixels 0..255."""
-    return eval_outputs(model, variables, {"image": images}).argmax(axis=-1)
+    return contract.eval_outputs(model, variables, {"image": images}).argmax(axis=-1)
 
 
 def _show(trained: TrainedModel, answer: np.ndarray, pixels: np.ndarray) -> Prediction:
@@ -188,15 +169,8 @@ def _background(trained: TrainedModel) -> int | None:
 
 
 def _train_transform(config: Any, channels: int) -> Transform:
-    train = config.data.train
-    return segmentation_train(
-        config.data.resolution,
-        train.crop,
-        tuple(config.segment.scale),
-        train.flip,
-        train.color,
-        channels,
-    )
+    size, train, scale = config.data.resolution, config.data.train, tuple(config.segment.scale)
+    return segmentation_train(size, train.crop, scale, train.flip, train.color, channels)
 
 
 # Options of `build_deeplab` that the configuration has in a group of their own.

@@ -54,8 +54,7 @@ class TestTimeAugmentation(NamedTuple):
     """Several looks at each image, whose answers are averaged (Table 7 has them for segmenters).
 
     Attributes:
-      scales: of the inputs, above 0.
-      flip: adds every input's mirror image.
+      scales, flip: sizes of the inputs, above 0; adds every input's mirror image.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -72,9 +71,8 @@ class Prediction(NamedTuple):
     """What a model says of one image.
 
     Attributes:
-      values: plain values, as they are written to JSON.
-      picture: (h, w, 3) uint8, the image with the answer drawn over it; None where the answer is
-        not of places.
+      values: as they are written to JSON.
+      picture: (h, w, 3) uint8, the answer drawn over the image, where it is of places.
       text: the answer in lines for a terminal, where there is no picture.
     """
 
@@ -147,12 +145,13 @@ class TaskSpec(NamedTuple):
         """The metric that ranks networks, higher is better."""
         return next(iter(self.metrics))
 
-    def check_record(self, record: Mapping[str, Any], data: str) -> None:
-        """Rejects a data set that lacks what the task learns from.
+    def learn(self, model: Any, image_shape: tuple[int, int, int], loss: Any) -> Task:
+        """Returns what a network learns by this loss; images of (h, w, c) are for its first call."""
+        metrics = metrics_with(model, self.scores)
+        return Task(init_with(model, image_shape), loss, metrics, self.summarize, self.monitor)
 
-        Raises:
-          UsageError: with what its records hold.
-        """
+    def check_record(self, record: Mapping[str, Any], data: str) -> None:
+        """Rejects a data set that lacks what the task learns from, with a `UsageError`."""
         for field, axes in self.fields.items():
             if field not in record or np.ndim(record[field]) != axes:
                 held = ", ".join(f"{key} {np.shape(value)}" for key, value in record.items())
@@ -213,14 +212,10 @@ def evaluate(
     """Evaluates over a whole set, each example once: the one loop that all evaluations share.
 
     Args:
-      compute: (batch) -> sums, compiled; rows whose mask is 0 must count nowhere. Sums are added up
-        in 64 bits on the host.
-      batches: of the set; the last one is padded with masked rows.
+      compute: (batch) -> sums, compiled; they are added up in 64 bits on the host.
+      batches: of the set; the last one is padded with rows whose mask is 0 and that count nowhere.
       summarize: the sums of the whole set -> the result.
-      stopped: asked before each batch.
-
-    Returns:
-      What `summarize` makes of the sums; None once `stopped()` is true.
+      stopped: asked before each batch; once it is true, the result is None.
     """
     total: Any = None
     for batch in batches:
@@ -259,14 +254,8 @@ def train_outputs(
     model: Any, variables: Variables, images: Array, mask: Array, key: Array
 ) -> tuple[Any, Variables]:
     """Applies a network in training mode; returns its outputs and the new batch statistics."""
-    outputs, updates = model.apply(
-        variables,
-        images,
-        train=True,
-        mask=mask,
-        mutable=["batch_stats"],
-        rngs={"dropout": key},
-    )
+    settings = {"train": True, "mask": mask, "rngs": {"dropout": key}}
+    outputs, updates = model.apply(variables, images, mutable=["batch_stats"], **settings)
     return outputs, updates["batch_stats"]
 
 
