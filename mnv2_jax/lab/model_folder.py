@@ -2,29 +2,45 @@
 
 These are the names that model hubs expect, so the folder can be uploaded as it is. The tensors are
 named by their path (`params/block_0/filter/conv/kernel`); the JSON holds what builds the network,
-its dialect among it, the class names and the image size. There is no training state, and nothing
-in any of the files is executed.
+its dialect among it, the class names and the image size, sealed together with the hash of the
+tensors. There is no training state, and nothing in any of the files is executed.
 """
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
-from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import user_path, write_file, write_json
+from mnv2_jax.errors import UsageError, first_line, shown
+from mnv2_jax.files import read_file, user_path, write_file, write_json
+from mnv2_jax.lab import rules
+from mnv2_jax.lab.rules import each, flag, number, optional, text
+from mnv2_jax.lab.seal import MAX_FILE, OF, SEAL, check_seal, read_json, sealed
 from mnv2_jax.lab.tasks import TASKS
-from mnv2_jax.lab.tasks.task import TrainedModel
-from mnv2_jax.models.build import look_up
+from mnv2_jax.lab.tasks.task import TaskSpec, TrainedModel, backbone_of
 
 TENSORS, DESCRIPTION, CARD = "model.safetensors", "config.json", "README.md"
 EARLIEST = "classify"  # the task of folders that name none, as the first release wrote them
-MAX_RESOLUTION = 2**13  # as in a configuration; what is more is damage
+HASH = "tensors_sha256"
+REMEDY = "Take the model anew; if you edited it yourself, remove "
+REMEDY += f"{SEAL!r}, {OF!r} and {HASH!r} from {DESCRIPTION}."
+# What a description may say, by group and key; other keys are the builders' and the preparations'.
+RULES: dict[str, dict[str, Any]] = {
+    "": {
+        "task": TASKS, "classes": each(text), "resolution": number(1, rules.MAX_SIDE), HASH: text,
+        "train_images": number(0, 2**62), "eval_images": number(0, 2**62),
+    },
+    "model": rules.MODEL | rules.HEADS_OF["detect"] | rules.HEADS_OF["segment"] | {
+        "num_classes": optional(number(1, 2**20)), "in_channels": number(1, 1024),
+        "class_offset": number(0, 1),
+    },
+    "eval": rules.EVAL | {"max_objects": number(1, 1024), "method": text, "antialias": flag},
+    "source": {"ecosystem": text, "file": text, "sha256": text},
+}  # fmt: skip
 
 
 def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> None:
@@ -39,9 +55,11 @@ def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(jax.device_get(variables), sep="/")
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-    write_file(folder / TENSORS, save(tensors, metadata={"format": "flax"}))
+    content = save(tensors, metadata={"format": "flax"})
+    write_file(folder / TENSORS, content)
     write_file(folder / CARD, model_card(tensors, description))
-    write_json(folder / DESCRIPTION, description)
+    own = description | {HASH: hashlib.sha256(content).hexdigest()}
+    write_json(folder / DESCRIPTION, sealed(own))
 
 
 def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> str:
@@ -49,13 +67,9 @@ def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> s
     task = TASKS[description.get("task", EARLIEST)]
     options = ", ".join(f"{name} {value}" for name, value in description["model"].items())
     parameters = sum(leaf.size for name, leaf in tensors.items() if name.startswith("params/"))
-    size = description["resolution"]
-    source = description.get("source")
-    origin = (
-        f"Imported from `{source['file']}` of {source['ecosystem']}, sha256 {source['sha256']}.\n\n"
-        if source
-        else ""
-    )
+    size, source, origin = description["resolution"], description.get("source"), ""
+    if source:
+        origin = "Imported from `{file}` of {ecosystem}, sha256 {sha256}.\n\n".format(**source)
     return (
         f"---\nlibrary_name: mnv2_jax\npipeline_tag: {task.pipeline}\n"
         f"tags:\n- mobilenetv2\n- jax\n- flax\n---\n\n"
@@ -82,33 +96,15 @@ def load_model(folder: str | Path) -> TrainedModel:
                 f"{str(folder)!r} is no saved model, for it has no {name}: give the folder of a "
                 "finished run, such as runs/NAME/VARIANT/seed_0, or of `mnv2 import`."
             )
+    description, task, model = read_description(folder / DESCRIPTION)
+    classes, size = tuple(description["classes"]), description["resolution"]
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        tensors = load_file(folder / TENSORS)
-        task = look_up("task", description.get("task", EARLIEST), TASKS)
-        model = task.build(**description["model"])
-        classes, resolution = tuple(description["classes"]), int(description["resolution"])
-        if not 1 <= resolution <= MAX_RESOLUTION:
-            raise ValueError(f"its resolution is {resolution}, not from 1 to {MAX_RESOLUTION}")
-    except KeyError as error:
-        raise UsageError(
-            f"{str(folder / DESCRIPTION)!r} has no {error} entry, so it was not written by "
-            "mnv2_jax: bring in weights of other projects by `mnv2 import`."
-        ) from error
-    except (
-        OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError,
-    ) as error:  # fmt: skip
-        raise UsageError(
-            f"the model in {str(folder)!r} cannot be read: {first_line(error)}."
-        ) from error
-    saved = TrainedModel(
-        task, model, unflatten_dict(tensors, sep="/"), classes, resolution, description
-    )
-    shape = (1, resolution, resolution, saved.backbone.in_channels)
-    expected: Any = flatten_dict(
-        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.float32)),
-        sep="/",
-    )
+        content = read_file(folder / TENSORS, MAX_FILE)
+        tensors = load(content)
+        expected = _expected(model, size)
+    except Exception as error:  # Flax and safetensors raise what they meet
+        why = f"the model in {str(folder)!r} cannot be read: {first_line(error)}."
+        raise UsageError(why) from error
     wrong = [
         name
         for name in sorted(expected.keys() | tensors.keys())
@@ -128,4 +124,58 @@ def load_model(folder: str | Path) -> TrainedModel:
             f"the model in {str(folder)!r} holds NaN or infinite numbers in {diverged}: its "
             "training diverged, or the file is damaged; take another one."
         )
-    return saved
+    if HASH in description and description[HASH] != hashlib.sha256(content).hexdigest():
+        raise UsageError(
+            f"{TENSORS} and {DESCRIPTION} in {str(folder)!r} are not of one model: the sha256 is "
+            f"another. {REMEDY}"
+        )
+    return TrainedModel(task, model, unflatten_dict(tensors, sep="/"), classes, size, description)
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], TaskSpec, Any]:
+    """Reads the `config.json` of a model; returns it with its task and its network.
+
+    Raises:
+      UsageError: it is not what was written with the model, or a value in it cannot be used.
+    """
+    try:
+        description = read_json(path)
+        check_seal(description, must=False)
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} {error}. {REMEDY}") from error
+    for key in ("model", "classes", "resolution"):
+        if key not in description:
+            raise UsageError(
+                f"{str(path)!r} has no {key!r} entry, so it was not written by mnv2_jax: bring in "
+                "weights of other projects by `mnv2 import`."
+            )
+    try:
+        _check_values(description)
+        task = TASKS[description.get("task", EARLIEST)]
+        model = task.build(**description["model"])
+        named, known = len(description["classes"]), model.num_classes
+        known = known and known - getattr(model, "class_offset", 0)
+        if named and known and named != known:
+            raise UsageError(f"it names {named} classes, and its network has {known}")
+    except (ValueError, TypeError, ArithmeticError) as error:
+        why = str(error).rstrip(".") if isinstance(error, UsageError) else first_line(error)
+        raise UsageError(f"{str(path)!r} describes no model: {why}.") from error
+    return description, task, model
+
+
+def _check_values(description: dict[str, Any]) -> None:
+    for group, own in RULES.items():
+        values = description.get(group, {}) if group else description
+        if not isinstance(values, dict):
+            raise UsageError(f"{group} is {shown(values)}: it must be an object")
+        for key in own.keys() & values.keys():
+            value = tuple(values[key]) if isinstance(values[key], list) else values[key]
+            rules.check_value(f"{group}.{key}".strip("."), value, own[key])
+
+
+def _expected(model: Any, size: int) -> dict[str, Any]:
+    """The tensors of a network, by path; it has to take images of its size."""
+    shape = (1, size, size, backbone_of(model).in_channels)
+    image = jax.ShapeDtypeStruct(shape, np.float32)
+    tree: Any = jax.eval_shape(model.init, jax.random.key(0), image)
+    return flatten_dict(tree, sep="/")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import UnreadableFile, read_file
 from mnv2_jax.lab.model_folder import TENSORS, load_model
+from mnv2_jax.lab.seal import MAX_JSON
 from mnv2_jax.lab.train import record as run
 from mnv2_jax.lab.train.checkpoint import Checkpoints
 from mnv2_jax.lab.train.finish import AT
@@ -129,7 +130,7 @@ def _of_a_model(folder: Path, problems: dict[str, str]) -> Iterator[tuple[str, P
 def _log_problem(path: Path, config: dict[str, Any], finished: bool, known: str) -> str:
     """A row for every `log_every` steps of the training, each once and in order."""
     try:
-        text = read_file(path, run.MAX_JSON).decode()
+        text = read_file(path, MAX_JSON).decode()
     except ValueError as error:
         return getattr(error, "reason", "cannot be read")
     rows, lines = [], text.splitlines()
@@ -157,7 +158,7 @@ def _log_problem(path: Path, config: dict[str, Any], finished: bool, known: str)
 def _events_problem(path: Path) -> str:
     """TensorBoard's records carry a checksum each; a killed run may have cut the last one."""
     try:
-        content, at = read_file(path, run.MAX_JSON), 0
+        content, at = read_file(path, MAX_JSON), 0
     except UnreadableFile as error:
         return error.reason
     while at + 12 <= len(content):

@@ -146,7 +146,7 @@ class TaskSpec(NamedTuple):
         return next(iter(self.metrics))
 
     def learn(self, model: Any, image_shape: tuple[int, int, int], loss: Any) -> Task:
-        """Returns what a network learns by this loss; images of (h, w, c) are for its first call."""
+        """Returns what a network learns by this loss; (h, w, c) is for initialisation."""
         metrics = metrics_with(model, self.scores)
         return Task(init_with(model, image_shape), loss, metrics, self.summarize, self.monitor)
 

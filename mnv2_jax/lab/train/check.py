@@ -1,54 +1,24 @@
 """One cheap check of a whole configuration: everything that shows without its data and devices."""
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import UsageError, shown, unknown
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.lab import rules
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
+from mnv2_jax.lab.rules import each, flag, number, optional, rising, text
 from mnv2_jax.lab.tasks import TASKS, make_model
 from mnv2_jax.lab.train.config import OVERRIDE, flatten
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
-from mnv2_jax.models.build import DTYPES, PARTS, look_up_part
-from mnv2_jax.models.deeplab import ATROUS
-from mnv2_jax.models.ssdlite import HEADS
 
 MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
 MAX_SEED = 2**32 - 1  # jax.random.key takes no more bits, and would give larger seeds' keys twice
 ANY_CLASSES, ANY_CHANNELS = 2, 3  # the data's own are not known yet
 
 DURATION = r"(\d{1,9}(\.\d{1,9})?[smhd]?)*"
-
-# (value) -> what it has to be; "" if it is that.
-Rule = Callable[[Any], str]
-
-
-def number(low: float, high: float | None = None) -> Rule:
-    """Finite numbers from `low` to `high`, both included; whole ones if `low` is an integer."""
-    whole = isinstance(low, int)
-    shown = [f"{bound}" if whole else f"{bound:g}" for bound in (low, high) if bound is not None]
-    bounds = f"at least {shown[0]}" if high is None else f"between {' and '.join(shown)}"
-
-    def rule(value: Any) -> str:
-        if type(value) is not int and (whole or type(value) is not float):
-            return f"{'an integer' if whole else 'a number'} {bounds}"
-        inside = low <= value < math.inf and (high is None or value <= high)  # NaN is not
-        return "" if inside else bounds
-
-    return rule
-
-
-def flag(value: Any) -> str:
-    """True or False."""
-    return "" if isinstance(value, bool) else "True or False"
-
-
-def text(value: Any) -> str:
-    """Any text."""
-    return "" if isinstance(value, str) and "\0" not in value else "a text without null characters"
 
 
 def seconds_of(duration: str) -> float:
@@ -67,72 +37,42 @@ def duration(value: Any) -> str:
     return "" if good else "a text such as '90', which is seconds, '10m' or '1h30m'"
 
 
-def part(kind: str) -> Rule:
-    """The name of a part of the network; an unknown one is refused with the remedy."""
-    return lambda value: text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
-
-
-def optional(rule: Rule) -> Rule:
-    """None, or what another rule allows."""
-    return lambda value: "" if value is None else rule(value)
-
-
-def each(rule: Rule) -> Rule:
-    """A tuple whose every item a rule allows."""
-
-    def all_of(value: Any) -> str:
-        if not isinstance(value, tuple):
-            return "a tuple"
-        wrong = next(filter(None, map(rule, value)), "")
-        return wrong and f"a tuple, each item {wrong}"
-
-    return all_of
-
-
-def rising(low: float, high: float) -> Rule:
-    """Two numbers from `low` to `high`, the first not above the second."""
-    items, must = each(number(low, high)), f"two numbers that rise, between {low:g} and {high:g}"
-    return lambda v: "" if not items(v) and len(v) == 2 and v[0] <= v[1] else must
-
-
 # What every key of the base in experiments/imagenet.py has to be. A table holds the choices.
-RULES: dict[str, Rule | Mapping[str, Any]] = {
+RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
     key: rule
     for rule, keys in (
         (text, "name title data.name data.train_split data.eval_split data.train.crop "
-               "data.train.policy data.eval.crop sweep.reference"),
+               "data.train.policy sweep.reference"),
         (each(text), "needs low_precision init.frozen sweep.claim"),
         (optional(text), "data.root init.model teacher.model"),
-        (flag, "data.on_device segment.aspp segment.decoder optimizer.staircase "
-               "optimizer.nesterov optimizer.decay_depthwise init.frozen_norm"),
+        (flag, "data.on_device optimizer.staircase optimizer.nesterov optimizer.decay_depthwise "
+               "init.frozen_norm"),
         (number(0.0, 1e38), "optimizer.learning_rate optimizer.power optimizer.epsilon "
                       "optimizer.weight_decay optimizer.clip_norm loss.mixup loss.cutmix "
                       "checkpoint_minutes"),
-        (number(0.0, 1.0), "model.dropout data.bad_record_budget data.train.flip data.train.color "
+        (number(0.0, 1.0), "data.bad_record_budget data.train.flip data.train.color "
                            "data.train.erasing optimizer.decay_rate optimizer.decay "
                            "optimizer.momentum optimizer.beta1 optimizer.beta2 "
                            "loss.label_smoothing ema_decay teacher.weight"),
         (number(0.0, 1e6), "epochs optimizer.decay_epochs optimizer.warmup_epochs "
                            "eval_every_epochs"),
-        (number(1, 2**13), "data.resolution segment.channels"),
-        (optional(number(1, 64)), "model.expansion model.output_stride"),
         (number(1, 2**20), "batch_size eval_batch_size parallel.accumulate keep_checkpoints"),
         (number(0, 2**20), "parallel.devices sweep.at_once"),
         (number(1, MAX_STEPS), "log_every stop_after_skipped"),
     )
     for key in keys.split()
 } | {
-    "task": TASKS, "model.dtype": DTYPES, **{f"model.{kind}": part(kind) for kind in PARTS},
-    "detect.heads": HEADS, "segment.atrous": ATROUS, "optimizer.name": OPTIMIZERS,
+    f"{group}.{key}": rule
+    for group, own in ({"model": rules.MODEL, "data.eval": rules.EVAL} | rules.HEADS_OF).items()
+    for key, rule in own.items()
+} | {
+    "task": TASKS, "data.resolution": number(1, rules.MAX_SIDE), "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
     "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
-    "sweep.seeds": each(number(0, MAX_SEED)), "segment.rates": each(number(1, 1024)),
-    "model.width": number(0.001, 64.0), "data.eval.fraction": number(0.001, 1.0),
-    "teacher.temperature": number(0.01, 1e38), "model.bn_decay": optional(number(0.0, 1.0)),
-    "data.threads": optional(number(1, 1024)), "detect.max_objects": number(1, 1024),
-    "data.train.pad": number(0, 2**13), "time": duration,
-    "patience": number(0, MAX_STEPS), "steps": number(0, MAX_STEPS),
+    "sweep.seeds": each(number(0, MAX_SEED)), "teacher.temperature": number(0.01, 1e38),
+    "data.threads": optional(number(1, 1024)), "data.train.pad": number(0, rules.MAX_SIDE),
+    "time": duration, "patience": number(0, MAX_STEPS), "steps": number(0, MAX_STEPS),
 }  # fmt: skip
 
 
@@ -141,7 +81,7 @@ def check(config: Any) -> None:
     check_sweep(config)
     given = flatten(config)
     for key, rule in RULES.items():
-        _check_value(key, given[key], rule)
+        rules.check_value(key, given[key], rule)
     if not config.steps and not config.epochs:
         raise UsageError("epochs and steps are both 0: set one of them to train at all.")
     _check_what_is_ignored(config)
@@ -154,14 +94,6 @@ def check(config: Any) -> None:
     make_model(config, ANY_CLASSES, ANY_CHANNELS)
 
 
-def _check_value(key: str, value: Any, rule: Rule | Mapping[str, Any]) -> None:
-    if isinstance(rule, Mapping):
-        if not isinstance(value, str) or value not in rule:
-            raise unknown(key, value, rule)
-    elif must := rule(value):
-        raise UsageError(f"{key} is {shown(value)}: it must be {must}.")
-
-
 def check_sweep(config: Any) -> None:
     """Checks what a sweep says of its variants and seeds, and that no key is missing."""
     given = flatten(config)
@@ -171,7 +103,7 @@ def check_sweep(config: Any) -> None:
             "experiments/imagenet.py, which defines them all."
         )
     for key in ("name", "title", "needs", *(key for key in RULES if key.startswith("sweep."))):
-        _check_value(key, given[key], RULES[key])
+        rules.check_value(key, given[key], RULES[key])
     seeds, variants = config.sweep.seeds, config.sweep.variants
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"sweep.seeds is {seeds!r}: give at least one integer, each once.")

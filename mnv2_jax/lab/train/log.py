@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.files import UnreadableFile, read_file, write_file
-from mnv2_jax.lab.train.record import MAX_JSON, METRICS
+from mnv2_jax.lab.seal import MAX_JSON
+from mnv2_jax.lab.train.record import METRICS
 
 EVENTS = "tensorboard/events"
 

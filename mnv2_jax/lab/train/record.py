@@ -5,21 +5,18 @@ taken for its own. Release 0.1.0 wrote none of this: where it began a run, its f
 they are.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import UnreadableFile, json_text, read_file, write_json
+from mnv2_jax.errors import UsageError
+from mnv2_jax.files import UnreadableFile, write_json
 from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
+from mnv2_jax.lab.seal import OF, SEAL, Foreign, check_seal, digest, hash_file, read_json, sealed
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
 DATA = "data.json"  # what the data of a run are made of
-OF, SEAL = "of", "seal"  # whose a record is, and the hash over all the rest of it
-MAX_JSON, MAX_FILE = 1 << 28, 1 << 36  # bytes; what is more is no file of ours
 # What another start may change in the folder of a run: no step computes anything else with it.
 # Of the length, see `sweep.check_owner`.
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
@@ -28,10 +25,6 @@ LENGTH = ("steps", "epochs")
 # What a result has at least, as all releases wrote it.
 FIELDS = {"seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "skipped": int}
 FIELDS["model_sha256"] = str
-
-
-class Foreign(ValueError):
-    """A record that is another's."""
 
 
 class Identity(NamedTuple):
@@ -51,57 +44,6 @@ def identity_of(config: Mapping[str, Any]) -> Identity:
     """Returns the identity of a run from the content of its `config.json`."""
     fixed = {k: v for k, v in config.items() if k not in (*FREE, *LENGTH, SEAL)}
     return Identity(digest([SEAL in config, fixed])[:16], sealed=SEAL in config)
-
-
-def digest(content: Any) -> str:
-    """SHA-256 of a JSON value, however its file is laid out.
-
-    >>> digest({"a": 1, "b": [2.5]})[:8] == digest({"b": [2.5], "a": 1})[:8]
-    True
-    """
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sealed(content: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns a copy of a record with whose it is, and the hash over both."""
-    whole = json.loads(json_text({**content, OF: of} if of else content))
-    return whole | {SEAL: digest(whole)}
-
-
-def check_seal(record: Mapping[str, Any], must: bool, of: Mapping[str, Any] | None = None) -> None:
-    """Checks that a record is as it was sealed, and that it says `of` of itself.
-
-    Unless it `must` have a seal, one of an older release may lack it. Raises a ValueError if it was
-    changed, Foreign if it is another's.
-    """
-    if SEAL not in record:
-        if must or OF in record:
-            raise ValueError("has no seal, so it was changed or is another run's")
-        return
-    if record[SEAL] != digest({k: v for k, v in record.items() if k != SEAL}):
-        raise ValueError("is not what was written: its seal does not fit")
-    theirs = record.get(OF) or {}
-    for key, own in (of or {}).items():
-        if theirs.get(key) != own:
-            raise Foreign(f"belongs to {key} {theirs.get(key)!r}, not to {own!r}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads an object of JSON without NaN or infinity; a ValueError says why it is none."""
-    try:
-        content = json.loads(read_file(path, MAX_JSON), parse_constant=_no_number)
-    except UnreadableFile as error:
-        raise ValueError(error.reason) from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"cannot be read: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError("cannot be read: it is not an object of JSON")
-    return content
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -137,11 +79,6 @@ def read_data(workdir: Path, run: str) -> dict[str, Any] | None:
             f"{path} {error}. Remove it to go on with the data as they are now."
         ) from error
     return content
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a regular file."""
-    return hashlib.sha256(read_file(path, MAX_FILE)).hexdigest()
 
 
 def write_model(

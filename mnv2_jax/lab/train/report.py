@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from mnv2_jax.accounting import account
-from mnv2_jax.errors import UsageError, first_line, one_line
+from mnv2_jax.errors import one_line
 from mnv2_jax.files import replacing, write_file, write_json
-from mnv2_jax.lab.model_folder import DESCRIPTION, EARLIEST
+from mnv2_jax.lab.model_folder import DESCRIPTION, read_description
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import plain
 from mnv2_jax.lab.train.log import read_curves
@@ -106,13 +106,8 @@ def describe_networks(workdir: Path, seeds: Mapping[str, Sequence[int]]) -> dict
 
 
 def _network(path: Path) -> dict[str, Any]:
-    try:
-        description = read_json(path)
-        options, size = description["model"], int(description["resolution"])
-        model = TASKS[description.get("task", EARLIEST)].build(**options)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{path} cannot be read: {first_line(error)}. Train the model again."
-        raise UsageError(why) from error
+    description, _, model = read_description(path)
+    options, size = description["model"], description["resolution"]
     cost = account(model, (1, size, size, options.get("in_channels", 3)))
     network = {"options": options, "resolution": size, "params": cost.params, "madds": cost.madds}
     if IMAGES[0] in description:
