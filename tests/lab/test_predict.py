@@ -362,9 +362,19 @@ def another_project(folder):
     (folder / "config.json").write_text('{"model_type": "mobilenet_v2", "depth_multiplier": 1.0}')
 
 
+def unsealed(folder):
+    """Takes from a description what says that it is unchanged, as older releases wrote it."""
+    description = json.loads((folder / "config.json").read_text())
+    kept = {k: v for k, v in description.items() if k not in ("seal", "tensors_sha256")}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return kept
+
+
 def described(part=None, **changes):
+    """Changes a description by hand."""
+
     def damage(folder):
-        description = json.loads((folder / "config.json").read_text())
+        description = unsealed(folder)
         (description[part] if part else description).update(changes)
         (folder / "config.json").write_text(json.dumps(description))
 
@@ -373,6 +383,7 @@ def described(part=None, **changes):
 
 def stored(change):
     def damage(folder):
+        unsealed(folder)
         tensors = load_file(folder / "model.safetensors")
         name = "params/stem/conv/kernel"
         save_file(tensors | {name: change(tensors[name])}, folder / "model.safetensors")
@@ -393,10 +404,20 @@ def no_tensors(folder):
         (another_project, "has no 'model' entry, so it was not written by mnv2_jax"),
         (described("model", spec="small_32"), "do not fit the network"),
         (described("model", depth=3), "unknown model option 'depth'"),
-        (described(resolution=10**9), "resolution is 1000000000, not from 1 to 8192"),
+        (described(resolution=10**9), "resolution is 1000000000: it must be between 1 and 8192"),
         (described(resolution=-8), "resolution is -8"),
+        (described(resolution="8"), "resolution is '8': it must be an integer"),
+        (described(classes="digits"), "classes is 'digits': it must be a tuple"),
+        (described(classes=["a", None]), "classes is ('a', None)"),
+        (described(classes=["a", "b"]), "it names 2 classes, and its network has 10"),
+        (described(model=None), "model is None: it must be an object"),
+        (described(eval=None), "eval is None: it must be an object"),
+        (described(task=["classify"]), "unknown task ('classify',)"),
+        (described("model", width=float("inf")), "Infinity is no number of JSON"),
+        (described("model", num_classes=True), "model.num_classes is True: it must be an integer"),
+        (described("model", spec=None), "model.spec is None"),
         (described("eval", zoom=2), "which no image can be prepared by"),
-        (described(eval=[]), "which no image can be prepared by"),
+        (described(eval=[]), "eval is []: it must be an object"),
         (stored(lambda kernel: kernel.astype(np.int8)), "do not fit the network"),
         (stored(lambda kernel: kernel * np.nan), "NaN or infinite numbers in params/stem/conv"),
         (no_tensors, "no model.safetensors"),
@@ -407,6 +428,48 @@ def test_a_damaged_model_is_one_line(folder, capsys, damage, message):
     assert main(["evaluate", "--model", str(folder), "--data", "digits"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def edit(**changes):
+    def change(folder, _):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def another(name):
+    return lambda folder, other: (folder / name).write_bytes((other / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit(classes=[str((i + 1) % 10) for i in range(10)]), "its seal does not fit"),
+        (edit(model=MODEL | {"dialect": "slim"}), "its seal does not fit"),
+        (edit(model=MODEL | {"activation": "relu"}), "its seal does not fit"),
+        (edit(model=MODEL | {"shortcut": "none"}), "its seal does not fit"),
+        (edit(resolution=16), "its seal does not fit"),
+        (edit(eval={"crop": "stretch", "fraction": 0.5}), "its seal does not fit"),
+        (another("config.json"), "are not of one model"),
+        (another("model.safetensors"), "are not of one model"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "change",
+)
+def test_a_description_that_is_not_its_models_is_refused(folder, tmp_path, change, message):
+    """All of these loaded, and answered wrongly."""
+    model = load_model(folder)
+    other = jax.tree.map(lambda leaf: leaf * 2, model.variables)
+    save(tmp_path / "other", "classify", MODEL, model.classes[::-1], 8, other)
+    change(folder, tmp_path / "other")
+    with pytest.raises(UsageError, match=message) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_description_without_a_seal_is_read_as_it_is(folder):
+    described(classes=[f"digit {i}" for i in range(10)])(folder)
+    assert load_model(folder).class_name(3) == "digit 3"
 
 
 @pytest.mark.parametrize(
