@@ -49,13 +49,11 @@ class Report(NamedTuple):
     """What was written, and how it did in its own runtime.
 
     Attributes:
-      file: its path.
-      bytes: its size.
-      runtime: that it was run in.
+      file, bytes, runtime: its path and size, and what it was run in.
       operations: how often it has each operation.
       difference: of every output from the float network, relative to the largest value there.
-      simulated: of an int8 file's outputs from our simulation, in steps of the output's scale:
-        (largest, mean) of each; empty for float.
+      simulated: of an int8 file's outputs from our simulation, as (largest, mean) steps of the
+        output's scale; empty for float.
       latency_ms: median of one image on one thread.
     """
 
@@ -125,17 +123,13 @@ def export(
     expected = jax.jit(model.apply)(variables, normalize(jnp.asarray(pixels), dialect))
     opened, given = format_.open(path, 1), entering(pixels)
     results = opened.call(given)
+    compared = zip(outputs, map(np.asarray, jax.tree.leaves(expected)), results, strict=True)
     return Report(
         file=str(path),
         bytes=path.stat().st_size,
         runtime=opened.runtime,
         operations=dict(opened.operations.most_common()),
-        difference={
-            output: largest_difference(np.asarray(ours), theirs)
-            for output, ours, theirs in zip(
-                outputs, jax.tree.leaves(expected), results, strict=True
-            )
-        },
+        difference={name: largest_difference(ours, theirs) for name, ours, theirs in compared},
         simulated={} if quantized is None else _steps_apart(quantized, outputs, given, results),
         latency_ms=latency(functools.partial(opened.call, given[:1])),
     )
@@ -143,8 +137,7 @@ def export(
 
 def output_names(graph: Graph) -> tuple[str, ...]:
     """Returns what the results of a graph are called in files."""
-    known = {1: ("logits",), 2: ("codes", "logits")}
-    count = len(graph.outputs)
+    known, count = {1: ("logits",), 2: ("codes", "logits")}, len(graph.outputs)
     return known.get(count) or tuple(f"output_{i}" for i in range(count))
 
 
@@ -154,9 +147,8 @@ def _steps_apart(
     """Returns how far outputs are from the simulation, as (largest, mean) steps of int8."""
     wanted = jax.jit(lambda x: simulate(quantized, x))(images)
     apart = {}
-    for output, name, ours, theirs in zip(
-        outputs, quantized.graph.outputs, wanted, results, strict=True
-    ):
+    names = quantized.graph.outputs
+    for output, name, ours, theirs in zip(outputs, names, wanted, results, strict=True):
         steps = np.abs(np.asarray(ours) - theirs) / quantized.activations[name].scale
         apart[output] = (float(steps.max()), float(steps.mean()))
     return apart

@@ -33,17 +33,10 @@ def write_litert(
     classes: Sequence[str] = (),
     quantized: Quantized | None = None,
 ) -> None:
-    """Writes a graph; with `quantized`, integers inside and floats at both ends.
+    """Writes a graph with names of its outputs; the names of classes go into the metadata.
 
-    Args:
-      path: of the file.
-      graph: of the network.
-      outputs: names of the results.
-      classes: kept as JSON in the metadata.
-      quantized: of the same graph.
-
-    Raises:
-      UsageError: LiteRT lacks an operation of the graph, or its package is not installed.
+    The `quantized` form of the same graph is written with integers inside and floats at both ends.
+    An operation that LiteRT lacks is refused by a `UsageError`.
     """
     schema = need("ai_edge_litert.schema_py_generated", "export")
     flatbuffers = need("flatbuffers", "export")
@@ -54,11 +47,7 @@ def write_litert(
 
 
 class _Writer:
-    """Collects tensors, buffers and operators; `index` is the tensor of each of the graph's names.
-
-    Attributes:
-      index: where every value of the graph is among the tensors.
-    """
+    """Collects tensors, buffers and operators; `index` has the tensor of each of the values."""
 
     def __init__(self, schema: Any, graph: Graph, quantized: Quantized | None):
         self.schema, self.graph, self.quantized = schema, graph, quantized
@@ -95,9 +84,8 @@ class _Writer:
         ]
         metadata = []
         if classes:
-            self.buffers.append(
-                schema.BufferT(data=np.frombuffer(json.dumps(list(classes)).encode(), np.uint8))
-            )
+            text = np.frombuffer(json.dumps(list(classes)).encode(), np.uint8)
+            self.buffers.append(schema.BufferT(data=text))
             metadata = [schema.MetadataT(name="classes", buffer=len(self.buffers) - 1)]
         return schema.ModelT(
             version=SCHEMA_VERSION, operatorCodes=codes, subgraphs=[graph],
@@ -178,7 +166,8 @@ class _Writer:
 
     def node(self, node: Node) -> None:
         """Adds what computes a node; bounds that cannot be fused become operations of their own."""
-        write = self._elementwise if node.op in ELEMENTWISE else getattr(self, f"_{node.op}", None)
+        op = "elementwise" if node.op in ELEMENTWISE else node.op
+        write = getattr(self, f"_{op}", None)
         if write is None:
             raise cannot_write("LiteRT", node)
         if node.clip in ACTIVATIONS:
@@ -201,16 +190,13 @@ class _Writer:
 
     def weights(self, node: Node, order: Sequence[int], axis: int) -> list[int]:
         """Adds kernel and bias; `axis` is that of the output channels, once in `order`."""
-        if self.quantized is None:
-            kernel, bias = np.transpose(node.kernel, order), np.asarray(node.bias)
-            scales: tuple[Any, Any] = (None, None)
-        else:
-            weights = self.quantized.weights[node.name]
-            kernel, bias = np.transpose(weights.kernel, order), weights.bias
-            scales = (weights.scale, weights.bias_scale)
+        kernel, scale, bias, bias_scale = node.kernel, None, np.asarray(node.bias), None
+        if self.quantized is not None:
+            kernel, scale, bias, bias_scale = self.quantized.weights[node.name]
+        kernel, name = np.transpose(kernel, order), node.name
         return [
-            self.tensor(f"{node.name}/kernel", kernel.shape, kernel.dtype, scales[0], kernel, axis),
-            self.tensor(f"{node.name}/bias", bias.shape, bias.dtype, scales[1], bias),
+            self.tensor(f"{name}/kernel", kernel.shape, kernel.dtype, scale, kernel, axis),
+            self.tensor(f"{name}/bias", bias.shape, bias.dtype, bias_scale, bias),
         ]
 
     def _normalize(self, node: Node, inputs: list[int]) -> None:
@@ -225,13 +211,8 @@ class _Writer:
         self.index[node.name] = value if self.quantized is None else self.rounded(value, node.name)
 
     def _conv(self, node: Node, inputs: list[int]) -> None:
-        x = inputs[0]
-        shape = list(self.shapes[node.inputs[0]])
-        kernel = node.kernel.shape
-        same = tuple(
-            pad_same(n, k, node.stride, node.dilation)
-            for n, k in zip(shape[1:3], kernel[:2], strict=True)
-        )
+        (x,), shape, kernel = inputs, list(self.shapes[node.inputs[0]]), node.kernel.shape
+        same = tuple(pad_same(shape[1 + i], kernel[i], node.stride, node.dilation) for i in (0, 1))
         if node.padding not in (same, NO_PADDING):
             pads = [(0, 0), *node.padding, (0, 0)]
             shape = [n + low + high for n, (low, high) in zip(shape, pads, strict=True)]
@@ -240,36 +221,24 @@ class _Writer:
             self.operator("PAD", [x, amounts], padded, "PadOptions")
             x = padded
         padding = self.schema.Padding.SAME if node.padding == same else self.schema.Padding.VALID
-        options = {
-            "padding": padding,
-            "strideW": node.stride,
-            "strideH": node.stride,
-            "dilationWFactor": node.dilation,
-            "dilationHFactor": node.dilation,
-            "fusedActivationFunction": self.activation(node),
-        }
+        options = {"padding": padding, "fusedActivationFunction": self.activation(node)}
+        options |= dict.fromkeys(("strideW", "strideH"), node.stride)
+        options |= dict.fromkeys(("dilationWFactor", "dilationHFactor"), node.dilation)
         if node.groups == 1:
             weights = self.weights(node, (3, 0, 1, 2), 0)
             self.operator("CONV_2D", [x, *weights], self.result(node), "Conv2DOptions", **options)
             return
         if node.groups != kernel[3] or kernel[2] != 1:
             raise cannot_write("LiteRT", node._replace(op=f"a convolution of {node.groups} groups"))
-        self.operator(
-            "DEPTHWISE_CONV_2D",
-            [x, *self.weights(node, (2, 0, 1, 3), 3)],
-            self.result(node),
-            "DepthwiseConv2DOptions",
-            depthMultiplier=1,
-            **options,
-        )
+        inputs, options["depthMultiplier"] = [x, *self.weights(node, (2, 0, 1, 3), 3)], 1
+        kind = "DepthwiseConv2DOptions"
+        self.operator("DEPTHWISE_CONV_2D", inputs, self.result(node), kind, **options)
 
     def _dense(self, node: Node, inputs: list[int]) -> None:
+        inputs, fused = [*inputs, *self.weights(node, (1, 0), 0)], self.activation(node)
+        options = {"fusedActivationFunction": fused}
         self.operator(
-            "FULLY_CONNECTED",
-            [*inputs, *self.weights(node, (1, 0), 0)],
-            self.result(node),
-            "FullyConnectedOptions",
-            fusedActivationFunction=self.activation(node),
+            "FULLY_CONNECTED", inputs, self.result(node), "FullyConnectedOptions", **options
         )
 
     def _elementwise(self, node: Node, inputs: list[int]) -> None:

@@ -14,30 +14,14 @@ import numpy as np
 
 from mnv2_jax.export.runtimes import cannot_write, need
 from mnv2_jax.inference.graph import IMAGES, Graph, Node
+from mnv2_jax.inference.operations import BINARY, UNARY
 from mnv2_jax.inference.quantize import Quantized
 
 OPSET = 17  # the oldest with all that is used here
 IR_VERSION = 8  # what runtimes of that opset's time read
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
-PLAIN = (
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "max",
-    "min",
-    "pow",
-    "tanh",
-    "exp",
-    "log",
-    "sqrt",
-    "abs",
-    "erf",
-)
-ELEMENTWISE = {op: op.capitalize() for op in PLAIN} | {
-    "logistic": "Sigmoid",
-    "hard_swish": "HardSwish",
-}
+ELEMENTWISE = {op: op.capitalize() for op in (*BINARY, *UNARY)}
+ELEMENTWISE |= {"logistic": "Sigmoid", "hard_swish": "HardSwish"}
 
 
 def write_onnx(
@@ -47,21 +31,13 @@ def write_onnx(
     classes: Sequence[str] = (),
     quantized: Quantized | None = None,
 ) -> None:
-    """Writes a graph, in int8 with `QuantizeLinear` and `DequantizeLinear` where `quantized`.
+    """Writes a graph with names of its outputs; the names of classes go into the metadata.
 
-    Args:
-      path: of the file.
-      graph: of the network.
-      outputs: names of the results.
-      classes: kept as JSON in the metadata entry "classes".
-      quantized: of the same graph.
-
-    Raises:
-      UsageError: ONNX lacks an operation of the graph, or its package is not installed.
+    The `quantized` form of the same graph is written in int8, with `QuantizeLinear` and
+    `DequantizeLinear`. An operation that ONNX lacks is refused by a `UsageError`.
     """
     onnx = need("onnx", "export")
-    writer = _Writer(onnx, graph, quantized)
-    model = writer.model(outputs)
+    model = _Writer(onnx, graph, quantized).model(outputs)
     if classes:
         onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
     onnx.checker.check_model(model, full_check=True)
@@ -117,9 +93,8 @@ class _Writer:
         pixels = first.op == "normalize"
         self.values = {IMAGES: self.rounded(IMAGES, self.emit("Transpose", [IMAGES], perm=TO_NCHW))}
         for node in self.graph.nodes:
-            write = (
-                self._elementwise if node.op in ELEMENTWISE else getattr(self, f"_{node.op}", None)
-            )
+            op = "elementwise" if node.op in ELEMENTWISE else node.op
+            write = getattr(self, f"_{op}", None)
             if write is None:
                 raise cannot_write("ONNX", node)
             value = self.clipped(node, write(node, [self.values[name] for name in node.inputs]))
@@ -162,10 +137,8 @@ class _Writer:
         if self.quantized is None or name not in self.quantized.activations:
             return value
         scale, zero = self.quantized.activations[name]
-        ends = [
-            self.constant(f"{name}/scale", np.float32(scale)),
-            self.constant(f"{name}/zero", np.int8(zero)),
-        ]
+        ends = [self.constant(f"{name}/scale", np.float32(scale))]
+        ends.append(self.constant(f"{name}/zero", np.int8(zero)))
         integers = self.emit("QuantizeLinear", [value, *ends], f"{name}/int8")
         return self.emit("DequantizeLinear", [integers, *ends], f"{name}/float")
 
@@ -173,11 +146,8 @@ class _Writer:
         """Adds kernel and bias, the output channels first."""
         channels = np.arange(node.shape[-1]).reshape(self.rows.get(node.name, 1), -1).T.ravel()
         if self.quantized is None:
-            kernel = np.transpose(node.kernel, order)[channels]
-            return [
-                self.constant(f"{node.name}/kernel", kernel),
-                self.constant(f"{node.name}/bias", node.bias[channels]),
-            ]
+            parts = {"kernel": np.transpose(node.kernel, order), "bias": node.bias}
+            return [self.constant(f"{node.name}/{part}", v[channels]) for part, v in parts.items()]
         weights, values = self.quantized.weights[node.name], []
         for part, array, scale in (
             ("kernel", np.transpose(weights.kernel, order), weights.scale),

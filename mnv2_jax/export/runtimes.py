@@ -15,11 +15,7 @@ from mnv2_jax.inference.graph import Node
 
 
 def need(module: str, extra: str) -> Any:
-    """Imports a module of a package that only an export needs.
-
-    Raises:
-      UsageError: it is not installed; the message says how to install it.
-    """
+    """Imports a module of a package that only an export needs, or says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -38,16 +34,10 @@ def cannot_write(name: str, node: Node) -> UsageError:
 
 
 class Opened(NamedTuple):
-    """An exported file, ready to run.
+    """An exported file, ready to run."""
 
-    Attributes:
-      call: images -> outputs, in the file's order.
-      operations: how often it has each operation.
-      runtime: what runs it.
-    """
-
-    call: Callable[[np.ndarray], list[np.ndarray]]
-    operations: Counter[str]
+    call: Callable[[np.ndarray], list[np.ndarray]]  # images -> outputs, in the file's order
+    operations: Counter[str]  # how often it has each
     runtime: str
 
 
@@ -68,16 +58,11 @@ def open_onnx(path: Path, threads: int) -> Opened:
     onnx, runtime = need("onnx", "export"), need("onnxruntime", "export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     operations = Counter(node.op_type for node in onnx.load(path).graph.node)
-    return Opened(
-        lambda images: session.run(None, {name: images}),
-        operations,
-        f"ONNX Runtime {runtime.__version__}",
-    )
+    title = f"ONNX Runtime {runtime.__version__}"
+    return Opened(lambda images: session.run(None, {name: images}), operations, title)
 
 
 def open_litert(path: Path, threads: int) -> Opened:
@@ -100,9 +85,7 @@ def open_litert(path: Path, threads: int) -> Opened:
         return [interpreter.get_tensor(result["index"]) for result in results]
 
     model = schema.ModelT.InitFromPackedBuf(data)
-    names = {
-        code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
-    }
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if name.isupper()}
     codes = [names[code.builtinCode] for code in model.operatorCodes]
     operations = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
     return Opened(call, operations, "LiteRT")

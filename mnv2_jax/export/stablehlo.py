@@ -31,11 +31,8 @@ def write_stablehlo(
 ) -> None:
     """Writes a graph for all of `PLATFORMS`; on CPUs in the form that is fastest there.
 
-    Args:
-      path: of the file.
-      graph: of the network.
-      outputs, quantized: as other formats take them; this one has a place for neither.
-      classes: kept as JSON in the member `CLASSES` of a ZIP at the end.
+    The names of classes are kept as JSON in the member `CLASSES` of a ZIP at the end. There is no
+    place for `outputs` and `quantized`, which other formats take.
     """
     del outputs, quantized
     need("flatbuffers", "export")  # by jax.export

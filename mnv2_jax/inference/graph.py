@@ -42,17 +42,10 @@ CALLS = {
 
 
 def trace(model: Any, variables: Any, size: tuple[int, int], dialect: Any = None) -> Graph:
-    """Returns what a model computes at inference for images of one size.
+    """Returns what a module of images computes at inference for images of (height, width).
 
-    Args:
-      model: a `MobileNetV2`, `SSDLite` or `DeepLabV3`, or another module of images.
-      variables: its `params` and `batch_stats`.
-      size: height and width.
-      dialect: where given, the images are pixels 0..255, and bringing them to this dialect's input
-        range is the graph's first operation.
-
-    Raises:
-      UsageError: the model mixes the images of a batch.
+    With a `dialect` the images are pixels 0..255, and bringing them to its input range is the
+    graph's first operation. A model that mixes the images of a batch is refused by a `UsageError`.
     """
     graph, weights = structure(model, variables, size, lambda f, v: jax.jit(f)(v))
     graph = with_weights(graph, jax.device_get(weights))
@@ -60,13 +53,10 @@ def trace(model: Any, variables: Any, size: tuple[int, int], dialect: Any = None
         return graph
     ends = np.broadcast_to(np.array([[[0]], [[255]]], np.uint8), (2, 1, graph.input_shape[-1]))
     (low,), (high,) = np.asarray(normalize(jnp.asarray(ends), dialect))
-    pixels = Node(
-        "normalize", "normalize", (IMAGES,), graph.input_shape, kernel=(high - low) / 255, bias=low
-    )
-    nodes = [
-        node._replace(inputs=tuple(pixels.name if n == IMAGES else n for n in node.inputs))
-        for node in graph.nodes
-    ]
+    name, shape = "normalize", graph.input_shape
+    pixels = Node(name, name, (IMAGES,), shape, kernel=(high - low) / 255, bias=low)
+    inputs = [tuple(name if n == IMAGES else n for n in node.inputs) for node in graph.nodes]
+    nodes = (node._replace(inputs=i) for node, i in zip(graph.nodes, inputs, strict=True))
     return graph._replace(nodes=(pixels, *nodes))
 
 
@@ -78,9 +68,8 @@ def structure(
 ) -> tuple[Graph, dict[str, Folded]]:
     """Returns a graph, and by the names of its nodes the weights that it still has to be given.
 
-    Args:
-      model, variables, size: as `trace` takes them; of variables, shapes may be enough.
-      evaluate: (function, variables) -> what the function makes of them, which has to trace it.
+    The arguments are those of `trace`; `evaluate` returns what a function makes of the variables,
+    of which shapes may be enough, and has to trace it.
     """
     graphs = []
     plain, shape = _plain(model), (1, *size, in_channels(model))
@@ -236,13 +225,11 @@ def _primitive(equation: Any, output: int, given: _Given) -> Node:
     def compute(node: Node, *images: Array) -> Array:
         def one(*images: Array) -> Array:
             named, kept = iter(images), iter(node.kernel)
-            results = primitive.bind(
-                *(
-                    next(named)[None] if isinstance(x, str) else jnp.broadcast_to(next(kept), s)
-                    for x, s in zip(operands, shapes, strict=True)
-                ),
-                **params,
+            whole = (
+                next(named)[None] if isinstance(x, str) else jnp.broadcast_to(next(kept), s)
+                for x, s in zip(operands, shapes, strict=True)
             )
+            results = primitive.bind(*whole, **params)
             return (results[output] if primitive.multiple_results else results)[0]
 
         return jax.vmap(one)(*images)
@@ -255,11 +242,10 @@ def _read_conv(given: _Given) -> Node | None:
     p, kernel = given.params, given.second
     stride, dilation = (set(p[name]) for name in ("window_strides", "rhs_dilation"))
     square = p["batch_group_count"] == len(stride) == len(dilation) == 1
-    if (
-        kernel is None
-        or not square
-        or p["dimension_numbers"] != NHWC
-        or {*p["lhs_dilation"]} != {1}
+    if kernel is None or (square, p["dimension_numbers"], {*p["lhs_dilation"]}) != (
+        True,
+        NHWC,
+        {1},
     ):
         return None
     return given.node(

@@ -24,33 +24,24 @@ Clip = tuple[float, float]
 class Node(NamedTuple):
     """One operation. Images are (b, h, w, c) and kernels (h, w, in, out) throughout.
 
-    Attributes:
-      op: a key of `OPERATIONS`, or the name of another primitive of JAX.
-      name: of its output; the module's path, made unique.
-      inputs: names of other nodes, or `IMAGES`.
-      shape: of its output, with a batch of 1.
-      kernel, bias: of `conv` and `dense`; factor and offset of `normalize`. `kernel` alone is the
-        second operand of a binary operation with one input, the number of pixels of `sum`, and
-        the constants of a primitive.
-      clip: lowest and highest output, or None.
-      stride, padding, dilation, groups: of `conv`.
-      axis: of `concat`.
-      compute: (node, *inputs) -> output, for what is not in `OPERATIONS`.
+    Kernel and bias are those of `conv` and `dense`, and factor and offset of `normalize`. A kernel
+    alone is the second operand of a binary operation with one input, the number of pixels of `sum`,
+    or the constants of a primitive.
     """
 
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    shape: tuple[int, ...]
+    op: str  # a key of `OPERATIONS`, or the name of another primitive of JAX
+    name: str  # of its output; the module's path, made unique
+    inputs: tuple[str, ...]  # names of other nodes, or `IMAGES`
+    shape: tuple[int, ...]  # of its output, with a batch of 1
     kernel: Any = None
     bias: Any = None
-    clip: Clip | None = None
+    clip: Clip | None = None  # lowest and highest output
     stride: int = 1
     padding: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
     dilation: int = 1
     groups: int = 1
-    axis: int = -1
-    compute: Callable[..., Array] | None = None
+    axis: int = -1  # of `concat`
+    compute: Callable[..., Array] | None = None  # (node, *inputs), for what is no key
 
     @property
     def layer(self) -> str:
@@ -60,17 +51,11 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Nodes in the order of their computation.
-
-    Attributes:
-      nodes: all operations.
-      input_shape: (1, h, w, c).
-      outputs: names of the nodes that are the results.
-    """
+    """Nodes in the order of their computation."""
 
     nodes: tuple[Node, ...]
-    input_shape: tuple[int, ...]
-    outputs: tuple[str, ...]
+    input_shape: tuple[int, ...]  # (1, h, w, c)
+    outputs: tuple[str, ...]  # names of the nodes that are the results
 
     def uses(self) -> Counter[str]:
         """Returns how often each value is used, as an input or as an output of the graph."""
@@ -86,20 +71,16 @@ class Folded(NamedTuple):
 
 def with_weights(graph: Graph, weights: Mapping[str, tuple[Any, Any]]) -> Graph:
     """Returns the graph with other kernels and biases, given by the names of their nodes."""
-    nodes = [
-        node._replace(kernel=weights[node.name][0], bias=weights[node.name][1])
-        if node.name in weights
-        else node
-        for node in graph.nodes
-    ]
-    return graph._replace(nodes=tuple(nodes))
+
+    def given(node: Node) -> Node:
+        kernel, bias = weights.get(node.name, (node.kernel, node.bias))
+        return node._replace(kernel=kernel, bias=bias)
+
+    return graph._replace(nodes=tuple(map(given, graph.nodes)))
 
 
 def convolve_anywhere(x: Array, *args: Any, **options: Any) -> Array:
-    """Convolves in the form that is chosen when it is lowered: `convolution` on CPUs, else XLA's.
-
-    One program may be exported for several platforms at once.
-    """
+    """Convolves by `convolution` on CPUs, else by XLA: one program serves all platforms."""
     return lax.platform_dependent(
         x,
         cpu=lambda x: convolution(x, *args, **options),
@@ -181,16 +162,12 @@ def run(
     after: Callable[[str, Array], Array] = lambda name, value: value,
     convolve: Callable[..., Array] = convolve_anywhere,
 ) -> list[Array]:
-    """Computes a graph.
+    """Returns a graph's outputs for any number of images.
 
     Args:
-      graph: of the network.
-      images: as the network takes them, any number of them.
+      graph, images: of the network.
       after: (name, value) -> the value that goes on; it sees the images and every node's output.
       convolve: computes convolutions, as `jax.lax.conv_general_dilated` would.
-
-    Returns:
-      The graph's outputs.
     """
     values = {IMAGES: after(IMAGES, images)}
     for node in graph.nodes:

@@ -37,46 +37,30 @@ class Scale(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A kernel and its bias in integers.
+    """A kernel and its bias in integers."""
 
-    Attributes:
-      kernel: int8, in the node's order of axes.
-      scale: of each output channel.
-      bias: int32, at `scale` times the scale of the input.
-      bias_scale: that product.
-    """
-
-    kernel: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray
-    bias_scale: np.ndarray
+    kernel: np.ndarray  # int8, in the node's order of axes
+    scale: np.ndarray  # of each output channel
+    bias: np.ndarray  # int32
+    bias_scale: np.ndarray  # `scale` times the scale of the input
 
 
 class Quantized(NamedTuple):
-    """A graph with the numbers that make it an integer network.
-
-    Attributes:
-      graph: in float.
-      activations: of every node's output, and of the images if they are no pixels.
-      weights: of every node with a kernel.
-    """
+    """A float graph with the numbers that make it an integer network."""
 
     graph: Graph
-    activations: dict[str, Scale]
-    weights: dict[str, Weights]
+    activations: dict[str, Scale]  # of every node's output, and of images that are no pixels
+    weights: dict[str, Weights]  # of every node with a kernel
 
 
 def quantize(graph: Graph, batches: Iterable[Any], percentile: float = 100.0) -> Quantized:
-    """Quantizes a network after training (PTQ).
+    """Quantizes a network after training (PTQ); an operation that int8 cannot hold is refused.
 
     Args:
       graph: of the network; preprocessing inside stays in float.
       batches: images as the graph takes them; a few hundred are enough.
       percentile: share of each batch's values inside the range, which is averaged over batches
         below 100; at 100 the range is the widest seen.
-
-    Raises:
-      UsageError: the graph has an operation that is not computed in integers here.
     """
     for node in graph.nodes:
         if node.op not in INTEGER or (node.op == "add" and node.kernel is not None):
@@ -90,11 +74,9 @@ def quantize(graph: Graph, batches: Iterable[Any], percentile: float = 100.0) ->
 
 def with_ranges(graph: Graph, activations: dict[str, Scale]) -> Quantized:
     """Rounds the weights of a graph whose activations have their scales already."""
-    weights = {
-        node.name: quantize_weights(node, activations[node.inputs[0]].scale)
-        for node in graph.nodes
-        if node.op in WEIGHTED
-    }
+    nodes = [node for node in graph.nodes if node.op in WEIGHTED]
+    scales = [activations[node.inputs[0]].scale for node in nodes]
+    weights = {n.name: quantize_weights(n, s) for n, s in zip(nodes, scales, strict=True)}
     return Quantized(graph, activations, weights)
 
 
@@ -192,20 +174,13 @@ def equalize(graph: Graph, rounds: int = 20) -> Graph:
     """
     nodes, uses = {node.name: node for node in graph.nodes}, graph.uses()
 
-    def applies(before: Node | None, after: Node) -> bool:
-        return (
-            before is not None
-            and before.op == after.op == "conv"
-            and uses[before.name] == 1
-            and (before.clip is None or before.clip[0] == 0)
-            and after.groups in (1, after.shape[3])
-        )
+    def applies(after: Node) -> bool:
+        before = nodes.get(after.inputs[0])
+        if before is None or not before.op == after.op == "conv" or uses[before.name] != 1:
+            return False
+        return (before.clip is None or before.clip[0] == 0) and after.groups in (1, after.shape[3])
 
-    pairs = [
-        (node.inputs[0], node.name)
-        for node in graph.nodes
-        if applies(nodes.get(node.inputs[0]), node)
-    ]
+    pairs = [(node.inputs[0], node.name) for node in graph.nodes if applies(node)]
     for _ in range(rounds):
         for first, second in pairs:
             before, after = nodes[first], nodes[second]
@@ -227,11 +202,8 @@ def equalize(graph: Graph, rounds: int = 20) -> Graph:
 def dequantized(quantized: Quantized) -> Graph:
     """Returns the graph with the values that its integer weights stand for."""
     values = {
-        name: (
-            weights.kernel.astype(np.float32) * weights.scale,
-            weights.bias.astype(np.float32) * weights.bias_scale,
-        )
-        for name, weights in quantized.weights.items()
+        name: (np.float32(w.kernel) * w.scale, np.float32(w.bias) * w.bias_scale)
+        for name, w in quantized.weights.items()
     }
     return with_weights(quantized.graph, values)
 

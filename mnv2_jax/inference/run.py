@@ -33,9 +33,8 @@ def fold(model: Any, variables: Any, size: tuple[int, int] = (224, 224)) -> dict
     """Folds every batch norm's running statistics into the convolution before it.
 
     Args:
-      model: the network that the variables belong to: a `MobileNetV2`, `SSDLite`, `DeepLabV3` or
-        another module of images.
-      variables: `{"params", "batch_stats"}` of the network.
+      model: a `MobileNetV2`, `SSDLite`, `DeepLabV3` or another module of images.
+      variables: its `{"params", "batch_stats"}`.
       size: height and width of any images that the network can take.
 
     Returns:
@@ -43,11 +42,7 @@ def fold(model: Any, variables: Any, size: tuple[int, int] = (224, 224)) -> dict
       convolutions in the model's dtype, of the classifier in float32.
     """
     dtype = _option(model, "dtype", jnp.float32)
-
-    def weights(f: Any, variables: Any) -> dict[str, Folded]:
-        return jax.jit(f)(variables)
-
-    graph, folded = structure(model, variables, size, weights)
+    graph, folded = structure(model, variables, size, lambda f, v: jax.jit(f)(v))
     convolutions = {node.name for node in graph.nodes if node.op == "conv"} & folded.keys()
     return folded | {
         name: Folded(*(leaf.astype(dtype) for leaf in folded[name])) for name in convolutions
@@ -62,18 +57,13 @@ def folded_apply(
 ) -> Any:
     """Computes `model.apply(variables, images)` from folded variables; call it under `jax.jit`.
 
-    Results are those of the network in inference up to rounding, whatever the network. `split` is
-    not needed here and has no effect.
+    Results are those of the network in inference up to rounding. `split` has no effect here.
 
     Args:
-      model: as it was given to `fold`.
-      folded: the result of `fold`.
+      model, folded: as they were given to `fold`, and its result.
       images: in the dialect's input range.
       band: bytes of an expanded tensor above which a block is computed in bands of rows, each of at
         most so many bytes; None leaves the choice to the platform, infinity computes all at once.
-
-    Returns:
-      What the model returns: an array, or a tuple of arrays.
     """
     check_images(images, in_channels(model))
     on_cpu = platform() == "cpu"
@@ -90,10 +80,8 @@ def folded_apply(
     def network(images: Array) -> Any:
         banded = in_bands(graph, images.shape[0], band, dtype)
         outputs = run(banded, images.astype(dtype), convolve=convolve)
-        outputs = [
-            x.astype(y.dtype) for x, y in zip(outputs, jax.tree.leaves(results), strict=True)
-        ]
-        return jax.tree.unflatten(tree, outputs)
+        whole = jax.tree.unflatten(tree, outputs)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), whole, results)
 
     whole = images.shape[0] // CHUNK * CHUNK
     if not on_cpu or whole <= CHUNK:
@@ -113,14 +101,9 @@ def _option(model: Any, name: str, default: Any) -> Any:
 def in_bands(graph: Graph, batch: int, band: float, dtype: Any = jnp.float32) -> Graph:
     """Returns the graph with each block whose expanded tensor is too large as one node.
 
-    A block is found by its pattern: a convolution, a depthwise one and a pointwise one, with
-    nothing but activations in between, and with inner tensors that nothing else reads.
-
-    Args:
-      graph: of the network.
-      batch: how many images are computed at once.
-      band: bytes of an expanded tensor that are allowed.
-      dtype: of the convolutions.
+    A block is a convolution, a depthwise one and a pointwise one, with nothing but activations in
+    between, and with inner tensors that nothing else reads. Allowed are `band` bytes for `batch`
+    images at once in `dtype`.
     """
     made, uses = {}, graph.uses()
     for node in graph.nodes:
@@ -133,10 +116,8 @@ def in_bands(graph: Graph, batch: int, band: float, dtype: Any = jnp.float32) ->
         if bands > 1:
             for inner in chain:
                 del made[inner.name]
-            made[node.name] = Node(
-                "bands", node.name, chain[0].inputs, node.shape,
-                compute=partial(_compute_bands, chain, bands),
-            )  # fmt: skip
+            whole = partial(_compute_bands, chain, bands)
+            made[node.name] = Node("bands", node.name, chain[0].inputs, node.shape, compute=whole)
     return graph._replace(nodes=tuple(made.values()))
 
 

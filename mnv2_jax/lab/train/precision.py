@@ -23,7 +23,7 @@ from mnv2_jax.inference.quantize import (
     trainable,
     with_ranges,
     with_weights,
-)
+)  # fmt: skip
 from mnv2_jax.lab.data import eval_batches, eval_transform, open_source
 from mnv2_jax.lab.tasks.task import evaluate
 from mnv2_jax.models.dialect import normalize
@@ -68,10 +68,7 @@ def float32_trained(model: Any, variables: Any, batches: Batches) -> Logits:
 
 # (model, variables, batches) -> (normalized images -> logits)
 PRECISIONS: dict[str, Callable[[Any, Any, Batches], Logits]] = {
-    "bfloat16": bfloat16,
-    "int8": int8,
-    "int8_trained": int8_trained,
-    "float32_trained": float32_trained,
+    compute.__name__: compute for compute in (bfloat16, int8, int8_trained, float32_trained)
 }
 
 
@@ -103,12 +100,9 @@ def _trained(graph: Graph, compute: Callable[[Any, Any], Any], batches: Batches)
 
 
 def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, float]:
-    """Returns {"PRECISION/accuracy": value} on the held-out split, for every precision asked for.
+    """Returns {"PRECISION/accuracy": value} on the held-out split for each `config.low_precision`.
 
-    Args:
-      config: of the training; its data, and `low_precision`.
-      model: the trained network.
-      variables: of one seed.
+    `variables` are those that one seed has trained.
     """
     if not config.low_precision:
         return {}
