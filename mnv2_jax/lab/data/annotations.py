@@ -42,15 +42,11 @@ def clean_objects(
     name: str,
     crowd: np.ndarray | None = None,
 ) -> Objects:
-    """Clips boxes to the image, drops those that are none, and pads to `max_objects`.
+    """Clips boxes (n, 4) to the image, drops those that are none, and pads to `max_objects`.
 
-    Boxes are (n, 4) in fractions of the image, classes (n,) count from 0, `crowd` (n,) marks the
-    boxes that are crowds; without `max_objects` there is a row for each that is kept. Dropped and
-    counted are boxes that are not finite, that have no area or crossed corners, that lie outside of
-    the image, and, where there are too many, the smallest, crowds first.
-
-    Raises:
-      BadRecord: of this name; shapes do not fit, or a class is not in 0..num_classes - 1.
+    Dropped and counted are those that are not finite, that have no area or crossed corners, that
+    lie outside of the image, and, where there are too many, the smallest, crowds first. A class
+    that is not in 0..num_classes - 1 makes a `BadRecord` of this name.
 
     >>> boxes = np.array([[0.5, 0.5, 1.5, 1.0], [0.3, 0.3, 0.3, 0.9]])
     >>> clean_objects(boxes, np.array([4, 2]), 10, 2, "image 7")
@@ -58,15 +54,12 @@ def clean_objects(
             classes=array([ 4, -1], dtype=int32), dropped={'no area': 1})
     """
     boxes, classes = np.asarray(boxes, np.float64), np.asarray(classes)
-    if not boxes.size:
-        boxes = boxes.reshape(0, 4)
+    boxes = boxes if boxes.size else boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or classes.shape != boxes.shape[:1]:
-        raise BadRecord(
-            name, f"boxes of shape {boxes.shape} with classes of shape {classes.shape}, not (n, 4)"
-        )
-    unknown = sorted({int(c) for c in classes if not 0 <= c < num_classes})
-    if unknown:
-        raise BadRecord(name, f"class {unknown[0]} where the classes are 0 to {num_classes - 1}")
+        shapes = f"boxes of shape {boxes.shape} with classes of shape {classes.shape}"
+        raise BadRecord(name, f"{shapes}, not (n, 4)")
+    for wrong in classes[(classes < 0) | (classes >= num_classes)]:
+        raise BadRecord(name, f"class {wrong} where the classes are 0 to {num_classes - 1}")
     finite = np.all(np.isfinite(boxes), axis=1)
     boxes = np.where(finite.reshape(-1, 1), boxes, 0)
     clipped = boxes.clip(0, 1)

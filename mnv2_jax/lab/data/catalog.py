@@ -72,8 +72,8 @@ CATALOG: Mapping[str, DataSet] = {
     "imagenet2012": DataSet(imagenet.open_imagenet, imagenet.LAYOUT, TWO),
     "folder": DataSet(folder.open_folder, folder.LAYOUT),
     "coco": DataSet(coco.open_coco, coco.LAYOUT),
-    "voc": DataSet(voc.open_voc, voc.BOXES_LAYOUT),
-    "voc_segmentation": DataSet(voc.open_voc_segmentation, voc.MAPS_LAYOUT),
+    "voc": DataSet(voc.open_voc, voc.LAYOUTS["Main"]),
+    "voc_segmentation": DataSet(voc.open_voc_segmentation, voc.LAYOUTS["Segmentation"]),
     "cityscapes": DataSet(cityscapes.open_cityscapes, cityscapes.LAYOUT, ("train", "val")),
 }
 PREPARED = {"tfds:": False, "tfds_masks:": True}  # whether label maps are read

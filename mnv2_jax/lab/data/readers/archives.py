@@ -30,9 +30,8 @@ def read_tar_gz(path: Path, names: Collection[str]) -> dict[str, bytes]:
                         raise tarfile.TarError(f"it has {base} twice, or too large")
                     files[base] = file.read()
     except tarfile.TarError as error:
-        raise UsageError(
-            f"{path} cannot be read: {first_line(error)}. Download it again."
-        ) from error
+        why = first_line(error)
+        raise UsageError(f"{path} cannot be read: {why}. Download it again.") from error
     missing = [name for name in names if name not in files]
     if missing:
         raise UsageError(f"{path} has no {', '.join(missing)}. Download it again.")
@@ -59,10 +58,8 @@ def tar_members(file: int, archive: str, start: int, end: int) -> Iterator[Membe
         try:
             entry = tarfile.TarInfo.frombuf(header, "utf-8", "strict")  # checks the checksum
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{archive} is damaged at byte {position - start:,}: {first_line(error)}. "
-                "Get it again."
-            ) from error
+            where = f"byte {position - start:,}: {first_line(error)}"
+            raise UsageError(f"{archive} is damaged at {where}. Get it again.") from error
         name, size, offset = entry.name, entry.size, position + TAR_BLOCK
         position = offset + -(-size // TAR_BLOCK) * TAR_BLOCK
         if size < 0 or position > end:

@@ -15,6 +15,7 @@ from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource
 
 MAX_SIDE = 1 << 17
+Annotated = tuple[Path, tuple[int, int], np.ndarray, np.ndarray]  # size, boxes, classes
 
 
 class Object(NamedTuple):
@@ -25,20 +26,13 @@ class Object(NamedTuple):
     crowd: bool = False
 
 
-class _Annotated(NamedTuple):
-    path: Path
-    size: tuple[int, int]
-    boxes: np.ndarray
-    classes: np.ndarray
-
-
 class AnnotatedImages:
     """Collects images and their boxes, and makes a source of them; it decodes what is read."""
 
     def __init__(self, classes: tuple[str, ...]):
         self.classes = classes
         self.dropped: Counter[str] = Counter()
-        self._images: list[_Annotated] = []
+        self._images: list[Annotated] = []
 
     def add(self, path: Path, size: Sequence[float], objects: Sequence[Object], name: str) -> None:
         """Adds an image of (height, width); `name` is for errors."""
@@ -48,28 +42,26 @@ class AnnotatedImages:
         boxes = np.array([o.corners for o in objects], np.float64).reshape(-1, 4)
         classes = np.array([o.label for o in objects], int)
         crowd = np.array([o.crowd for o in objects], bool)
-        cleaned = clean_objects(
-            boxes / np.tile(size, 2), classes, len(self.classes), None, name, crowd
-        )
+        boxes /= np.tile(size, 2)
+        cleaned = clean_objects(boxes, classes, len(self.classes), None, name, crowd)
         self.dropped.update(cleaned.dropped)
         height, width = map(int, size)
-        self._images.append(_Annotated(path, (height, width), cleaned.boxes, cleaned.classes))
+        self._images.append((path, (height, width), cleaned.boxes, cleaned.classes))
 
     def source(self, name: str) -> LazySource:
         """Makes the source."""
         if not self._images:
             raise UsageError(f"{name} lists no images: give a set with at least one.")
-        classes = np.concatenate([image.classes for image in self._images])
+        classes = np.concatenate([classes for *_, classes in self._images])
         counts = np.bincount(classes[classes >= 0], minlength=len(self.classes))
         left_out = {f"objects ({reason})": n for reason, n in self.dropped.items()}
+        files = ("", [str(path) for path, *_ in self._images])
         read = functools.partial(_read, self._images)
-        files = [str(image.path) for image in self._images]
-        return LazySource(
-            len(self._images), read, self.classes, None, counts.tolist(), left_out, ("", files)
-        )
+        facts = self.classes, None, counts.tolist(), left_out, files
+        return LazySource(len(self._images), read, *facts)
 
 
-def _read(images: list[_Annotated], index: int) -> Mapping[str, Any]:
+def _read(images: list[Annotated], index: int) -> Mapping[str, Any]:
     path, size, boxes, classes = images[index]
     # Boxes are those of the stored pixels, whatever their EXIF tag says.
     pixels = image.decode(read_record(path), str(path), orient=False)

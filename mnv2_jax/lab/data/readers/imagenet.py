@@ -46,10 +46,8 @@ def open_imagenet(split: str, root: str) -> LazySource:
         index["label"], classes = read_devkit(Path(root) / DEVKIT)
     images, labels = len(index["name"]), len(index["label"])
     if images != labels:
-        raise UsageError(
-            f"{path} has {images:,} images and {DEVKIT} {labels:,} labels. "
-            "Download the one that is cut short again."
-        )
+        numbers = f"{images:,} images and {DEVKIT} {labels:,} labels"
+        raise UsageError(f"{path} has {numbers}. Download the one that is cut short again.")
     counts = np.bincount(index["label"], minlength=len(classes)).tolist()
     read = functools.partial(_read, path, index)
     return LazySource(images, read, classes, counts=counts, files=(root, needed))
@@ -136,11 +134,9 @@ def _load_index(place: Path, stamp: np.ndarray) -> Index | None:
     try:
         with opened(place) as file, np.load(file, allow_pickle=False) as arrays:
             index = dict(arrays)
-        if not np.array_equal(index.pop("stamp"), stamp):
-            return None
-        ends = index["offset"] + index["size"]
+        same, ends = np.array_equal(index.pop("stamp"), stamp), index["offset"] + index["size"]
         sound = len(index["name"]) == len(index["label"]) == len(ends) and ends.max() <= stamp[1]
-        return index if sound else None
+        return index if same and sound else None
     except Exception as error:  # zipfile and numpy raise anything on damaged files
         log.warning("ignoring the damaged index %s: %s", place, error)
         return None
@@ -163,7 +159,5 @@ def read_devkit(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         truth = files[GROUND_TRUTH].split()
         return np.array([number[int(line)] for line in truth], np.int32), classes
     except Exception as error:  # scipy raises anything on a damaged meta.mat
-        raise UsageError(
-            f"{path} has no usable {SYNSETS} and {GROUND_TRUTH} ({first_line(error)}). "
-            "Download it again."
-        ) from error
+        lacks = f"no usable {SYNSETS} and {GROUND_TRUTH} ({first_line(error)})"
+        raise UsageError(f"{path} has {lacks}. Download it again.") from error

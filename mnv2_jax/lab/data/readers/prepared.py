@@ -68,10 +68,9 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
     if known is None:
         raise unknown("split", base, splits)
     if builder.info.file_format.value != FORMAT:
-        raise UsageError(
-            f"{folder} holds {builder.info.file_format.value} files, which only TensorFlow reads. "
-            f"Prepare it as {FORMAT} in another folder: mnv2 prepare {name}"
-        )
+        kind = f"{builder.info.file_format.value} files, which only TensorFlow reads"
+        remedy = f"Prepare it as {FORMAT} in another folder: mnv2 prepare {name}"
+        raise UsageError(f"{folder} holds {kind}. {remedy}")
     missing = [path.name for path in splits[known].filepaths if not os.path.isfile(path)]
     if missing:
         raise UsageError(f"{folder} cannot be read: {missing[0]} is missing. Prepare it again.")
@@ -80,10 +79,8 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
         records = builder.as_data_source(split=known + bracket + rest, decoders=skip)
         length = len(records)
     except Exception as error:
-        raise UsageError(
-            f"{folder} cannot be read: {first_line(error)}. "
-            f"Write the split as in 'train[:90%]', or prepare the set again."
-        ) from error
+        remedy = "Write the split as in 'train[:90%]', or prepare the set again"
+        raise UsageError(f"{folder} cannot be read: {first_line(error)}. {remedy}.") from error
     channels = min(features[content.encoded[0]].shape[-1] or 3, 3)
     read = partial(_read, records, f"{folder} {split}", content, channels)
     files = [str(path) for path in splits[known].filepaths]
@@ -163,10 +160,8 @@ def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | 
     else:
         names = getattr(features[mask], "names", None)
     if not names:
-        raise UsageError(
-            f"{name} does not say what the values in {mask!r} mean: write the names of the classes "
-            f"to {own}, one a line, that of value 0 first."
-        )
+        remedy = f"write the names of the classes to {own}, one a line, that of value 0 first"
+        raise UsageError(f"{name} does not say what the values in {mask!r} mean: {remedy}.")
     fields = (picture, mask)
     return Content(tuple(map(str, names)), fields, fields, partial(labelled_record, table=table))
 
@@ -197,10 +192,9 @@ def _find_prepared(name: str, root: Path) -> Path:
     versions = [file.parent for file in found]
     configs = {folder.parent for folder in versions}
     if not versions:
-        raise UsageError(
-            f"{name} is not prepared in {root}: {root / path} has no {pattern}. "
-            f"Get it with: mnv2 prepare {path}, or give the folder of prepared sets as the root."
-        )
+        remedy = f"mnv2 prepare {path}, or give the folder of prepared sets as the root"
+        lacks = f"{root / path} has no {pattern}"
+        raise UsageError(f"{name} is not prepared in {root}: {lacks}. Get it with: {remedy}.")
     if len(configs) > 1:
         choices = sorted(f"{path}/{config.name}" for config in configs)
         raise UsageError(f"{name} has several configs: name one of {', '.join(choices)}.")

@@ -25,10 +25,11 @@ from mnv2_jax.lab.data.readers.label_maps import paired_source
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
 MAX_XML_BYTES = 1 << 24
-BOXES_LAYOUT, MAPS_LAYOUT = (
-    f"The layout is VOC2012's: ROOT/JPEGImages, ROOT/{folder}, ROOT/ImageSets/{kind}/SPLIT.txt"
-    for folder, kind in (("Annotations", "Main"), ("SegmentationClass", "Segmentation"))
-)
+LAYOUT = "The layout is VOC2012's: ROOT/JPEGImages, ROOT/{}, ROOT/ImageSets/{}/SPLIT.txt"
+LAYOUTS = {
+    "Main": LAYOUT.format("Annotations", "Main"),
+    "Segmentation": LAYOUT.format("SegmentationClass", "Segmentation"),
+}
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -42,7 +43,7 @@ def open_voc(split: str, root: str) -> LazySource:
     Classes are VOC's twenty, or the lines of `classes.txt`. Of a set without a list to evaluate on,
     a fifth of the images is held out (see `source.share`).
     """
-    top, names = _listed(split, root, "Main", "Annotations", ".xml", BOXES_LAYOUT)
+    top, names = _listed(split, root, "Main", "Annotations", ".xml")
     images = AnnotatedImages(_classes(top))
     index = {name: i for i, name in enumerate(images.classes)}
     for name in names:
@@ -58,10 +59,8 @@ def open_voc(split: str, root: str) -> LazySource:
             where = f"{file}: object {i}"
             kind = class_name(_text(entry, "name", where))
             if kind not in index:
-                raise UsageError(
-                    f"{where} is a {kind!r}, which is not among the classes: list it in "
-                    f"{top / 'classes.txt'}, or remove it."
-                )
+                listed = f"not among the classes: list it in {top / 'classes.txt'}"
+                raise UsageError(f"{where} is a {kind!r}, which is {listed}, or remove it.")
             left, upper, right, lower = (
                 _number(entry, f"bndbox/{tag}", where) for tag in ("xmin", "ymin", "xmax", "ymax")
             )
@@ -80,9 +79,9 @@ def open_voc_segmentation(split: str, root: str) -> LazySource:
     The split `trainaug` takes its maps from `SegmentationClassAug`, where the field keeps them.
     """
     folder = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
-    top, names = _listed(split, root, "Segmentation", folder, ".png", MAPS_LAYOUT)
+    top, names = _listed(split, root, "Segmentation", folder, ".png")
     pairs = [(_image(top, name), top / folder / f"{name}.png") for name in names]
-    return paired_source(pairs, ("background", *_classes(top)), MAPS_LAYOUT)
+    return paired_source(pairs, ("background", *_classes(top)), LAYOUTS["Segmentation"])
 
 
 def _classes(top: Path) -> tuple[str, ...]:
@@ -98,9 +97,7 @@ def _image(top: Path, name: str) -> Path:
     return Path(next((stem + e for e in endings if os.path.isfile(stem + e)), f"{stem}.jpg"))
 
 
-def _listed(
-    split: str, root: str, kind: str, folder: str, suffix: str, layout: str
-) -> tuple[Path, list[str]]:
+def _listed(split: str, root: str, kind: str, folder: str, suffix: str) -> tuple[Path, list[str]]:
     """Returns the folder and the names of a split: those in its list, or a share of all files."""
 
     def list_of(name: str) -> Path:
@@ -119,7 +116,7 @@ def _listed(
         files = sorted(n for n in os.listdir(file) if n.lower().endswith(suffix))
         names = [os.path.splitext(n)[0] for n in files if not is_hidden(n)]
     else:
-        raise UsageError(f"{root} has no list ImageSets/{kind}/{split}.txt. {layout}.")
+        raise UsageError(f"{root} has no list ImageSets/{kind}/{split}.txt. {LAYOUTS[kind]}.")
     wrong = next((n for n in names if Path(n).name != n or not n.isprintable()), None)
     if not names or wrong:
         raise UsageError(f"{file} lists {wrong!r}: give the name of one image a line, no path.")

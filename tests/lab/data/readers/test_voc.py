@@ -146,7 +146,7 @@ def write_list(voc, content, kind="Main"):
 
 
 def names_of(source):
-    return [image.path.name for image in source._read.args[0]]
+    return [path.name for path, *_ in source._read.args[0]]
 
 
 @pytest.mark.parametrize(
