@@ -16,10 +16,9 @@ from mnv2_jax.lab.data.source import Source
 
 
 def prepare(name: str, root: str | None = None, idx_root: str | None = None) -> Path:
-    """Prepares a set for `tfds:NAME` in `root`, `~/tensorflow_datasets` by default.
+    """Prepares a stock set for `tfds:NAME` in `root` and returns its folder.
 
-    The name is that of a stock set of TensorFlow Datasets; `fashion_mnist` needs no TensorFlow, but
-    its IDX files, by default in Debian's folder. Returns the folder of the set.
+    `fashion_mnist` needs no TensorFlow, but its IDX files, by default in Debian's folder.
     """
     import tensorflow_datasets as tfds
 
@@ -44,7 +43,7 @@ def prepare(name: str, root: str | None = None, idx_root: str | None = None) -> 
 
 
 def _fashion_mnist_builder(folder: Path, idx_root: str | None):
-    """Makes a builder with the name and version of the stock one, from IDX files, without TF."""
+    """Makes a builder with the stock one's name and version, from IDX files, without TensorFlow."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 

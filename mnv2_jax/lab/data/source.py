@@ -14,22 +14,17 @@ from mnv2_jax.errors import UsageError, one_line, unknown
 Transform = Callable[[dict, np.random.Generator], dict]
 """What happens to a record between its source and a batch: `(record, rng) -> record`."""
 
+# The names under which sets keep a split; val and test stand for each other where one is missing.
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev"),
     "test": ("test", "testing"),
 }
-"""The names under which data sets keep a split, small or capital. Val and test stand for each other
-where a set has only one of them."""
-HELD_OUT = 0.2
-"""The share of a set without a split to evaluate on that is held out for it."""
+HELD_OUT = 0.2  # the share of a set without a split to evaluate on
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used: training masks and counts it, evaluation stops at it.
-
-    Its `name` is a path, or an archive and a member; `reason` says what is wrong with it.
-    """
+    """A record, by the `name` of its file, that cannot be used: training masks and counts it."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)

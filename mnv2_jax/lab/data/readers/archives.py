@@ -1,7 +1,6 @@
 """Tar files: small compressed ones read whole, large plain ones by the offsets of their members.
 
-Nothing here unpacks to disk. An archive that is cut short, damaged or holds anything but plain
-files is refused with one line that names it.
+Nothing is unpacked to disk; what is cut short, damaged or no plain file is refused.
 """
 
 import io

@@ -1,7 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official archives, in the binary or the Python version.
-
-Pickles of the Python version are read without running anything they name.
-"""
+"""CIFAR-10 and CIFAR-100 from their official archives, without running what pickles name."""
 
 import io
 import operator

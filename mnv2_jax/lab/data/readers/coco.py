@@ -1,8 +1,6 @@
 """COCO's annotations: one JSON file for each split, with the images beside it.
 
-The file is checked when a set is opened: what is not as it should be is refused, with the record
-and the key named. Boxes that are none are dropped and counted, as the field's readers do; crowds
-stay, marked as `annotations` describes.
+What is not as it should be is refused when a set is opened, with the record and the key named.
 """
 
 import os
@@ -138,10 +136,8 @@ def _unique(entries: list, key: str, kind: type, other: str, where: str) -> dict
         first = found.setdefault(value, entry)
         if first is not entry:
             both = " and ".join(_shown(e.get(other)) for e in (first, entry))
-            raise UsageError(
-                f"{where} {key} {_shown(value)} is given twice, with {other} {both}: give each one "
-                "of its own, or remove one."
-            )
+            twice = f"{where} {key} {_shown(value)} is given twice, with {other} {both}"
+            raise UsageError(f"{twice}: give each one of its own, or remove one.")
     return found
 
 
@@ -154,10 +150,8 @@ def _add_object(objects: dict, annotation: Any, order: dict[int, int], file: Pat
     if number not in objects:
         raise UsageError(f"{where} is for image {_shown(number)}, which is not listed. List it.")
     if category not in order:
-        ids = _shown(list(order))
-        raise UsageError(
-            f"{where} has category_id {_shown(category)}, which is not listed: the ids are {ids}."
-        )
+        ids = f"which is not listed: the ids are {_shown(list(order))}"
+        raise UsageError(f"{where} has category_id {_shown(category)}, {ids}.")
     # An integer of the file may have any number of digits.
     if len(box) != 4 or not all(type(v) in (int, float) and not abs(v) > 1e9 for v in box):
         raise UsageError(f"{where} has bbox {_shown(box)}: it must be [left, top, width, height].")

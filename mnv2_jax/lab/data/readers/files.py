@@ -57,9 +57,8 @@ def refuse_twice(names: Sequence[str], path: Path) -> None:
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
         if first.setdefault(name, number) != number:
-            raise UsageError(
-                f"{path} lists {name!r} twice, as number {first[name]} and {number}: remove one."
-            )
+            both = f"number {first[name]} and {number}"
+            raise UsageError(f"{path} lists {name!r} twice, as {both}: remove one.")
 
 
 def is_hidden(name: str) -> bool:

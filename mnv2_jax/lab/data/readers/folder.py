@@ -10,16 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.lab.data import image
+from mnv2_jax.lab.data import image, source
 from mnv2_jax.lab.data.readers.files import SUFFIXES, is_hidden, read_record, subfolders, unwrapped
-from mnv2_jax.lab.data.source import (
-    SPLITS,
-    LazySource,
-    class_name,
-    find_part,
-    share,
-    split_kind,
-)  # fmt: skip
 
 LAYOUT = (
     "The layout is ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg, or "
@@ -27,23 +19,23 @@ LAYOUT = (
 )
 
 
-def open_folder(split: str, root: str) -> LazySource:
+def open_folder(split: str, root: str) -> source.LazySource:
     """Opens one split of a folder of class folders; images are decoded when they are read.
 
     Classes are those of `train`, numbered in the order of their sorted names; other splits may lack
     some. Images lie at any depth in the folder of their class. Where there is nothing to evaluate
     on, a fifth of the images is held out (see `source.share`).
     """
-    if split_kind(split) is None:
-        raise unknown("split", split, SPLITS)
+    if source.split_kind(split) is None:
+        raise unknown("split", split, source.SPLITS)
     # Classes or splits are several.
     top = unwrapped(Path(root), lambda place: len(subfolders(place)) > 1 or bool(_splits(place)))
     inside = subfolders(top)
-    name, shared = find_part(split, inside.__contains__)
+    name, shared = source.find_part(split, inside.__contains__)
     if name is None and not (shared and inside):
         raise UsageError(f"{root} has no images for the split {split!r}. {LAYOUT}.")
     folder = top / name if name else top
-    train = top / (find_part("train", inside.__contains__)[0] or name or "")
+    train = top / (source.find_part("train", inside.__contains__)[0] or name or "")
     own, classes = _classes(folder), tuple(_classes(train))
     more = [f"+{name}" for name in own if name not in classes]
     if more:
@@ -63,7 +55,7 @@ def open_folder(split: str, root: str) -> LazySource:
         if not images and folder == train:
             raise UsageError(f"{folder / own[kind]} has no images. Add some, or remove it.")
         images = [f"{own[kind]}/{path}" for path in images]
-        chosen = share(images, split) if shared else range(len(images))
+        chosen = source.share(images, split) if shared else range(len(images))
         files += [images[i] for i in chosen]
         labels += [label] * len(chosen)
     if not files:
@@ -71,7 +63,7 @@ def open_folder(split: str, root: str) -> LazySource:
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     read = functools.partial(_read, folder, files, np.array(labels, np.int32))
     of = (folder, files)
-    return LazySource(len(files), read, classes, None, counts, left_out, of)
+    return source.LazySource(len(files), read, classes, None, counts, left_out, of)
 
 
 def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dict:
@@ -82,9 +74,9 @@ def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dic
 def _classes(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in subfolders(folder):
-        other = found.setdefault(class_name(name), name)
+        other = found.setdefault(source.class_name(name), name)
         if other != name:
-            two = f"two folders of the class {class_name(name)!r}, {other!a} and {name!a}"
+            two = f"two folders of the class {source.class_name(name)!r}, {other!a} and {name!a}"
             raise UsageError(f"{folder} has {two}: make them one.")
     if not found:
         raise UsageError(f"{folder} has no class folders. {LAYOUT}.")
@@ -94,7 +86,7 @@ def _classes(folder: Path) -> dict[str, str]:
 def _splits(folder: Path) -> set[str]:
     """The kinds of splits that names of folders tell of, such as that of train_set."""
     words = (word for name in subfolders(folder) for word in re.split(r"[\W\d_]+", name))
-    return set(filter(None, map(split_kind, words)))
+    return set(filter(None, map(source.split_kind, words)))
 
 
 def _walk(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[str]:

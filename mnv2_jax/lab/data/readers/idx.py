@@ -9,7 +9,6 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data.readers.files import MAX_UNZIPPED_BYTES, read_unzipped
 from mnv2_jax.lab.data.source import ArraySource
 
-UNSIGNED_BYTE = 0x08
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGIT_CLASSES = tuple("0123456789")
@@ -31,8 +30,9 @@ def open_fashion_mnist(split: str, root: str | None) -> ArraySource:
         "apt-get install dataset-fashion-mnist, or download the four files named at "
         "https://github.com/zalandoresearch/fashion-mnist and give their folder as the root"
     )
-    folder = Path(root or DEBIAN_FASHION_MNIST)
-    return _open_idx("fashion_mnist", FASHION_CLASSES, split, folder, get)
+    return _open_idx(
+        "fashion_mnist", FASHION_CLASSES, split, Path(root or DEBIAN_FASHION_MNIST), get
+    )
 
 
 def _open_idx(name: str, classes: tuple, split: str, folder: Path, get: str) -> ArraySource:
@@ -53,7 +53,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     dimension as a big-endian 32-bit integer, then the values. Images have 3 dimensions, labels 1.
     """
     content, start = read_unzipped(path), 4 + 4 * dimensions
-    if content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+    if content[:4] != bytes((0, 0, 8, dimensions)):
         raise UsageError(
             f"{path} is not an IDX file of {dimensions} dimensions of unsigned bytes "
             f"(it starts with {content[:4].hex() or 'nothing'}). Download it again."

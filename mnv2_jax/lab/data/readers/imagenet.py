@@ -1,8 +1,7 @@
 """ILSVRC2012 straight from its official tar files, which are never unpacked.
 
-The first opening walks the tar headers once and keeps an index of offsets, beside the archive or
-in the cache folder. Images are not turned by their EXIF tags, as in the pipelines that published
-accuracies come from.
+The first opening keeps an index of offsets, beside the archive or in the cache folder. Images are
+not turned by their EXIF tags, as in the pipelines that published accuracies come from.
 """
 
 import functools
@@ -143,10 +142,7 @@ def _load_index(place: Path, stamp: np.ndarray) -> Index | None:
 
 
 def read_devkit(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Reads the validation labels, renumbered by sorted WordNet id, and those ids.
-
-    The development kit numbers classes in an order of its own; `meta.mat` says which id each is.
-    """
+    """Reads the validation labels, renumbered by sorted WordNet id, and those ids."""
     from scipy.io import loadmat
 
     files = read_tar_gz(path, (SYNSETS, GROUND_TRUTH))

@@ -46,9 +46,7 @@ def labelled_record(
     return {"image": pixels, "label": label}
 
 
-def paired_source(
-    pairs: Pairs, classes: tuple[str, ...], layout: str, table: Table = None
-) -> LazySource:
+def paired_source(pairs: Pairs, classes: tuple, layout: str, table: Table = None) -> LazySource:
     """Makes a source of pairs of an image file and the file of its label map."""
     missing = next((str(p) for pair in pairs for p in pair if not os.path.isfile(p)), None)
     if missing:

@@ -7,21 +7,21 @@ where a stock set leaves it to its documentation; for any other set a file state
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_json, user_path
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import clean_objects
 from mnv2_jax.lab.data.readers.cityscapes import CITYSCAPES
 from mnv2_jax.lab.data.readers.files import read_classes
 from mnv2_jax.lab.data.readers.label_maps import label_table, labelled_record
-from mnv2_jax.lab.data.source import BadRecord, LazySource, find_split
+from mnv2_jax.lab.data.source import BadRecord, LazySource, chosen_split
 
 DEFAULT_ROOT = "~/tensorflow_datasets"
 FORMAT = "array_record"
@@ -35,6 +35,8 @@ VALUES: Mapping[str, Mapping[str, int]] = {
 }
 """What values in the maps of stock sets stand for; all others are ignored."""
 
+Record = Mapping[str, Any]
+
 
 class Content(NamedTuple):
     """What the records of a set are read as."""
@@ -43,7 +45,7 @@ class Content(NamedTuple):
     fields: tuple[str, str]  # the features that are used: the image, what is learned from it
     encoded: tuple[str, ...]  # those of them that tfds leaves encoded
     # (image, the other field, name of the record, number of classes) -> record
-    build: Callable[[np.ndarray, Any, str, int], Mapping[str, Any]]
+    build: Callable[[np.ndarray, Any, str, int], Record]
 
 
 def open_prepared(name: str, split: str, root: str | None, masks: bool = False) -> LazySource:
@@ -64,9 +66,7 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
         needs = "a label map" if masks else "a label, objects with bbox and label, or a label map"
         raise UsageError(f"{name} has features {sorted(features)}, and needs an image and {needs}.")
     base, bracket, rest = split.partition("[")
-    known = find_split(base, splits.__contains__)
-    if known is None:
-        raise unknown("split", base, splits)
+    known = chosen_split(base, tuple(splits))
     if builder.info.file_format.value != FORMAT:
         kind = f"{builder.info.file_format.value} files, which only TensorFlow reads"
         remedy = f"Prepare it as {FORMAT} in another folder: mnv2 prepare {name}"
@@ -87,9 +87,7 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
     return LazySource(length, read, content.classes, files=("", files))
 
 
-def _read(
-    records: Sequence[Any], source: str, content: Content, channels: int, index: int
-) -> Mapping[str, Any]:
+def _read(records: Any, source: str, content: Content, channels: int, index: int) -> Record:
     """Reads one record; the image is decoded here, not by tfds."""
     name = f"{source} record {index}"
     try:
@@ -103,22 +101,18 @@ def _read(
         raise BadRecord(name, f"cannot be read ({first_line(error)})") from error
 
 
-def _with_label(pixels: np.ndarray, label: Any, name: str, num_classes: int) -> dict[str, Any]:
+def _with_label(pixels: np.ndarray, label: Any, name: str, num_classes: int) -> Record:
     if not 0 <= label < num_classes:
         raise BadRecord(name, f"label {label} where the classes are 0 to {num_classes - 1}")
     return {"image": pixels, "label": int(label)}
 
 
-def _with_objects(
-    pixels: np.ndarray, objects: Mapping[str, Any], name: str, num_classes: int
-) -> dict[str, Any]:
+def _with_objects(pixels: np.ndarray, objects: Any, name: str, num_classes: int) -> Record:
     """Leaves out VOC's difficult objects and boxes that are none, and marks COCO's crowds."""
     boxes = np.array(objects["bbox"], np.float64).reshape(-1, 4)
     labels = np.array(objects["label"], int)
-    crowd, difficult = (
-        np.array(objects.get(mark, [False] * len(labels)), bool)
-        for mark in ("is_crowd", "is_difficult")
-    )
+    marks, none = ("is_crowd", "is_difficult"), [False] * len(labels)
+    crowd, difficult = (np.array(objects.get(mark, none), bool) for mark in marks)
     boxes, labels, crowd = (values[~difficult] for values in (boxes, labels, crowd))
     kept = clean_objects(boxes, labels, num_classes, None, name, crowd)
     return {"image": pixels, "boxes": kept.boxes, "classes": kept.classes}

@@ -12,15 +12,8 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
+from mnv2_jax.lab.data.readers import files
 from mnv2_jax.lab.data.readers.boxes import AnnotatedImages, Object
-from mnv2_jax.lab.data.readers.files import (
-    SUFFIXES,
-    is_hidden,
-    read_classes,
-    read_lines,
-    refuse_twice,
-    unwrapped,
-)  # fmt: skip
 from mnv2_jax.lab.data.readers.label_maps import paired_source
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
@@ -87,13 +80,13 @@ def open_voc_segmentation(split: str, root: str) -> LazySource:
 def _classes(top: Path) -> tuple[str, ...]:
     """Returns the classes of a folder, without background."""
     own = top / "classes.txt"
-    return read_classes(own) if os.path.lexists(own) else VOC_CLASSES
+    return files.read_classes(own) if os.path.lexists(own) else VOC_CLASSES
 
 
 def _image(top: Path, name: str) -> Path:
     """Returns the file of an image, whatever its ending; that of VOC where there is none."""
     stem = os.path.join(top, "JPEGImages", name)
-    endings = (form for suffix in SUFFIXES for form in (suffix, suffix.upper()))
+    endings = (form for suffix in files.SUFFIXES for form in (suffix, suffix.upper()))
     return Path(next((stem + e for e in endings if os.path.isfile(stem + e)), f"{stem}.jpg"))
 
 
@@ -106,21 +99,21 @@ def _listed(split: str, root: str, kind: str, folder: str, suffix: str) -> tuple
     def exists(name: str) -> bool:
         return os.path.isfile(top / folder / f"{name}{suffix}")
 
-    top = unwrapped(Path(root), lambda place: os.path.isdir(place / "JPEGImages"))
+    top = files.unwrapped(Path(root), lambda place: os.path.isdir(place / "JPEGImages"))
     name, shared = find_part(split, lambda name: os.path.isfile(list_of(name)))
     if name is not None:
         file = list_of(name)
-        names = [_name(line, exists) for line in read_lines(file)]
+        names = [_name(line, exists) for line in files.read_lines(file)]
     elif shared and os.path.isdir(top / folder):
         file = top / folder
-        files = sorted(n for n in os.listdir(file) if n.lower().endswith(suffix))
-        names = [os.path.splitext(n)[0] for n in files if not is_hidden(n)]
+        listed = sorted(n for n in os.listdir(file) if n.lower().endswith(suffix))
+        names = [os.path.splitext(n)[0] for n in listed if not files.is_hidden(n)]
     else:
         raise UsageError(f"{root} has no list ImageSets/{kind}/{split}.txt. {LAYOUTS[kind]}.")
     wrong = next((n for n in names if Path(n).name != n or not n.isprintable()), None)
     if not names or wrong:
         raise UsageError(f"{file} lists {wrong!r}: give the name of one image a line, no path.")
-    refuse_twice(names, file)
+    files.refuse_twice(names, file)
     return top, [names[i] for i in share(names, split)] if shared else names
 
 
