@@ -35,34 +35,11 @@ from mnv2_jax.version import __version__ as __version__
 from mnv2_jax.weights import export_weights, inspect_weights, load_weights
 
 __all__ = [
-    "DIALECTS",
-    "SPECS",
-    "Account",
-    "ConvNorm",
-    "DeepLabV3",
-    "Dialect",
-    "InvertedResidual",
-    "MobileNetV2",
-    "SSDLite",
-    "Spec",
-    "UsageError",
-    "account",
-    "add_parts",
-    "between_bottlenecks",
-    "between_expansions",
-    "build",
-    "convolution",
-    "export_weights",
-    "fold",
-    "folded_apply",
-    "inspect_weights",
-    "linear",
-    "load_weights",
-    "make_divisible",
-    "no_shortcut",
-    "normalize",
-    "relu6",
-    "unroll",
-]
+    "DIALECTS", "SPECS", "Account", "ConvNorm", "DeepLabV3", "Dialect", "InvertedResidual",
+    "MobileNetV2", "SSDLite", "Spec", "UsageError", "account", "add_parts", "between_bottlenecks",
+    "between_expansions", "build", "convolution", "export_weights", "fold", "folded_apply",
+    "inspect_weights", "linear", "load_weights", "make_divisible", "no_shortcut", "normalize",
+    "relu6", "unroll",
+]  # fmt: skip
 
 compiler.warn()

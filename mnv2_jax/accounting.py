@@ -7,6 +7,7 @@ addition in a convolution or matrix product, as the paper counts, and nothing el
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ class Account(NamedTuple):
 
     @property
     def kernel_params(self) -> int:
-        """Parameters of convolutions and matrix products alone, without batch norm and biases."""
+        """Parameters of convolutions and matrix products alone."""
         return sum(layer.kernel_params for layer in self.layers)
 
     @property
@@ -77,8 +78,8 @@ class Account(NamedTuple):
     def markdown(self) -> str:
         """The account as a Markdown table with its totals."""
         rows = [
-            (f"`{la.path or '.'}`", la.kind, _shape(la.output), f"{la.params:,}", f"{la.madds:,}")
-            for la in self.layers
+            (f"`{path or '.'}`", kind, "×".join(map(str, output)), f"{params:,}", f"{madds:,}")
+            for path, kind, _, output, params, _, madds in self.layers
         ]
         rows.append(("**total**", "", "", f"**{self.params:,}**", f"**{self.madds:,}**"))
         return markdown_table(("layer", "kind", "output", "parameters", "MAdds"), rows)
@@ -90,8 +91,7 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     Args:
       module: any unbound Linen module.
       *inputs: positional arguments of its `__call__`: arrays, `jax.ShapeDtypeStruct`s, or shapes as
-        tuples of integers, which stand for float32 arrays.
-      **kwargs: further arguments, passed on as they are (`train=False`, say).
+        tuples of integers, which stand for float32 arrays. Keywords are passed on as they are.
 
     Convolution modules are counted from their shapes, in whatever form they compute; every other
     matrix product is counted where it is traced, inside or outside of modules. A loop of unknown
@@ -100,7 +100,12 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     >>> account(nn.Dense(10), (1, 64)).madds
     640
     """
-    shapes = [jax.ShapeDtypeStruct(x, jnp.float32) if _is_shape(x) else x for x in inputs]
+    shapes = [
+        jax.ShapeDtypeStruct(x, jnp.float32)
+        if isinstance(x, tuple) and all(isinstance(n, int) for n in x)
+        else x
+        for x in inputs
+    ]
     key = jax.random.key(0)
     calls: dict[str, _Call] = {}
 
@@ -109,17 +114,14 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
         with jax.named_scope(f"{SCOPE}{path.replace('/', ':')};"):
             out = call(*args, **kwargs)
         if context.method_name == "__call__":
-            before, after = _first_shape((args, kwargs)), _first_shape(out)
-            entry = calls.setdefault(path, _Call(context.module, before, after, []))
-            entry.outputs.append(after)
+            call_ = calls.setdefault(path, _Call(context.module, _first_shape((args, kwargs)), []))
+            call_.outputs.append(_first_shape(out))
         return out
 
     # Initialisation runs every layer once, whole, whatever the module does at inference.
+    init = partial(module.init, {"params": key, "dropout": key}, **kwargs)
     with nn.intercept_methods(record):
-        traced, variables = jax.make_jaxpr(
-            lambda *a: module.init({"params": key, "dropout": key}, *a, **kwargs),
-            return_shape=True,
-        )(*shapes)
+        traced, variables = jax.make_jaxpr(init, return_shape=True)(*shapes)
     madds: Counter[str] = Counter()
     for path, count in _products(traced.jaxpr):
         madds[path] += count
@@ -130,24 +132,19 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
         if isinstance(call.module, nn.Conv):
             depth = math.prod(own["kernel"].shape[:-1])  # (*window, inputs of a group, features)
             count = depth * sum(math.prod(out) for out in call.outputs)
+        sizes = {name: math.prod(leaf.shape) for name, leaf in own.items()}
+        kernels = sum(size for name, size in sizes.items() if name not in ("scale", "bias"))
+        kind, params = type(call.module).__name__, sum(sizes.values())
         if own or count:
-            layers.append(_layer(path, type(call.module).__name__, call, own, count))
-    unclaimed = _Call(module, (), (), [])
-    layers += [_layer(path, "products", unclaimed, {}, count) for path, count in madds.items()]
+            layers.append(Layer(path, kind, call.input, call.outputs[0], params, kernels, count))
+    layers += [Layer(path, "products", (), (), 0, 0, count) for path, count in madds.items()]
     return Account(tuple(layers))
 
 
 class _Call(NamedTuple):
     module: nn.Module
     input: tuple[int, ...]
-    output: tuple[int, ...]
     outputs: list[tuple[int, ...]]  # one for each time the module is called
-
-
-def _layer(path: str, kind: str, call: _Call, own: Mapping[str, Any], madds: int) -> Layer:
-    sizes = {name: math.prod(leaf.shape) for name, leaf in own.items()}
-    kernels = sum(size for name, size in sizes.items() if name not in ("scale", "bias"))
-    return Layer(path, kind, call.input, call.output, sum(sizes.values()), kernels, madds)
 
 
 def bottleneck_memory(
@@ -192,16 +189,15 @@ def _products(jaxpr: core.Jaxpr, inherited: str = "") -> Iterator[tuple[str, int
         if SCOPE in stack:
             path = stack.rsplit(SCOPE, 1)[1].split(";")[0].replace(":", "/")
         name = eqn.primitive.name
-        if name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            lhs = eqn.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
-            depth = math.prod(lhs[i] for i in contracted)
-            yield path, math.prod(eqn.outvars[0].aval.shape) * depth  # pyright: ignore
-        elif name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
-            order = eqn.params["dimension_numbers"].rhs_spec
-            depth = math.prod(kernel[i] for i in order[1:])
-            yield path, math.prod(eqn.outvars[0].aval.shape) * depth  # pyright: ignore
+        if name in ("dot_general", "conv_general_dilated"):
+            numbers: Any = eqn.params["dimension_numbers"]
+            is_dot = name == "dot_general"
+            summed: Any = eqn.invars[0 if is_dot else 1].aval  # over these axes for each output
+            depth = math.prod(
+                summed.shape[i] for i in (numbers[0][0] if is_dot else numbers[1][1:])
+            )
+            out: Any = eqn.outvars[0].aval
+            yield path, math.prod(out.shape) * depth
         inner = [list(_products(sub, path)) for sub in _subjaxprs(eqn.params)]
         if name == "cond" and inner:
             inner = [max(inner, key=lambda branch: sum(count for _, count in branch))]
@@ -225,14 +221,6 @@ def _own(params: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     return {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
 
 
-def _is_shape(x: Any) -> bool:
-    return isinstance(x, tuple) and all(isinstance(n, int) for n in x)
-
-
 def _first_shape(tree: Any) -> tuple[int, ...]:
     leaves = (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
     return next((tuple(leaf.shape) for leaf in leaves), ())
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)

@@ -17,13 +17,15 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.models.layers import (
     Activation,
     ConvNorm,
+    Images,
     LayerSettings,
+    Mask,
     bind_conv,
     given_train,
     linear,
     relu6,
     settings_of,
-)
+)  # fmt: skip
 from mnv2_jax.ops.batch_norm import BatchNorm
 
 # (expand, filter, project, thin, wide, stride) -> (thin, wide). `thin` is the bottleneck; `wide`
@@ -58,18 +60,16 @@ def no_shortcut(expand, filter_, project, thin, wide, stride):
 
 
 SHORTCUTS: dict[str, Wiring] = {
-    "between_bottlenecks": between_bottlenecks,
-    "between_expansions": between_expansions,
+    "between_bottlenecks": between_bottlenecks, "between_expansions": between_expansions,
     "none": no_shortcut,
-}
+}  # fmt: skip
 
 
 class BlockInfo(NamedTuple):
     """What a map is told of its block.
 
-    Channels of the bottleneck that enters, the expanded tensor and the bottleneck that leaves;
-    stride and dilation of the depthwise convolution; the activations of the expanded layers and of
-    the bottleneck; and whether the network is training.
+    The channels are those of the bottleneck that enters, the expanded tensor, and the bottleneck
+    that leaves; stride and dilation those of the depthwise convolution.
     """
 
     in_channels: int
@@ -79,7 +79,7 @@ class BlockInfo(NamedTuple):
     dilation: int
     activation: Activation
     bottleneck: Activation
-    train: bool
+    train: bool  # whether the network is training
 
 
 # (conv, x, block) -> the map of x; for conv see `mnv2_jax.models.layers.bind_conv`.
@@ -108,14 +108,11 @@ STANDARD = (standard_expand, standard_filter, standard_project)
 class BlockSettings(LayerSettings, kw_only=True):
     """What varies the blocks of a network, as keyword arguments; see `LayerSettings` for the rest.
 
-    Attributes:
-      activation: of the expanded layers.
-      bottleneck: activation of the bottleneck, before the shortcut: `linear` or `relu6` (Fig. 6a).
-      shortcut: the wiring of the three maps (Fig. 6b).
-      expand, filter, project: the three maps, each `(conv, x, block) -> x`. `conv` makes a layer
-        (`layers.bind_conv`), `block` is a `BlockInfo`.
-      split: at inference, computes a block as a sum over this many groups of expanded channels, so
-        that the expanded tensor never exists as a whole (Sec. 5.1); 1 computes it at once.
+    The activations are that of the expanded layers and that of the bottleneck, before the shortcut
+    (`linear` or `relu6`, Fig. 6a). The shortcut is the wiring of the three maps (Fig. 6b), each
+    `(conv, x, block) -> x`: `layers.bind_conv` says what conv is, `BlockInfo` what the block is.
+    `split` is into how many groups of expanded channels inference cuts a block, so that the
+    expanded tensor never exists as a whole (Sec. 5.1); 1 computes it at once.
     """
 
     activation: Activation = relu6
@@ -151,10 +148,7 @@ class InvertedResidual(BlockSettings):
     layers_need_train: ClassVar[bool] = True
 
     def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        train: bool | None = None,
-        mask: Float[Array, " b"] | None = None,
+        self, x: Images, train: bool | None = None, mask: Mask = None
     ) -> Float[Array, "b ho wo k"]:
         """Applies one block on its own."""
         return self.wire(x, None, given_train(self, train), mask)[0]
@@ -162,19 +156,16 @@ class InvertedResidual(BlockSettings):
     @nn.compact
     def wire(
         self,
-        thin: Float[Array, "b h w c"],
+        thin: Images,
         wide: Float[Array, "b h w e"] | None,
         train: bool = False,
-        mask: Float[Array, " b"] | None = None,
+        mask: Mask = None,
     ) -> tuple[Array, Array | None, Array | None]:
-        """Applies the block in a chain of blocks.
+        """Applies the block to a bottleneck, and the expanded tensor that the one before passes on.
 
-        Takes the bottleneck that enters and the expanded tensor that the block before passes on.
         Returns the bottleneck, the expanded tensor to pass on, and the expansion that entered the
-        depthwise convolution (None where it is not computed as a whole).
-
-        Raises:
-          UsageError: a map of one's own gives another shape than the block's.
+        depthwise convolution (None where it is not computed as a whole). Maps of one's own that
+        give another shape than the block's are a UsageError.
         """
         conv = bind_conv(settings_of(self), self.activation, train, mask)
         block = BlockInfo(
@@ -191,11 +182,8 @@ class InvertedResidual(BlockSettings):
         if self.split > 1 and self.expansion > 1 and not train and not self.is_initializing():
             maps = (linear, linear, lambda x: self.bottleneck(split_bottleneck(self, x)))
         else:
-            maps = (
-                lambda x: self.expand(conv, x, block),
-                filter_,
-                lambda x: self.project(conv, x, block),
-            )
+            expand, project = self.expand, self.project
+            maps = (lambda x: expand(conv, x, block), filter_, lambda x: project(conv, x, block))
         expected = (*(-(-n // self.stride) for n in thin.shape[1:3]), self.channels)
         thin, wide = self.shortcut(*maps, thin, wide, self.stride)
         if thin.shape[1:] != expected:
@@ -207,13 +195,12 @@ class InvertedResidual(BlockSettings):
         return thin, wide, entering
 
 
-def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Array:
+def split_bottleneck(block: InvertedResidual, x: Images) -> Array:
     """Computes a bound block's three maps as a sum over groups of expanded channels (Sec. 5.1).
 
     Expansion and depthwise convolution act on every expanded channel alone, and the projection is
-    linear in them, so F(x) = sum over g of project_g(filter_g(expand_g(x))). Of the expanded tensor
-    only one group exists at a time. For inference: batch statistics need all of it. Returns what
-    leaves the projection's batch norm, before any activation or shortcut.
+    linear in them, so F(x) = sum over g of project_g(filter_g(expand_g(x))). For inference: batch
+    statistics need all channels. Returns what leaves the projection's batch norm.
     """
     expanded = x.shape[-1] * block.expansion
     t, settings, variables = min(block.split, expanded), settings_of(block), block.variables
@@ -234,10 +221,8 @@ def split_bottleneck(block: InvertedResidual, x: Float[Array, "b h w c"]) -> Arr
 
     def add_group(total: Array, group: tuple[dict[str, Any], Array]) -> tuple[Array, None]:
         def conv(x: Array, features: int, *, name: str, **window: Any) -> Array:
-            layer = ConvNorm(
-                features, activation=block.activation, parent=None, **window, **settings
-            )
-            return jnp.asarray(layer.apply(group[0][name], x))
+            options = {"activation": block.activation, "parent": None, **window, **settings}
+            return jnp.asarray(ConvNorm(features, **options).apply(group[0][name], x))
 
         y = conv(x, group[1].shape[2], name="expand")
         y = standard_filter(conv, y, block)

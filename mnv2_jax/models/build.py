@@ -18,23 +18,19 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 # The parts of a network that a configuration writes as a name, and the table of the names.
 PARTS: dict[str, dict[str, Any]] = {
-    "spec": SPECS,
-    "dialect": DIALECTS,
-    "shortcut": SHORTCUTS,
-    "activation": ACTIVATIONS,
+    "spec": SPECS, "dialect": DIALECTS, "shortcut": SHORTCUTS, "activation": ACTIVATIONS,
     "bottleneck": ACTIVATIONS,
     **{m: {"standard": f} for m, f in zip(("expand", "filter", "project"), STANDARD, strict=True)},
-}
+}  # fmt: skip
 VALUES = {"spec": Spec, "dialect": Dialect}  # every other part is a function
 
 
 def add_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Gives names to parts of one's own, for configurations and saved models to use.
 
-    They are given by kind and name, such as `{"filter": {"five": five}}`. The kinds are `spec` (a
-    `Spec`), `dialect` (a `Dialect`), `shortcut` (a wiring), `activation`, `bottleneck`, and the
-    maps `expand`, `filter` and `project` (see `mnv2_jax.models.block`). A function that is added
-    again under its name, say because its file was loaded twice, replaces the earlier one.
+    They are given by kind and name, such as `{"filter": {"five": five}}`; the kinds are the keys of
+    `PARTS`, and what they have to be `mnv2_jax.models.block` says. A function that is added again
+    under its name, say because its file was loaded twice, replaces the earlier one.
 
     Raises:
       UsageError: a kind is unknown, a name is taken, or a part is not of its kind.
@@ -69,11 +65,7 @@ def _origin(part: Any) -> str:
 
 
 def look_up_part(kind: str, given: Any, key: str = "") -> Any:
-    """Returns the part of a name, or the part itself where that is given; messages call it `key`.
-
-    Raises:
-      UsageError: there is none of this name; the message lists the choices.
-    """
+    """Returns the part of a name, or a part that is given itself; else raises a UsageError."""
     if _fits(kind, given):
         return given
     try:
@@ -147,11 +139,8 @@ def build_ssdlite(
 ) -> SSDLite:
     """Builds a detector (Sec. 6.2) from plain values.
 
-    Args:
-      num_classes: without background.
-      heads: `ssdlite` or `ssd`.
-      bn_decay: of the moving averages; None takes the dialect's.
-      **backbone: options of `build`, which raises the same errors.
+    Classes are without background, heads `ssdlite` or `ssd`; a decay of None is the dialect's. The
+    other options are those of `build`, which raises the same errors.
 
     >>> build_ssdlite(num_classes=20, width=0.5).grids((320, 320))[0]
     (20, 20)
@@ -177,12 +166,10 @@ def build_deeplab(
     Args:
       num_classes: background included.
       output_stride: of the backbone; 16 and 8 are the paper's.
-      aspp: adds the pyramid.
-      rates: of its branches; none takes the authors' for this output stride.
+      aspp: adds the pyramid; `rates` are of its branches, none the authors' for this output stride.
       decoder: refines the result with features of stride 4 (DeepLabv3+).
       atrous: `full` or `separable`, the 3×3 convolutions of pyramid and decoder.
-      channels: of every layer of the head.
-      dropout: before the logits.
+      channels, dropout: of every layer of the head, and before the logits.
       bn_decay: of all moving averages; None keeps those of backbone and head.
       **backbone: options of `build`, which raises the same errors. The last 1×1 convolution is
         always left out.
@@ -194,21 +181,16 @@ def build_deeplab(
     if rates and not aspp:
         raise UsageError(f"rates are {tuple(rates)} without aspp, whose they are: leave them out.")
     if aspp and not rates and output_stride not in RATES:
-        listed = ", ".join(str(stride) for stride in sorted(RATES))
+        listed = ", ".join(map(str, sorted(RATES)))
         raise UsageError(
             f"aspp with output_stride {output_stride!r}: its rates are known for {listed}; give "
             "others as rates."
         )
-    return DeepLabV3(
-        num_classes,
-        features.clone(spec=features.spec._replace(last=None)),
-        tuple(rates or RATES[output_stride]) if aspp else (),
-        look_up("atrous", atrous, ATROUS),
-        DECODER_TAP if decoder else None,
-        channels,
-        dropout=dropout,
-        dialect=HEAD if bn_decay is None else HEAD._replace(bn_decay=bn_decay),
-    )
+    backbone_ = features.clone(spec=features.spec._replace(last=None))
+    head = HEAD if bn_decay is None else HEAD._replace(bn_decay=bn_decay)
+    rates = tuple(rates or RATES[output_stride]) if aspp else ()
+    tap, branch = DECODER_TAP if decoder else None, look_up("atrous", atrous, ATROUS)
+    return DeepLabV3(num_classes, backbone_, rates, branch, tap, channels, dropout, head)
 
 
 def look_up(kind: str, name: Any, table: Mapping[str, Any]) -> Any:

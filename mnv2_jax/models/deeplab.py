@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import SLIM, Dialect
-from mnv2_jax.models.layers import Scope, bind_conv, relu, settings_of
+from mnv2_jax.models.layers import Images, Mask, Scope, bind_conv, relu, settings_of
 from mnv2_jax.models.mobilenet import MobileNetV2, check_head
 from mnv2_jax.models.spec import IMAGENET, Spec
 
@@ -94,10 +94,7 @@ class DeepLabV3(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        mask: Float[Array, " b"] | None = None,
+        self, images: Images, train: bool = False, mask: Mask = None
     ) -> Float[Array, "b h w classes"]:
         """Returns the logits at the resolution of the images; arguments are `MobileNetV2`'s.
 
@@ -140,7 +137,7 @@ class DeepLabV3(nn.Module):
 
 
 @partial(jax.jit, static_argnums=1)  # under its own name in what exporters trace
-def resize_aligned(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Float[Array, "b h2 w2 c"]:
+def resize_aligned(x: Images, size: tuple[int, ...]) -> Float[Array, "b h2 w2 c"]:
     """Interpolates bilinearly so that corner pixels keep their place, as the authors' release does.
 
     Output pixel i lies at i (h - 1) / (h2 - 1) of the input ("align corners"), where

@@ -15,11 +15,13 @@ from mnv2_jax.ops.batch_norm import BatchNorm, Operands
 from mnv2_jax.ops.convolution import convolution
 
 Activation = Callable[[Array], Array]
+Images = Float[Array, "b h w c"]  # or features
+Mask = Float[Array, " b"] | None  # rows of the batch where it is 0 leave statistics alone
 
 # With this many outputs for each input, a 1×1 convolution takes its statistics from its inputs.
 EXPANDS = 3
 
-# slim's training scope draws every convolution from N(0, 0.09), truncated at two sigmas.
+# slim draws every convolution from N(0, 0.09), truncated at two sigmas.
 kernel_init = nn.initializers.truncated_normal(stddev=0.09)
 # The classifier is torchvision's N(0, 0.01): small first logits, hence a first loss of ln(classes).
 classifier_init = nn.initializers.normal(stddev=0.01)
@@ -76,8 +78,7 @@ class LayerSettings(nn.Module, kw_only=True):
     Attributes:
       dialect: padding and batch-norm constants.
       dtype: of the computation and the output; parameters and statistics are always float32.
-      norm_axis: the mapped axis over whose devices batch statistics are averaged (`shard_map`,
-        `pmap` or `vmap`); None leaves them to the batch that is seen here.
+      norm_axis: the mapped axis over whose devices batch statistics are averaged; None for none.
       frozen_norm: use the running statistics in training too (fine-tuning).
       convolve: computes the convolution, as `jax.lax.conv_general_dilated` would.
     """
@@ -100,7 +101,7 @@ class Conv(nn.Conv):
 
     @nn.compact
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "b h w c"], multiply: bool = True
+        self, x: Images, multiply: bool = True
     ) -> Any:
         """Returns the convolution, or without `multiply` the operands of a 1×1 one."""
         groups = self.feature_group_count
@@ -138,41 +139,25 @@ class ConvNorm(LayerSettings):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        train: bool | None = None,
-        mask: Float[Array, " b"] | None = None,
+        self, x: Images, train: bool | None = None, mask: Mask = None
     ) -> Float[Array, "b ho wo f"]:
-        """Applies the layer; rows of the batch where `mask` is 0 leave the statistics alone.
-
-        Raises:
-          UsageError: inside a block `train` is left out, so that the layer would not train.
-        """
+        """Applies the layer; inside a block that `train` is left out is a UsageError."""
         train = given_train(self, train)
         pad = PADDINGS[self.dialect.padding]
         conv = Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            (self.stride, self.stride),
+            self.features, (self.kernel, self.kernel), (self.stride, self.stride),
             padding=[pad(n, self.kernel, self.stride, self.dilation) for n in x.shape[1:3]],
             kernel_dilation=(self.dilation, self.dilation),
             feature_group_count=self.features if self.depthwise else 1,
-            use_bias=not self.norm,
-            dtype=self.dtype,
-            kernel_init=kernel_init if self.norm else nn.linear.default_kernel_init,
-            conv_general_dilated=self.convolve,
-            name="conv",
-        )
+            use_bias=not self.norm, dtype=self.dtype, conv_general_dilated=self.convolve,
+            kernel_init=kernel_init if self.norm else nn.linear.default_kernel_init, name="conv",
+        )  # fmt: skip
         if not self.norm:
             return self.activation(conv(x))
         norm = BatchNorm(
-            use_running_average=not train or self.frozen_norm,
-            momentum=self.dialect.bn_decay,
-            epsilon=self.dialect.bn_epsilon,
-            dtype=self.dtype,
-            axis_name=self.norm_axis,
-            name="norm",
-        )
+            not train or self.frozen_norm, momentum=self.dialect.bn_decay, dtype=self.dtype,
+            epsilon=self.dialect.bn_epsilon, axis_name=self.norm_axis, name="norm",
+        )  # fmt: skip
         together = (  # where that pays
             norm.is_written_out
             and not self.is_initializing()
@@ -199,12 +184,11 @@ def given_train(module: nn.Module, train: bool | None) -> bool:
 
 
 def bind_conv(
-    settings: Mapping[str, Any], activation: Activation, train: bool, mask: Array | None
+    settings: Mapping[str, Any], activation: Activation, train: bool, mask: Mask
 ) -> Callable[..., Array]:
     """Returns `conv(x, features, *, name, ...)`, which adds a layer to the module being computed.
 
-    The layer is a `ConvNorm` with these settings, in training mode exactly where the network is.
-    `conv` takes ConvNorm's `kernel`, `stride`, `dilation`, `depthwise`, `activation` and `norm`.
+    It is a `ConvNorm`, which has the other options, with these settings, and trains as the network.
     """
 
     def conv(x: Array, features: int, *, name: str, **options: Any) -> Array:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.block import BlockSettings, InvertedResidual
 from mnv2_jax.models.dialect import Dialect
-from mnv2_jax.models.layers import bind_conv, classifier_init, settings_of
+from mnv2_jax.models.layers import Images, Mask, bind_conv, classifier_init, settings_of
 from mnv2_jax.models.spec import IMAGENET, Layout, Spec, unroll
 
 
@@ -65,10 +65,7 @@ class MobileNetV2(BlockSettings):
         return unroll(self.width, self.output_stride, self.spec)
 
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        mask: Float[Array, " b"] | None = None,
+        self, images: Images, train: bool = False, mask: Mask = None
     ) -> Float[Array, "b ..."]:
         """Returns the logits, or the last feature map where there is no classifier.
 
@@ -82,23 +79,13 @@ class MobileNetV2(BlockSettings):
         """
         return list(self.endpoints(images, train, mask).values())[-1]
 
-    def pyramid(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        mask: Float[Array, " b"] | None = None,
-    ) -> dict[int, Array]:
+    def pyramid(self, images: Images, train: bool = False, mask: Mask = None) -> dict[int, Array]:
         """Returns the features of `layout.stages` by stride: `apply(..., method="pyramid")`."""
         endpoints = self.endpoints(images, train, mask)
         return {stride: endpoints[name] for stride, (name, _) in self.layout.stages.items()}
 
     @nn.compact
-    def endpoints(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        mask: Float[Array, " b"] | None = None,
-    ) -> dict[str, Array]:
+    def endpoints(self, images: Images, train: bool = False, mask: Mask = None) -> dict[str, Array]:
         """Returns every named tensor of the network, in order: `apply(..., method="endpoints")`.
 
         The names are `stem`; for every block i from 0, `block_i/expansion` (the expanded tensor
@@ -121,9 +108,8 @@ class MobileNetV2(BlockSettings):
         if self.num_classes is not None:
             found["pooled"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
             x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-            found["logits"] = nn.Dense(
-                self.num_classes, kernel_init=classifier_init, name="classifier"
-            )(x)
+            dense = nn.Dense(self.num_classes, kernel_init=classifier_init, name="classifier")
+            found["logits"] = dense(x)
         return found
 
 

@@ -78,14 +78,9 @@ class Layout(NamedTuple):
 
 
 TABLE_2 = (
-    Row(t=1, c=16, n=1, s=1),
-    Row(t=6, c=24, n=2, s=2),
-    Row(t=6, c=32, n=3, s=2),
-    Row(t=6, c=64, n=4, s=2),
-    Row(t=6, c=96, n=3, s=1),
-    Row(t=6, c=160, n=3, s=2),
-    Row(t=6, c=320, n=1, s=1),
-)
+    Row(t=1, c=16, n=1, s=1), Row(6, 24, 2, 2), Row(6, 32, 3, 2), Row(6, 64, 4, 2),
+    Row(6, 96, 3, 1), Row(6, 160, 3, 2), Row(6, 320, 1, 1),
+)  # fmt: skip
 
 
 def with_expansion(spec: Spec, t: int) -> Spec:
@@ -102,20 +97,17 @@ SMALL_32 = IMAGENET._replace(
     stem_stride=1,
     rows=tuple(row._replace(s=s) for row, s in zip(TABLE_2, (1, 1, 2, 2, 1, 2, 1), strict=True)),
 )
-"""The same blocks with total stride 8, for images of about 32×32: the stem and the first stride of
-Table 2 keep the resolution, so that the last blocks still see 4×4 positions."""
+"""The same blocks with total stride 8, for images of about 32×32."""
 
 TINY_8 = Spec(
     8, 1, (Row(1, 4, 1, 1), Row(6, 4, 2, 1), Row(6, 6, 3, 2), Row(6, 8, 2, 2)), last=64, divisor=2
 )
-"""Eight thin blocks with total stride 4, for 8×8 digits: bottlenecks so thin that what they lose
-shows within a minute of training."""
+"""Eight blocks with total stride 4, for 8×8 digits: so thin that a minute shows what they lose."""
 
 SMALL_96 = Spec(
     16, 2, (Row(1, 16, 1, 1), Row(4, 24, 2, 2), Row(4, 48, 3, 2), Row(4, 96, 2, 2)), last=256
 )
-"""Eight blocks with total stride 16, for pictures of about 96×96 with a few small objects: early
-layers as wide as the paper's, so that there is something to tell small objects by."""
+"""Eight blocks with total stride 16, for 96×96 pictures of small objects: wide early layers."""
 
 TIMM_110D = IMAGENET._replace(
     rows=(
@@ -124,8 +116,7 @@ TIMM_110D = IMAGENET._replace(
     ),
     divisor=1,
 )  # fmt: skip
-"""timm's `mobilenetv2_110d`: 1.1 times as wide and 1.2 times as deep, stem and last layer as they
-were. The rows list the channels that its weights have."""
+"""timm's `mobilenetv2_110d`: 1.1 times as wide, 1.2 times as deep; same stem and last layer."""
 
 TIMM_120D = TIMM_110D._replace(
     rows=(
@@ -142,10 +133,9 @@ SPECS = {
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """Rounds a channel count to a multiple of `divisor`, losing at most a tenth of it.
+    """Rounds a channel count half up to a multiple of `divisor`, or up where a tenth would be lost.
 
-    The rule of the authors' released code: round half up, never below `divisor`, and one step
-    up where rounding down would lose more than 10 %.
+    The rule of the authors' released code; never below `divisor`.
 
     >>> [make_divisible(c * 0.35) for c in (32, 16, 24, 32, 64, 96, 160, 320)]
     [16, 8, 8, 16, 24, 32, 56, 112]
@@ -159,18 +149,14 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IMAGENET) -> Layout:
     """Unrolls a spec into the blocks of a network.
 
-    Args:
-      width: the width multiplier of Sec. 4, any number above 0. Every layer is scaled except the
-        last convolution, which does not shrink below width 1.
-      output_stride: the ratio of input to final resolution. Once the strides so far reach it, later
-        strides become 1 and the blocks *after* such a block take its stride as dilation (Sec. 6.3,
-        as the authors released it). None leaves every stride as it is.
-      spec: the architecture at width 1.
+    The width multiplier of Sec. 4 is any number above 0; the last convolution does not shrink below
+    width 1. `output_stride` is the ratio of input to final resolution: once the strides so far are
+    that, later strides become 1 and the blocks *after* such a block take its stride as dilation
+    (Sec. 6.3, as the authors released it); None leaves every stride as it is. The paper's network
+    has 17 blocks: Table 2 is right, and the "19" of the text is not.
 
     Raises:
       UsageError: `width` is not above 0, or `output_stride` is none that `spec` can have.
-
-    The paper's network has 17 blocks: Table 2 is right, and the "19" of the text is not.
 
     >>> unroll(0.35).blocks[1]
     Block(in_channels=8, channels=8, expansion=6, stride=2, dilation=1)
@@ -196,14 +182,10 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
     reached, dilation = spec.stem_stride, 1
     blocks = []
     for row in spec.rows:
-        for i in range(row.n):
-            stride = row.s if i == 0 else 1
+        for stride in (row.s, *[1] * (row.n - 1)):
             full = output_stride is not None and reached >= output_stride
-            channels = scale(row.c)
-            blocks.append(Block(in_channels, channels, row.t, 1 if full else stride, dilation))
-            reached, dilation = (
-                (reached, dilation * stride) if full else (reached * stride, dilation)
-            )
-            in_channels = channels
+            step, rate = (1, stride) if full else (stride, 1)
+            blocks.append(Block(in_channels, scale(row.c), row.t, step, dilation))
+            reached, dilation, in_channels = reached * step, dilation * rate, scale(row.c)
     last = None if spec.last is None else make_divisible(spec.last * max(1.0, width), spec.divisor)
     return Layout(stem, spec.stem_stride, tuple(blocks), last)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.anchors import anchor_shapes, ssd_anchors
 from mnv2_jax.models.dialect import SLIM, Dialect
-from mnv2_jax.models.layers import Scope, bind_conv, settings_of
+from mnv2_jax.models.layers import Images, Mask, Scope, bind_conv, settings_of
 from mnv2_jax.models.mobilenet import MobileNetV2, check_head
 
 DETECTION: Dialect = SLIM._replace(bn_decay=0.9997)
@@ -138,10 +138,7 @@ class SSDLite(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b h w c"],
-        train: bool = False,
-        mask: Float[Array, " b"] | None = None,
+        self, images: Images, train: bool = False, mask: Mask = None
     ) -> tuple[Float[Array, "b a 4"], Float[Array, "b a slots"]]:
         """Returns float32 box codes and class logits, of which slot 0 is the background.
 

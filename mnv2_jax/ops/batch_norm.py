@@ -7,9 +7,8 @@ is the same behind a 1×1 convolution to more channels, whose statistics follow 
 inputs, so that it computes what is already normalized.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,6 +37,15 @@ class Setting(NamedTuple):
     activation: Activation
     axis_name: str | None
     dtype: Any
+
+
+class Normalized(NamedTuple):
+    """The activated result, and the statistics of `count` positions that it was normalized by."""
+
+    out: Float[Array, "b h w c"]
+    mean: Float[Array, " c"]
+    var: Float[Array, " c"]
+    count: Float[Array, ""]
 
 
 class BatchNorm(nn.BatchNorm):
@@ -71,20 +79,17 @@ class BatchNorm(nn.BatchNorm):
             with jax.numpy_dtype_promotion("standard"):  # Flax mixes x with float32 statistics
                 out = super().__call__(x, mask=rows)  # pyright: ignore[reportArgumentType]
             return activation(out)
-        channels = (x.kernel if isinstance(x, Operands) else x).shape[-1:]
-        running = (
-            self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32),
-            self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32),
-        )
+        form, operands = (expanded, x) if isinstance(x, Operands) else (normalized, (x,))
+        channels = operands[-1].shape[-1:]
+        running = [
+            self.variable("batch_stats", name, start, channels, jnp.float32)
+            for name, start in (("mean", jnp.zeros), ("var", jnp.ones))
+        ]
         scale = self.param("scale", self.scale_init, channels, self.param_dtype)
         bias = self.param("bias", self.bias_init, channels, self.param_dtype)
         axis_name = None if self.is_initializing() else self.axis_name
         setting = Setting(self.epsilon, activation, axis_name, self.dtype)
-        if isinstance(x, Operands):
-            results = expanded(*x, scale, bias, mask, setting)
-        else:
-            results = normalized(x, scale, bias, mask, setting)
-        out, *moments, count = cast(tuple[Array, ...], results)
+        out, *moments, count = form(*operands, scale, bias, mask, setting)
         if not self.is_initializing():
             share = jnp.where(count > 0, 1 - self.momentum, 0.0)
             for variable, now in zip(running, moments, strict=True):
@@ -92,28 +97,8 @@ class BatchNorm(nn.BatchNorm):
         return out
 
 
-class Normalized(NamedTuple):
-    """The activated result, and the statistics it was normalized by."""
-
-    out: Float[Array, "b h w c"]
-    mean: Float[Array, " c"]
-    var: Float[Array, " c"]
-    count: Float[Array, ""]  # positions that the statistics are of, on all devices
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def normalized(
-    x: Float[Array, "b h w c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
-    mask: Float[Array, " b"] | None,
-    setting: Setting,
-) -> Normalized:
+def _normalized(x, scale, bias, mask, setting):
     """Normalizes by the batch's own statistics, which are computed in at least float32."""
-    return _normalized_forward(x, scale, bias, mask, setting)[0]
-
-
-def _normalized_forward(x, scale, bias, mask, setting):
     wide = x.astype(np.promote_types(x.dtype, jnp.float32))
     kept = _kept(wide, mask)
     sums = jnp.stack([kept.sum((0, 1, 2)), (kept * kept).sum((0, 1, 2))])
@@ -122,8 +107,8 @@ def _normalized_forward(x, scale, bias, mask, setting):
     rstd = lax.rsqrt(var + setting.epsilon)
     factor = scale * rstd
     out = _affine(wide, factor, bias - mean * factor).astype(setting.dtype)
-    result = Normalized(setting.activation(out), mean, var, count)
-    return result, (x, scale, bias, mask, mean, rstd, count)
+    out = Normalized(setting.activation(out), mean, var, count)
+    return out, (x, scale, bias, mask, mean, rstd, count)
 
 
 def _normalized_tangent(setting, residuals, tangents):
@@ -155,27 +140,12 @@ def _normalized_backward(setting, residuals, cotangents):
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-derivative.define(normalized, _normalized_forward, _normalized_tangent, _normalized_backward, 3)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
-def expanded(
-    x: Float[Array, "b h w i"],
-    kernel: Float[Array, "i o"],
-    scale: Float[Array, " o"],
-    bias: Float[Array, " o"],
-    mask: Float[Array, " b"] | None,
-    setting: Setting,
-) -> Normalized:
+def _expanded(x, kernel, scale, bias, mask, setting):
     """`normalized` of the product y = x·kernel, for more output than input channels.
 
     With m and C the mean and covariance of x, y has mean m·kernel and variance
     diag(kernelᵀ·C·kernel). What the gradient needs of y, Σ y·dy, is diag(kernelᵀ·Σ x·dy) likewise.
     """
-    return _expanded_forward(x, kernel, scale, bias, mask, setting)[0]
-
-
-def _expanded_forward(x, kernel, scale, bias, mask, setting):
     kept = _flat(_kept(x, mask))
     total, gram = kept.sum(0), _contract(kept, kept)
     (mean_x, *square), count = _means(jnp.concatenate([total[None], gram]), x, mask, setting)
@@ -213,7 +183,8 @@ def _expanded_backward(setting, residuals, cotangents):
     return dx, dkernel, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-derivative.define(expanded, _expanded_forward, _expanded_tangent, _expanded_backward, 4)
+normalized = derivative.written_out(3, _normalized, _normalized_tangent, _normalized_backward)
+expanded = derivative.written_out(4, _expanded, _expanded_tangent, _expanded_backward)
 
 
 def _through_statistics(residuals, dscale, dbias, cotangents, setting):
@@ -226,7 +197,7 @@ def _through_statistics(residuals, dscale, dbias, cotangents, setting):
     return slope, (dmean - factor * dbias) / n - slope * mean
 
 
-def _total(values: Array, setting: Setting) -> Array:
+def _total(values, setting):
     return values if setting.axis_name is None else lax.psum(values, setting.axis_name)
 
 

@@ -128,8 +128,8 @@ def pointwise(
 ) -> Float[Array, "b h w o"]:
     """1×1 convolution as a product of two matrices.
 
-    With positions as one axis the kernel's gradient is a product of matrices too. As a contraction
-    over three axes XLA transposes the image first, which doubles the time of a training step.
+    With positions as one axis the kernel's gradient is one too. As a contraction over three axes
+    XLA transposes the image first, which doubles the time of a training step.
     """
     positions = x.shape[0] * x.shape[1] * x.shape[2]
     flat = lax.dot(x.reshape(positions, x.shape[3]), kernel, precision=precision)
@@ -146,7 +146,14 @@ def patches_product(
     return pointwise(jnp.concatenate(taps, axis=3), flat)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+# A depthwise convolution and both its gradients are linear in both operands, and the gradients of
+# each are the other two.
+@derivative.bilinear(
+    lambda x, kernel, dy, window: (
+        _input_gradient(dy, kernel, (x.shape, window)),
+        _kernel_gradient(x, dy, (kernel.shape, window)),
+    )
+)
 def depthwise(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
 ) -> Float[Array, "b ho wo c"]:
@@ -180,7 +187,12 @@ def _weighted_sum(taps: Iterable[tuple[tuple[int, int], Array]], kernel: Array) 
 Setting = tuple[tuple[int, ...], Window]  # the shape of what a gradient is for, and the window
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@derivative.bilinear(
+    lambda dy, kernel, dx, setting: (
+        depthwise(dx, kernel, setting[1]),  # pyright: ignore[reportGeneralTypeIssues]
+        _kernel_gradient(dx, dy, (kernel.shape, setting[1])),
+    )
+)
 def _input_gradient(dy: Array, kernel: Array, setting: Setting) -> Array:
     """Gradient for the input: the flipped kernel over `dy`, one phase per stride offset.
 
@@ -192,16 +204,12 @@ def _input_gradient(dy: Array, kernel: Array, setting: Setting) -> Array:
     (sy, sx), ((top, _), (left, _)), _ = window
     # Phases cover the padded image from its first row that matters to the last of the input.
     rows, columns = -(-(top + size[0]) // sy), -(-(left + size[1]) // sx)
-    phases = [
-        [_phase(dy, kernel, (ry, rx), (rows, columns), window) for rx in range(sx)]
-        for ry in range(sy)
-    ]
-    if (sy, sx) == (1, 1):
-        full = phases[0][0]
-    else:
-        # (b, rows, sy, columns, sx, c) read in order is the interleaved image.
-        grid = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)
-        full = grid.reshape(dy.shape[0], rows * sy, columns * sx, dy.shape[3])
+    phase = functools.partial(_phase, dy, kernel, shape=(rows, columns), window=window)
+    phases = [[phase(remainder=(ry, rx)) for rx in range(sx)] for ry in range(sy)]
+    full = phases[0][0]
+    if (sy, sx) != (1, 1):  # (b, rows, sy, columns, sx, c) read in order is the interleaved image
+        full = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)
+        full = full.reshape(dy.shape[0], rows * sy, columns * sx, dy.shape[3])
     end = (dy.shape[0], top + size[0], left + size[1], dy.shape[3])
     return lax.slice(full, (0, top, left, 0), end)
 
@@ -210,11 +218,10 @@ def _phase(
     dy: Array, kernel: Array, remainder: tuple[int, int], shape: tuple[int, int], window: Window
 ) -> Array:
     """Sums the taps that reach the padded positions remainder + stride · n, for n < shape."""
-    shifts = []  # per axis: (tap, how far dy is shifted) for the taps of this remainder
-    for k, s, d, r in zip(
-        kernel.shape[:2], window.strides, window.dilation, remainder, strict=True
-    ):
-        shifts.append([(i, (r - i * d) // s) for i in range(k) if (r - i * d) % s == 0])
+    per_axis = zip(kernel.shape[:2], window.strides, window.dilation, remainder, strict=True)
+    shifts = [  # per axis: (tap, how far dy is shifted) for the taps of this remainder
+        [(i, (r - i * d) // s) for i in range(k) if (r - i * d) % s == 0] for k, s, d, r in per_axis
+    ]
     b, c = dy.shape[0], dy.shape[3]
     if not shifts[0] or not shifts[1]:
         return jnp.zeros((b, *shape, c), dy.dtype)
@@ -235,7 +242,12 @@ def _phase(
     return _weighted_sum(taps(), kernel)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@derivative.bilinear(
+    lambda x, dy, dkernel, setting: (
+        _input_gradient(dy, dkernel, (x.shape, setting[1])),  # pyright: ignore[reportGeneralTypeIssues]
+        depthwise(x, dkernel, setting[1]),  # pyright: ignore[reportGeneralTypeIssues]
+    )
+)
 def _kernel_gradient(x: Array, dy: Array, setting: Setting) -> Array:
     """Gradient for the kernel: by position, the sum over batch and space of tap · dy, float32."""
     (kh, kw, _, c), window = setting
@@ -246,9 +258,7 @@ def _kernel_gradient(x: Array, dy: Array, setting: Setting) -> Array:
     return jnp.stack(sums(padded, dy, (kh, kw), window, wide)).reshape(kh, kw, 1, c)
 
 
-def _sums_by_band(
-    padded: Array, dy: Array, kernel: tuple[int, int], window: Window, wide: Any
-) -> list[Array]:
+def _sums_by_band(padded, dy, kernel, window, wide) -> list[Array]:
     """Sums tap · dy by adding bands of rows up, element by element, image after image.
 
     XLA vectorises that, and needs half the time that it takes to reduce whole images.
@@ -266,16 +276,13 @@ def _sums_by_band(
         taps = _taps(part, kernel, (rows, width), window)
         return [lax.mul(lax.convert_element_type(tap, wide), grad) for _, tap in taps]
 
-    def add(k: Array, sums: list[Array]) -> list[Array]:
-        return [lax.add(*pair) for pair in zip(sums, products(k), strict=True)]
-
-    sums = lax.fori_loop(1, b * bands, add, products(0))
+    sums = lax.fori_loop(
+        1, b * bands, lambda k, sums: [*map(lax.add, sums, products(k))], products(0)
+    )
     return [total.sum((0, 1, 2)) for total in sums]
 
 
-def _sums_at_once(
-    padded: Array, dy: Array, kernel: tuple[int, int], window: Window, wide: Any
-) -> list[Array]:
+def _sums_at_once(padded, dy, kernel, window, wide) -> list[Array]:
     """Sums tap · dy of all positions in one pass over `dy`, a variadic reduction.
 
     Separate sums make XLA write every product to memory first.
@@ -287,28 +294,5 @@ def _sums_at_once(
     fold, c = next(f for f in (8, 4, 2, 1) if dy.shape[0] % f == 0), dy.shape[3]
     products = [lax.reshape(p, (fold, p.size // (fold * c), c)) for p in products]
     zeros = [jnp.zeros((), wide)] * len(products)
-    sums = lax.reduce(
-        products, zeros, lambda a, b: [m + n for m, n in zip(a, b, strict=True)], dimensions=(1,)
-    )
+    sums = lax.reduce(products, zeros, lambda a, b: [*map(lax.add, a, b)], dimensions=(1,))
     return [total.sum(0) for total in sums]
-
-
-def _depthwise_backward(x, kernel, dy, window):
-    dkernel = _kernel_gradient(x, dy, (kernel.shape, window)).astype(kernel.dtype)
-    return _input_gradient(dy, kernel, (x.shape, window)), dkernel
-
-
-def _input_gradient_backward(dy, kernel, ct, setting):
-    dkernel = _kernel_gradient(ct, dy, (kernel.shape, setting[1])).astype(kernel.dtype)
-    return depthwise(ct, kernel, setting[1]), dkernel
-
-
-def _kernel_gradient_backward(x, dy, ct, setting):
-    dx, window = _input_gradient(dy, ct, (x.shape, setting[1])), setting[1]
-    return dx.astype(x.dtype), depthwise(x, ct, window).astype(dy.dtype)
-
-
-# Each of the three is linear in both operands, and their gradients are the other two.
-derivative.define_bilinear(depthwise, _depthwise_backward)
-derivative.define_bilinear(_input_gradient, _input_gradient_backward)
-derivative.define_bilinear(_kernel_gradient, _kernel_gradient_backward)

@@ -5,6 +5,7 @@ is the gradient that is written out: reverse mode computes what `jax.custom_vjp`
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,17 +16,19 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
-def define(operation: Any, forward: Callable, tangent: Callable, backward: Callable, n: int):
-    """Gives a `jax.custom_jvp` of (*operands, setting) its derivatives in the first n operands.
+def written_out(n: int, forward: Callable, tangent: Callable, backward: Callable) -> Any:
+    """Returns an operation of (*operands, setting), differentiable in the first n operands.
 
     Args:
-      operation: the setting is its only argument that is not differentiated.
+      n: the operands after these, and the setting, are constant.
       forward: (*operands, setting) -> (result, residuals).
       tangent: (setting, residuals, n tangents) -> tangent of the result.
-      backward: (setting, residuals, cotangent of the result) -> n cotangents or more; the transpose
-        of `tangent`.
+      backward: (setting, residuals, cotangent of the result) -> n cotangents; its transpose.
     """
+    last = len(inspect.signature(forward).parameters) - 1
+    operation = jax.custom_jvp(lambda *given: forward(*given)[0], nondiff_argnums=(last,))
 
+    @operation.defjvp
     def rule(setting: Any, primals: Any, tangents: Any) -> Any:
         out, residuals = forward(*primals, setting)
         leaves, tree = jax.tree.flatten(residuals)
@@ -38,30 +41,38 @@ def define(operation: Any, forward: Callable, tangent: Callable, backward: Calla
         def back(*values: Any) -> Any:
             residuals = jax.tree.unflatten(tree, values[: len(leaves)])
             cotangents = jax.tree.unflatten(out_tree, values[len(leaves) :])
-            return list(backward(setting, residuals, cotangents)[:n])
+            return list(backward(setting, residuals, cotangents))
 
         avals = tuple(jax.typeof(result).strip_weak_type() for result in results)
         options = {"along": along, "back": back, "count": len(leaves), "avals": avals}
         moved = _tangent.bind(*leaves, *tangents[:n], **options)
         return out, jax.tree.unflatten(out_tree, moved)
 
-    operation.defjvp(rule)
+    return operation
 
 
-def define_bilinear(operation: Any, backward: Callable) -> None:
-    """Gives a `jax.custom_jvp` of (a, b, setting), linear in each of the two, its derivatives.
+def bilinear(backward: Callable) -> Callable[[Callable], Any]:
+    """Makes a function of (a, b, setting) that is linear in a and in b an operation.
 
     `backward` is (a, b, cotangent, setting) -> the cotangents of both.
     """
-    define(
-        operation,
-        lambda a, b, setting: (operation(a, b, setting), (a, b)),
-        lambda setting, held, moved: (
-            operation(moved[0], held[1], setting) + operation(held[0], moved[1], setting)
-        ),
-        lambda setting, held, cotangent: backward(*held, cotangent, setting),
-        2,
-    )
+
+    def decorate(function: Callable) -> Any:
+        def forward(a, b, setting):
+            return function(a, b, setting), (a, b)
+
+        def tangent(setting, held, moved):
+            (a, b), (da, db) = held, moved
+            return operation(da, b, setting) + operation(a, db, setting)
+
+        def back(setting, held, cotangent):
+            gradients = backward(*held, cotangent, setting)
+            return [g.astype(x.dtype) for g, x in zip(gradients, held, strict=True)]
+
+        operation = written_out(2, forward, tangent, back)
+        return functools.update_wrapper(operation, function)
+
+    return decorate
 
 
 # Operands: `count` residuals, then tangents. `along` and `back` map all residuals and all tangents,
@@ -108,14 +119,11 @@ def _batch(axis, operands, dims, *, along, back, count, avals):
         for x, d in zip(operands[count:], dims[count:], strict=True)
     ]
     mapped = functools.partial(jax.vmap, axis_size=axis.size, axis_name=axis.name)
-    moved = _tangent.bind(
-        *operands[:count],
-        *linear,
-        along=mapped(along, in_axes=(*dims[:count], *(0 for _ in linear))),
-        back=mapped(back, in_axes=(*dims[:count], *(0 for _ in avals))),
-        count=count,
-        avals=tuple(aval.update(shape=(axis.size, *aval.shape)) for aval in avals),
-    )
+    along = mapped(along, in_axes=(*dims[:count], *(0 for _ in linear)))
+    back = mapped(back, in_axes=(*dims[:count], *(0 for _ in avals)))
+    avals = tuple(aval.update(shape=(axis.size, *aval.shape)) for aval in avals)
+    operands = (*operands[:count], *linear)
+    moved = _tangent.bind(*operands, along=along, back=back, count=count, avals=avals)
     return moved, [0] * len(moved)
 
 
