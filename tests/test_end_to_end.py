@@ -163,14 +163,6 @@ def test_a_damaged_checkpoint_is_one_warning_and_all_damaged_one_line(place, und
     assert outcome(workdir) == undisturbed
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("undisturbed")
-def test_another_configuration_in_the_same_folder(place):
-    _, err = finish(start(place, "relative/run", "--config.optimizer.momentum=0.5", cwd=place), 2)
-    assert len(err.strip().splitlines()) == 1
-    assert "optimizer.momentum: 0.9 -> 0.5" in err
-
-
 def test_a_mistake_is_one_line_at_once(place, tmp_path):
     process = start(place, tmp_path / "new", "--config.optimizer.schedule=cosin")
     out, err = finish(process, 2)

@@ -119,7 +119,6 @@ FAULTS = {
     ),
     19: (
         "a folder that is relative, unusable or of another training -> works, or one line",
-        "test_end_to_end.py::test_another_configuration_in_the_same_folder",
         f"{SWEEP}test_a_workdir_that_cannot_be_made_is_refused_before_training",
         f"{SWEEP}test_another_configuration_is_refused_with_what_differs",
     ),
