@@ -5,7 +5,6 @@ a Keras model that was saved whole.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,38 +15,34 @@ import numpy as np
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_json
 
+FILES = ("config.json", "preprocessor_config.json")
 MAX_CONFIG = 1 << 20  # bytes; a config.json with the names of a thousand classes takes 70 kB
 METHODS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
-IDLE_ARGS = {"in_chans", "num_classes", "drop_rate", "drop_path_rate", "global_pool"}
-BACKBONE = {"Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "ZeroPadding2D", "Add"}
-# What a Keras model does after its features, besides dropout, without changing linear logits.
-HEAD = {"Dense", "Activation", "Softmax", "Flatten", "Reshape", "AveragePooling2D"}
-HEAD |= {"GlobalAveragePooling2D"}
+SETTINGS = {"in_chans", "num_classes", "drop_rate", "drop_path_rate", "global_pool"}  # of timm
+# Layers of Keras: those that do nothing in evaluation, by how their names begin; the backbone's;
+# and those after it that leave a single linear layer what it is.
 IDLE = ("InputLayer", "Rand", "Dropout", "SpatialDropout", "Gaussian", "ActivityRegularization")
+BACKBONE = ["Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "ZeroPadding2D", "Add"]
+HEAD = ["Dense", "Activation", "Softmax", "Flatten", "Reshape"]
+HEAD += ["AveragePooling2D", "GlobalAveragePooling2D"]
+# What a layer of arithmetic adds to the pixels (times its number), or the power that scales them.
+ADDS = {"subtract": -1, "sub": -1, "add": 1}
+SCALES = {"truediv": -1, "truedivide": -1, "divide": -1, "multiply": 1, "mul": 1}
 
 
 class Beside(NamedTuple):
-    """What belongs to weights and their tensors do not say; None or empty where it is not said.
+    """What belongs to weights and their tensors do not say; None or empty where nothing does."""
 
-    Attributes:
-      size: height and width of the network's input.
-      dialect: the fields of the `Dialect` that it states.
-      rule: the fields of `Preprocessing` that it states.
-      names: of the classes.
-      output_stride: of the network.
-      head: why the classifier is not one whose softmax gives the probabilities.
-    """
-
-    size: int | None = None
-    dialect: Mapping[str, Any] = {}
-    rule: Mapping[str, Any] = {}
-    names: tuple[str, ...] = ()
+    size: int | None = None  # height and width of the network's input
+    dialect: Mapping[str, Any] = {}  # fields of Dialect
+    rule: Mapping[str, Any] = {}  # fields of Preprocessing
+    names: tuple[str, ...] = ()  # of the classes
     output_stride: int | None = None
-    head: str = ""
+    head: str = ""  # why the softmax of the classifier is not the probabilities
 
 
 def read_beside(ecosystem: str, path: str, graph: str) -> Beside:
-    """Reads what accompanies a file of weights.
+    """Reads what accompanies a file of weights, whose Keras layers are `graph`.
 
     Raises:
       UsageError: it cannot be read, or says something that this network cannot follow.
@@ -55,13 +50,13 @@ def read_beside(ecosystem: str, path: str, graph: str) -> Beside:
     try:
         if graph:
             return _keras(json.loads(graph))
-        if ecosystem not in READERS:
+        if ecosystem not in ("hf", "timm"):
             return Beside()
-        config, processor = (_read(Path(path).with_name(name)) for name in FILES)
-        return READERS[ecosystem](config, processor)
-    except (
-        ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError,
-    ) as error:  # fmt: skip
+        files = (Path(path).with_name(name) for name in FILES)
+        found = [read_json(file, MAX_CONFIG) if os.path.lexists(file) else {} for file in files]
+        config, processor = (content if isinstance(content, dict) else {} for content in found)
+        return _hugging_face(config, processor) if ecosystem == "hf" else _timm(config)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"what belongs to the weights in {path!r} and is described "
             f"{'there' if graph else 'beside them'} cannot be followed: {first_line(error)}. "
@@ -77,17 +72,15 @@ def choose(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Beside:
-    """Puts what a user chose in place of what lies beside the weights of `channels` inputs.
-
-    Raises:
-      UsageError: it cannot be.
-    """
-    dialect = dict(beside.dialect)
+    """Puts what a user chose in place of what lies beside weights; `UsageError` if it cannot be."""
+    dialect, size = dict(beside.dialect), beside.size
     if (mean is None) != (std is None):
         raise UsageError("mean and std belong together: give both, or neither.")
     try:
-        size = beside.size if resolution is None else _side("resolution", resolution)
-        dialect |= {} if mean is None else input_range(mean, std)
+        if resolution is not None:
+            size = _side("resolution", resolution)
+        if mean is not None:
+            dialect |= input_range(mean, std)
         for key in ("mean", "std"):
             if len(dialect.get(key, (0,))) not in (1, channels):
                 raise ValueError(f"{key} has {len(dialect[key])} values for {channels} channels")
@@ -97,21 +90,16 @@ def choose(
     return beside._replace(size=size, dialect=dialect, output_stride=stride)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content = read_json(file, MAX_CONFIG) if os.path.lexists(file) else {}
-    return content if isinstance(content, dict) else {}
-
-
-def _need(key: str, value: Any, *allowed: Any) -> None:
+def _need(key: str, value: Any, *allowed: Any) -> Any:
     if value not in allowed:
         listed = " or ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{key} is {value!r}, and only {listed} is computed here")
+    return value
 
 
 def _side(key: str, value: Any) -> int:
-    if isinstance(value, Mapping):
-        value = [value[k] for k in ("height", "width", "shortest_edge") if k in value]
-    sides = value if isinstance(value, list) else [value]
+    sides = list(value.values()) if isinstance(value, Mapping) else value
+    sides = sides if isinstance(sides, list) else [sides]
     if len(set(sides)) != 1 or type(sides[0]) is not int or not 1 <= sides[0] <= 2**13:
         raise ValueError(f"{key} is {value!r}, and one size for height and width is needed")
     return sides[0]
@@ -143,64 +131,58 @@ def _names(table: Any) -> tuple[str, ...]:
     """The names of classes from a list or from a table by number; LABEL_3 and the like are none."""
     if isinstance(table, Mapping):
         table = [table.get(str(i)) for i in range(len(table))]
-    names = table if isinstance(table, list) else []
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(name, str) and name for name in table or ()):
         raise ValueError("its names of classes are not one text for every number from 0")
-    return () if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else tuple(names)
+    names = tuple(table or ())
+    return () if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
 def _hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Beside:
     _need("model_type", config.get("model_type", "mobilenet_v2"), "mobilenet_v2")
     _need("hidden_act", config.get("hidden_act", "relu6"), "relu6")
-    _need("tf_padding", padding := config.get("tf_padding", True), True, False)
-    dialect: dict[str, Any] = {"padding": "same" if padding else "symmetric"}
+    padded = _need("tf_padding", config.get("tf_padding", True), True, False)
+    dialect: dict[str, Any] = {"padding": "same" if padded else "symmetric"}
     if "layer_norm_eps" in config:
         dialect["bn_epsilon"] = float(config["layer_norm_eps"])
     size = _side("image_size", config["image_size"]) if "image_size" in config else None
-    _need("output_stride", stride := config.get("output_stride"), None, 8, 16, 32)
+    stride = _need("output_stride", config.get("output_stride"), None, 8, 16, 32)
     rule: dict[str, Any] = {}
     if processor:
         scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
         mean, std = processor.get("image_mean", 0.5), processor.get("image_std", 0.5)
-        if not processor.get("do_normalize", True):
-            mean, std = 0.0, 1.0
+        mean, std = (mean, std) if processor.get("do_normalize", True) else (0.0, 1.0)
         dialect |= input_range(mean, std, scale)
         _need("do_resize", processor.get("do_resize", True), True)
-        if "resample" in processor:
-            _need("resample", processor["resample"], *METHODS)
-            rule["method"] = METHODS[processor["resample"]]
+        rule["method"] = METHODS[_need("resample", processor.get("resample", 2), *METHODS)]
         given = processor.get("size", 256)
         size = edge = _side("size", given)
         if processor.get("do_center_crop", "crop_size" in processor):
             size = _side("crop_size", processor.get("crop_size", 224))
             rule |= {"crop": "center", "fraction": min(size / edge, 1.0)}
-        elif "height" in (given if isinstance(given, Mapping) else {}):
+        elif isinstance(given, Mapping) and "height" in given:
             rule |= {"crop": "none", "fraction": 1.0}
     return Beside(size, dialect, rule, _names(config.get("id2label")), stride)
 
 
-def _timm(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Beside:
-    del processor  # of Hugging Face
+def _timm(config: Mapping[str, Any]) -> Beside:
     stated = config.get("pretrained_cfg", config)
     _need("global_pool", config.get("global_pool", "avg"), "avg", "")
-    if changed := set(config.get("model_args") or {}) - IDLE_ARGS:
+    if changed := set(config.get("model_args") or {}) - SETTINGS:
         raise ValueError(
             f"model_args sets {', '.join(sorted(changed))}, which is not followed here"
         )
-    size, rule, dialect = None, {}, {}
+    size, rule = None, {}
     if "input_size" in stated:
         size = _side("input_size", stated["input_size"][1:])
-    if "mean" in stated or "std" in stated:
-        dialect = input_range(stated["mean"], stated["std"])
     if "interpolation" in stated:
-        _need("interpolation", stated["interpolation"], *METHODS.values())
-        rule["method"] = stated["interpolation"]
+        rule["method"] = _need("interpolation", stated["interpolation"], *METHODS.values())
     if "crop_pct" in stated:
-        _need("crop_mode", mode := stated.get("crop_mode") or "center", "center", "squash")
-        share = float(stated["crop_pct"])
+        mode = _need("crop_mode", stated.get("crop_mode", "center"), "center", "squash")
+        rule |= {"crop": {"center": "center", "squash": "stretch"}[mode]}
+        rule["fraction"] = share = float(stated["crop_pct"])
         if not 0 < share <= 1:
             raise ValueError(f"crop_pct is {share}, and a number above 0, at most 1 is needed")
-        rule |= {"crop": "center" if mode == "center" else "stretch", "fraction": share}
+    dialect = input_range(stated["mean"], stated["std"]) if {"mean", "std"} & set(stated) else {}
     names = config.get("label_names") or stated.get("label_names")
     return Beside(size, dialect, rule, _names(names))
 
@@ -208,11 +190,10 @@ def _timm(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Beside:
 def _layers(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
     """Yields the class, the settings and the inputs of every layer, nested models unfolded."""
     for layer in config["layers"]:
-        inner = layer["config"]
-        if "layers" in inner:
-            yield from _layers(inner)
+        if "layers" in layer["config"]:
+            yield from _layers(layer["config"])
         else:
-            yield layer["class_name"], inner, layer.get("inbound_nodes")
+            yield layer["class_name"], layer["config"], layer.get("inbound_nodes")
 
 
 def _keras(graph: Mapping[str, Any]) -> Beside:
@@ -222,8 +203,8 @@ def _keras(graph: Mapping[str, Any]) -> Beside:
         named = f"layer {layer.get('name')!r} of class {kind}"
         stem = stem or kind == "Conv2D"
         if kind in ("InputLayer", "Resizing") and not stem:
-            shape = layer.get("batch_shape") or layer.get("batch_input_shape") or (None, None, None)
-            sides = [layer.get("height"), layer.get("width")] if kind == "Resizing" else shape[1:3]
+            shape = layer.get("batch_shape") or layer.get("batch_input_shape") or [None] * 4
+            sides = [layer["height"], layer["width"]] if kind == "Resizing" else shape[1:3]
             size = size if None in sides else _side(f"the input of {named}", list(sides))
         elif kind.startswith(IDLE):
             continue
@@ -241,7 +222,7 @@ def _keras(graph: Mapping[str, Any]) -> Beside:
     if len(epsilons) > 1:
         raise ValueError(f"its batch norms have different epsilons, {sorted(epsilons)}")
     dialect: dict[str, Any] = {"bn_epsilon": epsilons.pop()} if epsilons else {}
-    if not (np.all(scale == 1) and np.all(offset == 0)):
+    if np.any(scale != 1) or np.any(offset != 0):
         dialect |= input_range(-offset / scale, 1 / scale, 1.0)
     return Beside(size, dialect, head=head)
 
@@ -258,14 +239,7 @@ def _scaling(kind: str, layer: Mapping[str, Any], inputs: Any, named: str) -> tu
         values = list(inputs[0][3].values())
     else:
         values = [*inputs[0]["args"], *inputs[0]["kwargs"].values()] if inputs else []
-    numbers = [float(v) for v in values if type(v) in (int, float) and math.isfinite(v)]
-    table = {"truediv": (0, -1), "truedivide": (0, -1), "divide": (0, -1), "multiply": (0, 1)}
-    table |= {"subtract": (-1, 0), "sub": (-1, 0), "add": (1, 0), "mul": (0, 1)}
-    if len(numbers) != 1 or what not in table:
+    numbers = [float(value) for value in values if type(value) in (int, float)]
+    if len(numbers) != 1 or what not in ADDS | SCALES:
         raise ValueError(f"its {named} changes the pixels in a way that is not followed here")
-    sign, power = table[what]
-    return numbers[0] ** power if power else 1.0, sign * numbers[0]
-
-
-FILES = ("config.json", "preprocessor_config.json")
-READERS = {"hf": _hugging_face, "timm": _timm}
+    return numbers[0] ** SCALES.get(what, 0), ADDS.get(what, 0) * numbers[0]

@@ -1,7 +1,10 @@
 """Checks what a file claims about its contents before anything is allocated or followed."""
 
+import io
 import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MAX_BYTES = 256 * 2**20
 """The size of a file: width 1.4 takes 100 MB with optimizer state and moving averages."""
@@ -18,11 +21,7 @@ class DamagedError(Exception):
 
 
 def shown(name: str) -> str:
-    """Returns a name from a file as messages show it: short, on one line, controls escaped.
-
-    >>> shown("a" * 200)[-9:], len(shown(chr(7)))  # a bell, as its escape
-    ('aaaaaa...', 4)
-    """
+    """Returns a name from a file as messages show it: short, on one line, controls escaped."""
     plain = name.encode("unicode_escape").decode()
     return plain if len(plain) <= 100 else f"{plain[:97]}..."
 
@@ -38,23 +37,21 @@ def check_claim(name: str, shape: tuple[int, ...], itemsize: int, available: int
         raise DamagedError(f"{shown(name)} claims shape {list(shape)}, more than the file can hold")
 
 
-def check_members(data: bytes) -> None:
-    """Raises a `DamagedError` for a zip archive of more members than their list can be read of."""
+@contextmanager
+def zip_members(data: bytes) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """Opens an archive; yields it and its members, once number, names and sizes are checked."""
     if (count := data.count(b"PK\1\2")) > MAX_MEMBERS:
         raise DamagedError(f"it is an archive of {count} members, more than weights have")
-
-
-def zip_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members of an archive of `size` bytes, once names and sizes are checked."""
-    members = archive.infolist()
-    for info in members:
-        parts = info.filename.replace("\\", "/").split("/")
-        if ".." in parts or not parts[0] or ":" in parts[0]:
-            raise DamagedError(f"its member {shown(info.filename)} points outside the archive")
-    total = sum(info.file_size for info in members)
-    if total > max_unpacked(size):
-        raise DamagedError(f"its {size} bytes unpack to {total}, more than weights can")
-    return {info.filename: info for info in members}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        for name in members:
+            parts = name.replace("\\", "/").split("/")
+            if ".." in parts or not parts[0] or ":" in parts[0]:
+                raise DamagedError(f"its member {shown(name)} points outside the archive")
+        total = sum(info.file_size for info in archive.infolist())
+        if total > max_unpacked(len(data)):
+            raise DamagedError(f"its {len(data)} bytes unpack to {total}, more than weights can")
+        yield archive, members
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

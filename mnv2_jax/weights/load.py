@@ -31,25 +31,15 @@ CLASSIFIER_STRIDE = 32
 
 
 class Loaded(NamedTuple):
-    """Weights and what is needed to use them.
+    """Weights and what is needed to use them."""
 
-    Attributes:
-      model: the network, in the dialect of its weights: a classifier or a segmenter.
-      variables: `params` and `batch_stats`, float32.
-      preprocessing: how images are to be prepared.
-      sha256: of the file.
-      source: what was loaded, as `ecosystem:path`.
-      names: of the classes, background included, where they lie beside the file.
-      left_out: names of the tensors in the file that are no part of the network.
-    """
-
-    model: MobileNetV2 | DeepLabV3
-    variables: dict[str, Any]
+    model: MobileNetV2 | DeepLabV3  # in the dialect of its weights
+    variables: dict[str, Any]  # params and batch_stats, float32
     preprocessing: Preprocessing
     sha256: str
-    source: str
-    names: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    source: str  # what was loaded, as ecosystem:path
+    names: tuple[str, ...] = ()  # of the classes, background included, where they lie beside
+    left_out: tuple[str, ...] = ()  # tensors of the file that are no part of the network
 
     @property
     def task(self) -> str:

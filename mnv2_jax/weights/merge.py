@@ -82,43 +82,34 @@ def find_head(
       The tensors, this layer's under the ecosystem's names, its bias zeros if it has none; its
       number of classes, None where there is no such layer; and why what there is instead is none.
     """
-    backbone = tensors(ecosystem, *architecture[:3], None)
+    backbone, leaves = tensors(ecosystem, *architecture[:3], None), ecosystem.framework.leaves
     inside, features = {tensor.theirs for tensor in backbone}, backbone[-1].shape[0]
-    kernel, bias = classifier_names(ecosystem)
-    leaf = ecosystem.framework.leaves["head_bias"]
-    weights: dict[str, np.ndarray] = {}
-    vectors = []
-    for name, array in stored.items():
-        if name in inside or _is_inside(ecosystem, name):
-            continue
-        matrix = to_ours(ecosystem.framework, "head", array)
-        if matrix is not None and matrix.ndim == 2:
-            weights[name] = matrix
-        elif array.ndim == 1 and len(array) == features and not name.endswith(leaf):
-            vectors.append(name)  # a normalization of the features
-    if len(weights) != 1:
-        return (
-            dict(stored),
-            None,
-            f"{len(weights)} layers ({_examples(weights)})" if weights else "",
-        )
-    ((name, matrix),) = weights.items()
-    if vectors or matrix.shape[0] != features:
-        why = (
-            f"{_examples(vectors)} before it" if vectors else f"{name} of {matrix.shape[0]} inputs"
-        )
-        return dict(stored), None, f"{why}, where the features are {features}"
-    theirs = {kernel: stored[name]}
-    own = name.removesuffix(ecosystem.framework.leaves["head_kernel"]) + leaf
-    theirs[bias] = stored.get(own, np.zeros(matrix.shape[1], np.float32))
+    beside = [name for name in stored if name not in inside and not _is_inside(ecosystem, name)]
+    matrices = {name: to_ours(ecosystem.framework, "head", stored[name]) for name in beside}
+    weights = {name: matrix.shape for name, matrix in matrices.items() if matrix is not None}
+    norms = [
+        name
+        for name in beside
+        if stored[name].shape == (features,) and not name.endswith(leaves["head_bias"])
+    ]
+    if not weights:
+        return dict(stored), None, ""
+    if len(weights) > 1 or norms:
+        return dict(stored), None, f"it has {_examples([*weights, *norms])}"
+    ((name, (inputs, classes)),) = weights.items()
+    if inputs != features:
+        return dict(stored), None, f"{name} has {inputs} inputs, and the features are {features}"
+    own = name.removesuffix(leaves["head_kernel"]) + leaves["head_bias"]
     rest = {key: array for key, array in stored.items() if key not in (name, own)}
-    return rest | theirs, matrix.shape[1], ""
+    bias = stored.get(own, np.zeros(classes, np.float32))
+    head = dict(zip(classifier_names(ecosystem), (stored[name], bias), strict=True))
+    return rest | head, classes, ""
 
 
 def _is_inside(ecosystem: Ecosystem, name: str) -> bool:
     """Whether a name lies in a part of the network that is the backbone's alone."""
-    roots = {known.split(".")[0] + "." for known in backbone_names(ecosystem.name) if "." in known}
-    return name.startswith(tuple(roots))
+    root, dot, _ = name.partition(".")
+    return bool(dot) and any(k.startswith(f"{root}.") for k in backbone_names(ecosystem.name))
 
 
 def merge(
@@ -126,45 +117,33 @@ def merge(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Puts every tensor of a network in its place, or none.
 
-    Args:
-      ecosystem, architecture: tell which tensors are expected.
-      stored: the file's tensors.
-      path: of the file, for messages.
-
     Returns:
       The variables, and the names of what lies beside the network in the file.
 
     Raises:
       UsageError: a tensor is missing, unexpected, of another shape, not float or not finite.
     """
-    framework = ecosystem.framework
+    framework, flat = ecosystem.framework, {}
     expected = {tensor.theirs: tensor for tensor in tensors(ecosystem, *architecture)}
     idle = {t.theirs for t in unused(ecosystem, *architecture[:2])} if architecture.head else set()
-    others = [
-        name
-        for name in stored
-        if name not in expected and name not in idle and not name.endswith(framework.ignored)
-    ]
-    # What has axes is no stray in a segmenter, whose head is known.
-    alien = [
-        name
-        for name in others
-        if _is_inside(ecosystem, name) or (architecture.head and stored[name].ndim > 1)
-    ]
-    unexpected = [f"+ {shown(name)} {list(stored[name].shape)}" for name in alien]
-    missing, shaped, flat = [], [], {}
+    others = stored.keys() - expected.keys() - idle
+    others = sorted(name for name in others if not name.endswith(framework.ignored))
+    found: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": []}
+    for name in others:
+        # What has axes is no stray in a segmenter, whose head is known.
+        if _is_inside(ecosystem, name) or (architecture.head and stored[name].ndim > 1):
+            found["unexpected"].append(f"+ {shown(name)} {list(stored[name].shape)}")
     for name, tensor in expected.items():
+        needed = list(their_shape(framework, tensor))
+        ours = to_ours(framework, tensor.kind, stored[name]) if name in stored else None
         if name not in stored:
-            missing.append(f"- {shown(name)} {list(their_shape(framework, tensor))}")
-            continue
-        ours = to_ours(framework, tensor.kind, stored[name])
-        if ours is None or ours.shape != tensor.shape:
-            shape, needed = list(stored[name].shape), list(their_shape(framework, tensor))
-            shaped.append(f"~ {shown(name)} {shape} is not {needed}")
+            found["missing"].append(f"- {shown(name)} {needed}")
+        elif ours is None or ours.shape != tensor.shape:
+            shape = list(stored[name].shape)
+            found["of another shape"].append(f"~ {shown(name)} {shape} is not {needed}")
         else:
             flat[tensor.ours] = ours
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
-    differences = "; ".join(_listed(kind, entries) for kind, entries in kinds if entries)
+    differences = "; ".join(_listed(kind, entries) for kind, entries in found.items() if entries)
     if differences:
         raise UsageError(
             f"{path!r} does not fit the {architecture.title} of {ecosystem.name}, and nothing was "
@@ -184,18 +163,15 @@ def _listed(kind: str, entries: list[str]) -> str:
 
 def _check_values(path: str, tensor: Tensor, array: np.ndarray) -> None:
     """Rejects numbers that a trained network cannot have."""
-    name = tensor.theirs
+    what = ""
     if array.dtype.kind != "f":
+        what = f"numbers of {array.dtype}, where floating point is needed,"
+    elif not np.isfinite(array).all() or np.abs(array).max(initial=0) > MAX_FLOAT:
+        what = "NaN or infinite numbers"
+    elif tensor.ours.endswith("/var") and array.min(initial=0) < 0:
+        what = "a negative variance"
+    if what:
         raise UsageError(
-            f"{path!r} holds {name} as {array.dtype}, but floating point is needed: give the float "
-            "model, not a quantized one."
-        )
-    if not np.isfinite(array).all() or np.abs(array).max(initial=0) > MAX_FLOAT:
-        raise UsageError(
-            f"{path!r} holds NaN or infinite numbers in {name}: the file is damaged or the "
-            "training diverged; use another file."
-        )
-    if tensor.ours.endswith("/var") and array.min(initial=0) < 0:
-        raise UsageError(
-            f"{path!r} holds a negative variance in {name}: the file is damaged; use another file."
+            f"{path!r} holds {what} in {tensor.theirs}: it is quantized or damaged, or its "
+            "training diverged; give another file of the float model."
         )

@@ -11,18 +11,13 @@ PARTS = ("conv", "depthwise", "scale", "bias", "mean", "var", "head_kernel", "he
 class Framework(NamedTuple):
     """How a framework names and orders the tensors of a convolution, batch norm and classifier.
 
-    Attributes:
-      leaves: what follows the name of the layer, by our name of the tensor.
-      axes: by kind of tensor, the axes that bring it into our order, which is (height, width, in,
-        out) for convolutions and (in, out) for the head.
-      head_is_conv: whether the classifier is written as a 1×1 convolution.
-      ignored: endings of names that belong to the training and not to the network.
+    Our order of axes is (height, width, in, out) for convolutions and (in, out) for the head.
     """
 
-    leaves: Mapping[str, str]
-    axes: Mapping[str, tuple[int, ...]]
-    head_is_conv: bool = False
-    ignored: tuple[str, ...] = ()
+    leaves: Mapping[str, str]  # what follows the name of the layer, by our name of the tensor
+    axes: Mapping[str, tuple[int, ...]]  # that bring a tensor into our order, by its kind
+    head_is_conv: bool = False  # the classifier is written as a 1×1 convolution
+    ignored: tuple[str, ...] = ()  # endings of names that belong to the training
 
 
 def _leaves(separator: str, names: str) -> dict[str, str]:
@@ -49,18 +44,11 @@ Pair = tuple[str, str]  # the names of a convolution and of its batch norm
 
 
 class Segmenter(NamedTuple):
-    """How a publisher names the head of Mobile DeepLabv3 (Sec. 6.3), without pyramid or decoder.
+    """How a publisher names the head of Mobile DeepLabv3 (Sec. 6.3), without pyramid or decoder."""
 
-    Attributes:
-      layers: its convolutions, by our name.
-      classifier: the logits, a 1×1 convolution with a bias.
-      keeps_last: whether the file also holds the backbone's last 1×1 convolution, which the paper
-        drops and the segmenter does not use.
-    """
-
-    layers: Mapping[str, Pair]
-    classifier: str
-    keeps_last: bool
+    layers: Mapping[str, Pair]  # its convolutions, by our name
+    classifier: str  # the logits, a 1×1 convolution with a bias
+    keeps_last: bool  # the file holds the last 1×1 convolution, which the segmenter does not use
 
 
 class Ecosystem(NamedTuple):
@@ -68,30 +56,20 @@ class Ecosystem(NamedTuple):
 
     In the templates `{i}` counts blocks from 0, `{next}` from 1 and `{before}` from -1; `{stage}`
     and `{index}` are the row of Table 2 and the place in it; `{after}` follows the last `{next}`.
-
-    Attributes:
-      name, title: what users write before the colon, and its name in messages.
-      framework: names and axes of the tensors in a layer.
-      dialect, dropout: of the networks that its weights were trained in.
-      stem, last: the convolutions outside the blocks.
-      thin, wide: the layers of a block that does not expand, and of every other block.
-      head: the classifier.
-      segmenter: the head of its DeepLabv3; None where it publishes none.
-      class_offset: 1 where class 0 of its 1001 is "background".
     """
 
-    name: str
-    title: str
+    name: str  # what users write before the colon
+    title: str  # its name in messages
     framework: Framework
-    dialect: Dialect
-    dropout: float
+    dialect: Dialect  # of the networks that its weights were trained in
+    dropout: float  # before the classifier, in training
     stem: Pair
-    thin: Mapping[str, Pair]
-    wide: Mapping[str, Pair]
+    thin: Mapping[str, Pair]  # the layers of a block that does not expand
+    wide: Mapping[str, Pair]  # the layers of every other block
     last: Pair
-    head: str
-    segmenter: Segmenter | None = None
-    class_offset: int = 0
+    head: str  # the classifier
+    segmenter: Segmenter | None = None  # None where it publishes none
+    class_offset: int = 0  # 1 where class 0 of its 1001 is "background"
 
 
 def _slim(layer: str) -> Pair:
@@ -112,9 +90,14 @@ def _sequential(layer: str) -> Pair:
     return layer, f"{parent}.{int(index) + 1}"
 
 
-def _block(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str, Pair]:
-    """Names the layers of a block: expand, filter and project, or the last two of them."""
-    ours = ("expand", "filter", "project")[-len(layers) :]
+def _block(
+    names: Callable[[str], Pair],
+    prefix: str,
+    *layers: str,
+    ours: tuple[str, ...] = ("expand", "filter", "project"),
+) -> dict[str, Pair]:
+    """Names the layers of a block, or the last ones of them."""
+    ours = ours[-len(layers) :]
     return {key: names(prefix + layer) for key, layer in zip(ours, layers, strict=True)}
 
 
@@ -124,10 +107,7 @@ def _timm(*layers: str) -> dict[str, Pair]:
     return _block(lambda layer: (layer, next(norms)), place, *layers)
 
 
-def _head(names: Callable[[str], Pair], prefix: str, *layers: str) -> dict[str, Pair]:
-    ours = ("pooling", "aspp_0", "projection")
-    return {key: names(prefix + layer) for key, layer in zip(ours, layers, strict=True)}
-
+HEAD = ("pooling", "aspp_0", "projection")
 
 _ALL = (
     Ecosystem(
@@ -143,7 +123,7 @@ _ALL = (
         head="MobilenetV2/Logits/Conv2d_1c_1x1",
         class_offset=1,
         segmenter=Segmenter(
-            layers=_head(_slim, "", "image_pooling", "aspp0", "concat_projection"),
+            layers=_block(_slim, "", "image_pooling", "aspp0", "concat_projection", ours=HEAD),
             classifier="logits/semantic",
             keeps_last=False,
         ),
@@ -198,7 +178,9 @@ _ALL = (
         head="classifier",
         class_offset=1,
         segmenter=Segmenter(
-            layers=_head(_hf, "segmentation_head.", "conv_pool", "conv_aspp", "conv_projection"),
+            layers=_block(
+                _hf, "segmentation_head.", "conv_pool", "conv_aspp", "conv_projection", ours=HEAD
+            ),
             classifier="segmentation_head.classifier.convolution",
             keeps_last=True,
         ),

@@ -12,22 +12,16 @@ class Preprocessing(NamedTuple):
 
     The fields up to `size` are arguments of `mnv2_jax.lab.data.transforms.eval_transform`; for
     segmenters, `crop` and `size` are of `mnv2_jax.lab.data.transforms.segmentation_eval`.
-
-    Attributes:
-      crop: "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
-        the whole image, and "pad", for segmenters, the whole image at its own resolution.
-      fraction: the share of the side that is seen.
-      method, antialias: of the interpolation; whether shrinking widens its kernel.
-      size: height and width of the network's input.
-      mean, std: pixels in [0, 1] become (pixel - mean) / std; from the dialect.
+    A `crop` "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
+    the whole image, and "pad", for segmenters, the whole image at its own resolution.
     """
 
     crop: str
-    fraction: float
-    method: str = "bilinear"
-    antialias: bool = True
-    size: int = 224
-    mean: tuple[float, ...] = ()
+    fraction: float  # of the side, that is seen
+    method: str = "bilinear"  # of the interpolation
+    antialias: bool = True  # whether shrinking widens its kernel
+    size: int = 224  # height and width of the network's input
+    mean: tuple[float, ...] = ()  # pixels in [0, 1] become (pixel - mean) / std
     std: tuple[float, ...] = ()
 
     @property

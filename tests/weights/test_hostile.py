@@ -206,7 +206,7 @@ def test_quantized_weights_are_refused(tmp_path):
     export_weights(*network("torchvision"), "torchvision", path)
     theirs = {name: array.astype(np.int8) for name, array in load_file(path).items()}
     save_file(theirs, path)
-    refused(f"torchvision:{path}", "as int8, but floating point is needed")
+    refused(f"torchvision:{path}", "numbers of int8, where floating point is needed")
 
 
 def test_other_architectures_are_refused(tmp_path):

@@ -16,52 +16,73 @@ from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_m
 FLAGS = {
     "drop_head=True": "--drop-head", "drop_head": "--drop-head", "ema=False": "--raw",
     "ema=True": "without --raw", "drop_background=True": "import without --keep-background",
-    "output_stride": "--output-stride", "mean": "--mean", "std": "--std",
+    "output_stride": "--output-stride",
 }  # fmt: skip
 SHOWN = 3  # names of tensors in a note
-
-
-def _import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="[ECOSYSTEM:]FILE",
-        help="published weights, such as mobilenet_v2-b0353104.pth; without ECOSYSTEM, the source "
-        "library is inferred from the tensor names",
-    )
-    parser.add_argument("folder", help="folder to write the model to")
-    parser.add_argument("--sha256", help="expected sha256; a file with another one is rejected")
-    parser.add_argument(
-        "--raw", action="store_true", help="import raw weights where the file also has averages"
-    )
-    parser.add_argument(
-        "--drop-head", action="store_true", help="leave out the classifier, for fine-tuning"
-    )
-    parser.add_argument(
-        "--keep-background", action="store_true", help='keep the classifier\'s class "background"'
-    )
-    parser.add_argument(
-        "--classes-file", metavar="FILE", help="names of the classes, one a line, no background"
-    )
-    parser.add_argument(
-        "--output-stride",
-        type=int,
-        help="for a segmenter: 8, 16 or 32 (default: as in config.json beside the file, else 16)",
-    )
-    what = "of the images (default: as beside the file or in its name, else the library's)"
-    parser.add_argument("--resolution", type=int, help=f"height and width {what}")
-    for name in ("mean", "std"):
-        what = "network takes (pixel / 255 - mean) / std; one number or three (default likewise)"
-        parser.add_argument(f"--{name}", type=_floats, nargs="+", metavar="X", help=what)
-    json_argument(parser)
+SOURCE = "without ECOSYSTEM, the source library is inferred from the tensor names"
+SWITCHES = {
+    "raw": "import raw weights where the file also has averages",
+    "drop-head": "leave out the classifier, for fine-tuning",
+    "keep-background": 'keep the classifier\'s class "background"',
+}
 
 
 def _floats(text: str) -> list[float]:
     return [float(part) for part in text.split(",") if part]
 
 
+OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "sha256": (str, "DIGEST", "expected sha256; a file with another one is rejected"),
+    "classes-file": (str, "FILE", "names of the classes, one a line, no background"),
+    "output-stride": (int, "S", "of a segmenter: 8, 16 or 32 (default: as beside the file)"),
+    "resolution": (int, "N", "height and width of the images (default: as beside the file)"),
+    "mean": (_floats, "X", "the network takes (pixel / 255 - mean) / std; one number or three"),
+    "std": (_floats, "X", "see --mean"),
+}
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    what = f"published weights, such as mobilenet_v2-b0353104.pth; {SOURCE}"
+    parser.add_argument("source", metavar="[ECOSYSTEM:]FILE", help=what)
+    parser.add_argument("folder", help="folder to write the model to")
+    for name, help in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=help)
+    for name, (kind, metavar, help) in OPTIONS.items():
+        count = "+" if kind is _floats else None
+        parser.add_argument(f"--{name}", type=kind, nargs=count, metavar=metavar, help=help)
+    json_argument(parser)
+
+
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.model_folder import save_model
-    from mnv2_jax.lab.tasks import CLASSIFY
+
+    loaded = _load(arguments)
+    segments = hasattr(loaded.model, "backbone")
+    offset = 0 if segments else loaded.model.class_offset
+    classes = list(loaded.names[offset:])
+    if arguments.classes_file is not None:
+        classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
+    if segments and not classes:
+        classes = [f"class {i}" for i in range(loaded.classes)]
+    folder = user_path(arguments.folder, "folder")
+    try:
+        save_model(folder, loaded.variables, describe(loaded, classes))
+    except OSError as error:
+        raise UsageError(
+            f"{str(folder)!r} cannot be written: {first_line(error)}. Give another folder."
+        ) from error
+    if loaded.left_out:
+        listed = one_line(", ".join(loaded.left_out[:SHOWN]))
+        print(f"left out {len(loaded.left_out)} tensors, {listed} first", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
+        return
+    print(f"sha256 {loaded.sha256}")
+    print(f"wrote {folder}: python main.py predict --model {folder} IMAGE", file=sys.stderr)
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    """Loads weights as they can be used here: without background, on images that are read."""
     from mnv2_jax.weights import load_weights
     from mnv2_jax.weights.load import find_source
 
@@ -82,8 +103,7 @@ def _import(arguments: argparse.Namespace) -> None:
             std=std,
         )
         loaded = load()
-        classifier = loaded.task == CLASSIFY.name
-        if classifier and loaded.model.class_offset and not arguments.keep_background:
+        if getattr(loaded.model, "class_offset", 0) and not arguments.keep_background:
             loaded = load(drop_background=True)
     except UsageError as error:
         raise UsageError(_in_flags(str(error))) from error
@@ -92,53 +112,25 @@ def _import(arguments: argparse.Namespace) -> None:
             f"{arguments.source!r} takes images of {loaded.backbone.in_channels} channels, and the "
             "images that are read here have 1 or 3: use load_weights in Python."
         )
-    if classifier and loaded.classes == 1:
-        loaded = _two_classes(loaded)
-    offset = loaded.model.class_offset if classifier else 0
-    classes = list(loaded.names[offset:])
-    if arguments.classes_file is not None:
-        classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
-    if not classifier and not classes:
-        classes = [f"class {i}" for i in range(loaded.classes or 0)]
-    folder = user_path(arguments.folder, "folder")
-    try:
-        save_model(folder, loaded.variables, describe(loaded, classes))
-    except OSError as error:
-        raise UsageError(
-            f"{str(folder)!r} cannot be written: {first_line(error)}. Give another folder."
-        ) from error
-    if loaded.left_out:
-        listed = one_line(", ".join(loaded.left_out[:SHOWN]))
-        print(f"left out {len(loaded.left_out)} tensors, {listed} first", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
-        return
-    print(f"sha256 {loaded.sha256}")
-    print(f"wrote {folder}: python main.py predict --model {folder} IMAGE", file=sys.stderr)
+    return _two_classes(loaded) if loaded.classes == 1 else loaded
 
 
 def _in_flags(text: str) -> str:
-    """Says options of `load_weights` as flags of the command line."""
-    for option, flag in FLAGS.items():
-        text = re.sub(rf"\b{option}\b", flag, text)
-    return text
+    return functools.reduce(lambda t, o: re.sub(rf"\b{o}\b", FLAGS[o], t), FLAGS, text)
 
 
 def _two_classes(loaded: Any) -> Any:
-    """Makes a classifier of one output, whose sigmoid is a probability, one of two classes.
+    """Makes a network of one output, whose sigmoid is a probability, one of two classes.
 
     The softmax of (0, z) is the sigmoid of z; of one output it is 1 for every image.
     """
     import numpy as np
 
-    head = loaded.variables["params"]["classifier"]
-    head = {k: np.concatenate([np.zeros_like(v), v], axis=-1) for k, v in head.items()}
+    head = loaded.variables["params"]["classifier"].items()
+    head = {name: np.concatenate([np.zeros_like(v), v], axis=-1) for name, v in head}
     params = {**loaded.variables["params"], "classifier": head}
     variables = {**loaded.variables, "params": params}
-    names = loaded.names if len(loaded.names) == 2 else ()
-    return loaded._replace(
-        model=loaded.model.clone(num_classes=2), variables=variables, names=names
-    )
+    return loaded._replace(model=loaded.model.clone(num_classes=2), variables=variables, names=())
 
 
 def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
@@ -172,12 +164,8 @@ def read_classes(path: str, count: int) -> list[str]:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
-    parser.add_argument(
-        "--to",
-        required=True,
-        metavar="ECOSYSTEM",
-        help="library that names and orders the tensors: slim, keras, torchvision, timm, hf, …",
-    )
+    what = "library that names and orders the tensors: slim, keras, torchvision, timm, hf, …"
+    parser.add_argument("--to", required=True, metavar="ECOSYSTEM", help=what)
     parser.add_argument("path", help="file to write: .safetensors or .npz; for keras also .h5")
 
 
@@ -200,11 +188,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint",
-        metavar="[ECOSYSTEM:]FILE",
-        help="weights; without ECOSYSTEM, the source library is inferred from the tensor names",
-    )
+    parser.add_argument("checkpoint", metavar="[ECOSYSTEM:]FILE", help=f"weights; {SOURCE}")
     json_argument(parser)
 
 

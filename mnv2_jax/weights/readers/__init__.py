@@ -8,7 +8,6 @@ with it ends in one `UsageError`.
 import hashlib
 import io
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ from mnv2_jax.weights.limits import (
     MAX_BYTES,
     DamagedError,
     check_claim,
-    check_members,
     read_member,
     shown,
     zip_members,
@@ -40,18 +38,13 @@ MAX_HEADER = 1 << 24  # bytes, of safetensors; a tensor takes some 100
 class Contents(NamedTuple):
     """What a file holds.
 
-    Attributes:
-      tensors: by name, without what wraps the network's names and the state of an optimizer.
-      averages: "absent", or "used" or "left out" where the file has moving averages of the weights.
-      sha256: of the file; of a TensorFlow checkpoint, of its index and data files in a row
-        (`cat X.index X.data-* | sha256sum`).
-      graph: the layers of a Keras model that was saved whole, in JSON; else empty.
+    The sha256 of a TensorFlow checkpoint is of `cat X.index X.data-*`.
     """
 
-    tensors: Arrays
-    averages: str
+    tensors: Arrays  # without what wraps the network's names and the state of an optimizer
+    averages: str  # "absent", or "used" or "left out" where the file has moving averages
     sha256: str
-    graph: str = ""
+    graph: str = ""  # the layers of a Keras model that was saved whole, in JSON
 
 
 def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) -> Contents:
@@ -97,25 +90,25 @@ def find_files(path: Path) -> list[Path]:
     """Returns the file at a path, or the index and data files of a TensorFlow checkpoint."""
     prefix = path.with_suffix("") if path.suffix.startswith((".index", ".data-")) else path
     index = prefix.with_name(prefix.name + ".index")
+    endings = f"{', '.join(READERS)}, or a TensorFlow checkpoint by its name before .index"
     try:
         if (prefix != path or not path.exists()) and index.is_file():
             start = prefix.name + ".data-"
             return [index, *sorted(p for p in prefix.parent.iterdir() if p.name.startswith(start))]
-        exists, is_folder = path.exists(), path.is_dir()
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in READERS) if is_folder else []
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {first_line(error)}.") from error
-    if is_folder:
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in READERS)
         hint = f"a file in it, such as {inside[0]}" if inside else "a file of weights"
         raise UsageError(f"{str(path)!r} is a folder: give {hint}.")
-    if not exists:
-        raise UsageError(f"there is no file {str(path)!r}: give the path of a file of weights.")
-    if path.suffix.lower() not in READERS:
+    except NotADirectoryError:
+        if path.suffix.lower() in READERS:
+            return [path]
+        why = f"the ending of {str(path)!r} does not tell its format: give a file that ends in "
+        raise UsageError(f"{why}{endings}.") from None
+    except FileNotFoundError:
         raise UsageError(
-            f"the ending of {str(path)!r} does not tell its format: give a file that ends in "
-            f"{', '.join(READERS)}, or a TensorFlow checkpoint by its name before .index."
-        )
-    return [path]
+            f"there is no file {str(path)!r}: give the path of a file of weights."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {first_line(error)}.") from error
 
 
 def _read(file: Path) -> bytes:
@@ -146,23 +139,20 @@ def _plain(name: str, tensor: Mapping[str, Any]) -> np.ndarray:
 
 
 def _read_npz(data: bytes) -> Arrays:
-    check_members(data)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zip_members(data) as (archive, members):
         return {
             name.removesuffix(".npy"): _read_npy(name, read_member(archive, info))
-            for name, info in zip_members(archive, len(data)).items()
+            for name, info in members.items()
         }
 
 
 def _read_npy(name: str, data: bytes) -> np.ndarray:
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise DamagedError(f"{shown(name)} is in version {version} of the format; save it anew")
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise DamagedError(f"{shown(name)} is an array of Python objects, which could run code")
     check_claim(name, shape, dtype.itemsize, len(data) - stream.tell())
@@ -170,16 +160,11 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _keras_member(name: str) -> Callable[[bytes], bytes]:
-    def read(data: bytes) -> bytes:
-        check_members(data)
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = zip_members(archive, len(data))
-            if name not in members:
-                raise DamagedError(f"it has no member {name}, so it is not a Keras model")
-            return read_member(archive, members[name])
-
-    return read
+def _keras_member(name: str, data: bytes) -> bytes:
+    with zip_members(data) as (archive, members):
+        if name not in members:
+            raise DamagedError(f"it has no member {name}, so it is not a Keras model")
+        return read_member(archive, members[name])
 
 
 READERS: dict[str, Callable[..., Arrays]] = {
@@ -187,7 +172,7 @@ READERS: dict[str, Callable[..., Arrays]] = {
     ".npz": _read_npz,
     ".h5": read_hdf5,
     ".hdf5": read_hdf5,
-    ".keras": lambda data: read_hdf5(_keras_member("model.weights.h5")(data)),
+    ".keras": lambda data: read_hdf5(_keras_member("model.weights.h5", data)),
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), read_pytorch),
     ".index": read_bundle,
 }
@@ -197,6 +182,6 @@ files of a TensorFlow checkpoint. PyTorch's examples call their checkpoints `.pt
 GRAPHS: dict[str, Callable[[bytes], str]] = {
     ".h5": read_graph,
     ".hdf5": read_graph,
-    ".keras": lambda data: _keras_member("config.json")(data).decode(),
+    ".keras": lambda data: _keras_member("config.json", data).decode(),
 }
 """Readers of what a file says of its network besides the tensors, by the ending likewise."""

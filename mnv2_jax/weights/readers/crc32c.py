@@ -1,9 +1,8 @@
 """CRC-32C (Castagnoli), the checksum of TensorFlow's checkpoints, in numpy at some 100 MB a second.
 
-A checksum is linear over GF(2), so the data is cut into lanes whose checksums are computed side by
-side, one table look-up for a byte of every lane, and then joined: the checksum of A followed by n
-bytes B is that of A advanced by n zero bytes, XOR that of B. Where zero bytes take each of the 32
-bits is computed in 32 more lanes.
+A checksum is linear over GF(2), so lanes of the data are computed side by side and then joined: the
+checksum of A followed by n bytes B is that of A advanced by n zero bytes, XOR that of B. Where zero
+bytes take each of the 32 bits is computed in 32 more lanes.
 """
 
 import numpy as np
@@ -49,10 +48,6 @@ def crc32c(data: bytes) -> int:
 
 
 def unmask(stored: int) -> int:
-    """Undoes the rotation under which checksums are stored next to the data they cover.
-
-    >>> hex(unmask(0xC78AB0E5))
-    '0xe3069283'
-    """
+    """Undoes the rotation under which checksums are stored next to the data they cover."""
     rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
     return (rotated >> 17) | (rotated << 15) & 0xFFFFFFFF

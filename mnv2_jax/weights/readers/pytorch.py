@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.weights.limits import (
-    MAX_BYTES,
-    DamagedError,
-    check_members,
-    read_member,
-    shown,
-    zip_members,
-)
+from mnv2_jax.weights.limits import MAX_BYTES, DamagedError, read_member, shown, zip_members
 from mnv2_jax.weights.wrapping import TRAINING
 
 MIN_TORCH = (2, 10)
@@ -72,39 +65,36 @@ def _tensors(torch: Any, loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]
 
 
 def _import_torch() -> Any:
+    remedy = "install torch>=2.10, or give the weights as .safetensors or .npz."
     try:
         import torch
     except ImportError as error:
-        raise UsageError(
-            "PyTorch is not installed, which is needed to read .pth, .pt and .bin: install "
-            "torch>=2.10, or give the weights as .safetensors or .npz."
-        ) from error
+        what = "PyTorch is not installed, which is needed to read .pth, .pt and .bin"
+        raise UsageError(f"{what}: {remedy}") from error
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < MIN_TORCH:
-        raise UsageError(
-            f"PyTorch is {torch.__version__}, which could run code from a file of weights: install "
-            "torch>=2.10, or give the weights as .safetensors or .npz."
-        )
+        what = f"PyTorch is {torch.__version__}, which could run code from a file of weights"
+        raise UsageError(f"{what}: {remedy}")
     return torch
 
 
 def _check_archive(data: bytes) -> None:
     """Rejects what `torch.save` does not write: it never compresses, and stores no code."""
-    check_members(data)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = zip_members(archive, len(data))
-        if any("/code/" in name or name.endswith("/constants.pkl") for name in members):
-            raise DamagedError(
-                "it is a TorchScript program, which is code: load it with torch.jit.load, and save "
-                "its state_dict()"
-            )
+    with zip_members(data) as (archive, members):
         pickles = [info for name, info in members.items() if name.endswith("/data.pkl")]
-        if not pickles:
-            raise DamagedError("it is an archive without PyTorch's data.pkl: unpack it first")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-            raise DamagedError("it is a compressed archive, which PyTorch does not write")
-        if sum(info.file_size for info in members.values()) > len(data):
-            raise DamagedError("its members claim more bytes than the file has")
+        why = {
+            "it is a TorchScript program, which is code: load it with torch.jit.load, and save its "
+            "state_dict()": any(n.endswith("/constants.pkl") or "/code/" in n for n in members),
+            "it is an archive without PyTorch's data.pkl: unpack it first": not pickles,
+            "it is a compressed archive, which PyTorch does not write": any(
+                info.compress_type != zipfile.ZIP_STORED for info in members.values()
+            ),
+            "its members claim more bytes than the file has": len(data)
+            < sum(info.file_size for info in members.values()),
+        }
+        for reason, holds in why.items():
+            if holds:
+                raise DamagedError(reason)
         for info in pickles:
             _check_storages(read_member(archive, info), 1, len(data))
 

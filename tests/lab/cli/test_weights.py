@@ -249,7 +249,7 @@ def test_import_speaks_of_its_own_flags(tmp_path, capsys):
     averages = {f"ema.{name}": array for name, array in theirs.items()}
     averages["ema.classifier.weight"] = np.zeros((3, 7), np.float32)
     for name, arrays, message in (
-        ("deep", theirs | {"fc.weight": np.ones((3, 3))}, "Load it with --drop-head for"),
+        ("deep", theirs | {"fc.weight": np.ones((3, 3))}, "load it with --drop-head for"),
         ("ema", theirs | averages, "the moving averages: --raw takes the raw weights"),
         ("rgba", theirs | {stem: np.ones((16, 4, 3, 3), np.float32)}, "of 4 channels, and the ima"),
     ):
