@@ -41,8 +41,12 @@ def text(value: Any) -> str:
 
 
 def part(kind: str) -> Rule:
-    """The name of a part of the network; an unknown one is refused with the remedy."""
-    return lambda value: text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
+    """The name of a part of the network; an unknown one is refused with the remedy.
+
+    A dialect of imported weights may be a mapping, which `build` checks.
+    """
+    named: Rule = lambda value: text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
+    return lambda value: "" if kind == "dialect" and isinstance(value, dict) else named(value)
 
 
 def optional(rule: Rule) -> Rule:

@@ -12,7 +12,7 @@ class Preprocessing(NamedTuple):
 
     The fields up to `size` are arguments of `mnv2_jax.lab.data.transforms.eval_transform`; for
     segmenters, `crop` and `size` are of `mnv2_jax.lab.data.transforms.segmentation_eval`.
-    A `crop` "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
+    `crop` "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
     the whole image, and "pad", for segmenters, the whole image at its own resolution.
     """
 
