@@ -53,11 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, which takes its place once the block has ended.
 
     Readers see the old file or the new one, never a part, and so does whoever looks after a crash.
-    The file has the permissions that the process' umask gives. Nothing is left of a block that
-    fails.
-
-    Raises:
-      OSError: it cannot be written.
+    Nothing is left of a block that fails. `OSError` if it cannot be written.
     """
     # Processes and threads may write the same file at once.
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
@@ -103,11 +99,9 @@ def write_json(path: Path, value: Any) -> None:
 def opened(path: str | Path, limit: int | None = None) -> Iterator[io.BufferedReader]:
     """Opens a regular file to read; never a pipe or a device, which may not end or never answer.
 
-    What goes wrong while it is read is told like what goes wrong in opening it.
-
     Raises:
-      UnreadableFile: it is missing, not a regular file, not readable, or has more bytes than
-        `limit`.
+      UnreadableFile: it is missing, not a regular file, not readable, has more bytes than `limit`,
+        or something goes wrong while it is read.
     """
     try:
         # Without O_NONBLOCK, to open a pipe is to wait for its writer.

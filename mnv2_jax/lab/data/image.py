@@ -34,7 +34,6 @@ ORIENTATIONS = (b"Exif\0\0", b"tiff:Orientation")  # one of them is in a JPEG th
 INCEPTION_ASPECT = (3 / 4, 4 / 3)  # width over height
 KEYS_CUBIC_A = -0.5  # as Pillow's and TensorFlow's bicubic
 METHODS = ("bilinear", "bicubic", "nearest")
-
 _large = threading.Lock()
 
 
@@ -82,10 +81,7 @@ def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np
 
 
 def decode_labels(data: bytes, name: str) -> np.ndarray:
-    """Decodes a label map, (h, w) uint8: a gray picture, or the indices of one with a palette.
-
-    A large one is read smaller, as its picture is. `BadRecord` if it cannot be used.
-    """
+    """Decodes a label map, (h, w) uint8: a gray picture or the indices of a palette."""
     with _opened(data, name, LABEL_FORMATS) as picture:
         if picture.mode not in ("P", "L"):
             raise BadRecord(name, f"a picture of mode {picture.mode} is not a label map")
@@ -171,10 +167,9 @@ def _pixels(picture: Image.Image, mode: str) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
     """Decodes with simplejpeg; None if it is absent, refuses the file, or the file is large."""
-    simplejpeg = _optional("simplejpeg")
-    if simplejpeg is None:
-        return None
     try:
+        if not (simplejpeg := _optional("simplejpeg")):
+            return None
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         unlike = colorspace in ("CMYK", "YCCK") or (channels == 1 and colorspace != "Gray")
         if unlike or _factor(int(height), int(width)) > 1:
@@ -266,9 +261,6 @@ def center_crop(image: np.ndarray, size: int, fraction: float, **kernel: Any) ->
     """Cuts the central square, `fraction` of the shorter side, and resizes it (see `resize`).
 
     With 0.875 = 224 / 256 it sees what resizing the shorter side to 256 and cutting 224 sees.
-
-    >>> center_crop(np.zeros((100, 200, 3), np.uint8), 56, 0.875).shape
-    (56, 56, 3)
     """
     side = max(1, round(fraction * min(image.shape[:2])))
     return resize(central(image, side, side), size, size, **kernel)
@@ -287,11 +279,7 @@ def central(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fitted(shape: Sequence[int], size: int) -> tuple[int, int]:
-    """Returns (height, width), shrunk where the longer one exceeds `size`.
-
-    >>> fitted((100, 400), 200), fitted((100, 150), 200)
-    ((50, 200), (100, 150))
-    """
+    """Returns (height, width), shrunk where the longer one exceeds `size`."""
     factor = min(1.0, size / max(shape[:2]))
     return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
 
@@ -303,18 +291,11 @@ def padded(array: np.ndarray, size: int, fill: int) -> np.ndarray:
 
 
 def with_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
-    """Converts between gray and color, unless `channels` is None or what the image has.
-
-    Gray is ITU-R 601 luma, rounded as Pillow does.
-
-    >>> with_channels(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8), 1).ravel()
-    array([ 76, 150,  29], dtype=uint8)
-    """
-    if channels is None or channels == image.shape[2]:
+    """Converts between color and gray (ITU-R 601 luma), unless `channels` is None or as it is."""
+    if channels in (None, image.shape[2]):
         return image
-    if channels == 1:
-        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    return np.repeat(image, channels, axis=2)
+    gray = image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return np.repeat(gray, 3, axis=2) if channels == 3 else gray
 
 
 def flip(image: np.ndarray) -> np.ndarray:

@@ -21,8 +21,7 @@ from mnv2_jax.lab.data.source import BadRecord, Source, Transform
 log = logging.getLogger(__name__)
 
 ALLOWED_BAD = 10  # but no more than half of a set
-MAX_ROWS_PER_TASK = 16
-MAX_DEFAULT_THREADS = 16
+MAX_ROWS_PER_TASK = MAX_DEFAULT_THREADS = 16
 PADDING_ID = -1
 Batch = dict[str, np.ndarray]
 
@@ -38,18 +37,13 @@ def train_batches(
     whatever else the transform returns, where b is batch_size / hosts. A record that cannot be
     decoded is a row of zeros with mask 0, named once in the log.
 
-    Args:
-        batch_size: rows of the *global* batch.
-        seed: fixes the order of the examples and their augmentation.
-        start_step: the first batch; the stream does not depend on where it was entered.
-        steps: how many batches to yield; without it the stream is endless.
-        transform: applied to each record in a thread.
-        shard: (this host's index, number of hosts).
-        threads: how many records are read at once; by default one a core, at most 16.
-        prefetch: how many batches are prepared ahead.
-        bad_record_budget: the share of the set's records that may be bad before the run stops; ten
-            are always allowed, but no more than half.
-        bad_records: the file that keeps which ones are bad, for a run that is started again.
+    The stream depends on `seed` and not on the step where it is entered; without `steps` it is
+    endless. `batch_size` counts the rows of the *global* batch, of which `shard`, (this host's
+    index, number of hosts), gives a part. Each record is read and transformed in one of `threads`
+    threads, by default one a core but at most 16, and `prefetch` batches are prepared ahead.
+
+    No more than the share `bad_record_budget` of the set's records may be bad; ten always may, but
+    no more than half. The file `bad_records` keeps which ones are, for a run that is started again.
 
     Raises:
         UsageError: impossible sizes, or more bad records than the budget.

@@ -32,12 +32,7 @@ def example_ids(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 _epochs = functools.lru_cache(maxsize=4)(example_ids)
-_epochs_lock = threading.Lock()
-
-
-def _cached_epoch(n: int, seed: int, epoch: int) -> np.ndarray:
-    with _epochs_lock:  # one thread sorts a new epoch, the others wait for it
-        return _epochs(n, seed, epoch)
+_sorting = threading.Lock()  # one thread sorts a new epoch, the others wait for it
 
 
 def stream_ids(n: int, seed: int, start: int, count: int) -> np.ndarray:
@@ -49,9 +44,10 @@ def stream_ids(n: int, seed: int, start: int, count: int) -> np.ndarray:
     array([4, 3])
     """
     end, epochs = start + count, range(start // n, -(-(start + count) // n))
-    return np.concatenate(
-        [_cached_epoch(n, seed, e)[max(0, start - e * n) : end - e * n] for e in epochs]
-    )
+    with _sorting:
+        orders = [_epochs(n, seed, epoch) for epoch in epochs]
+    parts = [o[max(0, start - e * n) : end - e * n] for e, o in zip(epochs, orders, strict=True)]
+    return np.concatenate(parts)
 
 
 def batch_ids(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:

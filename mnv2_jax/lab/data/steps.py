@@ -10,15 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.lab.data import image
-from mnv2_jax.lab.data.annotations import (
-    FIRST_CROWD,
-    IGNORED,
-    PADDING_CLASS,
-    area_of,
-    clean_objects,
-    crowd_of,
-)
+from mnv2_jax.lab.data import annotations, image
 from mnv2_jax.lab.data.source import Transform
 
 # Of `ssd_random_crop` in the authors' training code: the shares of a box that a crop must hold to
@@ -92,7 +84,7 @@ def ssd_crop(
         low = np.tile([top / height, left / width], 2)
         size = np.tile([h / height, w / width], 2)
         cut = boxes.clip(low, low + size)
-        held = area_of(cut) / np.maximum(area_of(boxes), 1e-12)
+        held = annotations.area_of(cut) / np.maximum(annotations.area_of(boxes), 1e-12)
         kept = (held > 0) & (held >= covered - 1e-6)
         if kept.any() or not len(boxes):
             return {
@@ -137,17 +129,17 @@ def select_labels(record: dict, _: np.random.Generator) -> dict:
 def select_objects(record: dict, _: np.random.Generator, crowds: bool) -> dict:
     """Keeps the image and its objects, without padding, and without crowds unless asked for."""
     classes = record["classes"]
-    kept = classes != PADDING_CLASS if crowds else classes >= 0
+    kept = classes != annotations.PADDING_CLASS if crowds else classes >= 0
     return {"image": record["image"], "boxes": record["boxes"][kept], "classes": classes[kept]}
 
 
 def pad_objects(record: dict, _: np.random.Generator, rows: int) -> dict:
     """Brings the objects to a fixed number of rows: the largest are kept, missing ones padded."""
     boxes, classes = record["boxes"], record["classes"]
-    crowd = classes <= FIRST_CROWD
-    classes = np.where(crowd, crowd_of(classes), classes)
+    crowd = classes <= annotations.FIRST_CROWD
+    classes = np.where(crowd, annotations.crowd_of(classes), classes)
     count = int(classes.max(initial=-1)) + 1
-    objects = clean_objects(boxes, classes, count, rows, "record", crowd)
+    objects = annotations.clean_objects(boxes, classes, count, rows, "record", crowd)
     return {"image": record["image"], "boxes": objects.boxes, "classes": objects.classes}
 
 
@@ -165,7 +157,10 @@ def _resized(
 def _padded(record: dict, size: int) -> dict:
     """Fills image and labels up with gray pixels that count nowhere."""
     pixels = image.padded(record["image"], size, image.MEAN_PIXEL)
-    return record | {"image": pixels, "label": image.padded(record["label"], size, IGNORED)}
+    return record | {
+        "image": pixels,
+        "label": image.padded(record["label"], size, annotations.IGNORED),
+    }
 
 
 def _has_map(record: dict) -> bool:

@@ -34,14 +34,10 @@ def train_transform(
     "pad" (padding by `pad` pixels, then a random window; images of another size are resized first)
     or "none" (resized only). `color` is the strength of changes of brightness, contrast and
     saturation, 0.4 in slim and torchvision; `erasing` the probability of random erasing.
-
-    >>> record = {"image": np.zeros((30, 40, 3), np.uint8), "label": 1}
-    >>> train_transform(16)(record, np.random.default_rng(0))["image"].shape
-    (16, 16, 3)
     """
-    _check_choice("training crop", crop, ("inception", "pad", "none"))
-    _check_choice("augmentation policy", policy, ("none", *POLICIES))
-    _check_numbers(channels, size=size, pad=pad, flip=flip, color=color, erasing=erasing)
+    numbers = {"size": size, "pad": pad, "flip": flip, "color": color, "erasing": erasing}
+    _check("training crop", crop, ("inception", "pad", "none"), channels, **numbers)
+    _check("augmentation policy", policy, ("none", *POLICIES), channels)
     _check_pair("area", area, 1.0)
     return _compose(
         channels,
@@ -65,13 +61,11 @@ def eval_transform(
     central `fraction` of each side, stretched, as TF-slim evaluates) or "none" (the whole image,
     stretched). `method` and `antialias` are those of `image.resize`.
 
-    >>> record = {"image": np.zeros((30, 40, 3), np.uint8), "label": 1}
-    >>> eval_transform(24)(record, None)["image"].shape
+    >>> eval_transform(24)({"image": np.zeros((30, 40, 3), np.uint8)}, None)["image"].shape
     (24, 24, 3)
     """
-    _check_choice("evaluation crop", crop, ("center", "stretch", "none"))
-    _check_choice("resize method", method, image.METHODS)
-    _check_numbers(channels, size=size)
+    _check("evaluation crop", crop, ("center", "stretch", "none"), channels, size=size)
+    _check("resize method", method, image.METHODS, channels)
     if not 0 < fraction <= 1:
         raise UsageError(f"fraction {fraction} must be above 0 and at most 1.")
     kernel = {"size": size, "method": method, "antialias": antialias}
@@ -93,8 +87,8 @@ def detection_train(
     crop is "ssd" (`steps.ssd_crop`, with a share of the image in `area`) or "none"; `color` is the
     strength of `augment.photometric_distortion`, 0.5 for SSD and 0 for the authors' detectors.
     """
-    _check_choice("training crop for detection", crop, ("ssd", "none"))
-    _check_numbers(channels, size=size, max_objects=max_objects, flip=flip, color=color)
+    numbers = {"size": size, "max_objects": max_objects, "flip": flip, "color": color}
+    _check("training crop for detection", crop, ("ssd", "none"), channels, **numbers)
     _check_pair("area", area, 1.0)
     return _compose(
         channels,
@@ -114,8 +108,8 @@ def detection_eval(
 
     Crowds stay among the objects, for the evaluation to know where nothing counts.
     """
-    _check_choice("evaluation crop for detection", crop, ("none",))
-    _check_numbers(channels, size=size, max_objects=max_objects)
+    numbers = {"size": size, "max_objects": max_objects}
+    _check("evaluation crop for detection", crop, ("none",), channels, **numbers)
     return _compose(
         channels,
         partial(steps.select_objects, crowds=True),
@@ -133,8 +127,8 @@ def segmentation_train(
     The crop is "scale" (`steps.scale_crop`, by a factor in `scale`) or "none" (stretched); `color`
     is the strength of `augment.photometric_distortion`, 0 for the authors' segmenters.
     """
-    _check_choice("training crop for segmentation", crop, ("scale", "none"))
-    _check_numbers(channels, size=size, flip=flip, color=color)
+    numbers = {"size": size, "flip": flip, "color": color}
+    _check("training crop for segmentation", crop, ("scale", "none"), channels, **numbers)
     _check_pair("scale", scale, math.inf)
     cut = partial(steps.scale_crop, scale=scale) if crop == "scale" else steps.resize
     return _compose(
@@ -152,8 +146,7 @@ def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None)
     The crop is "pad", which keeps the resolution and shrinks what does not fit, or "none", which
     stretches.
     """
-    _check_choice("evaluation crop for segmentation", crop, ("pad", "none"))
-    _check_numbers(channels, size=size)
+    _check("evaluation crop for segmentation", crop, ("pad", "none"), channels, size=size)
     cut = steps.fit if crop == "pad" else steps.resize
     return _compose(channels, steps.select_labels, partial(cut, size=size))
 
@@ -170,12 +163,11 @@ def _apply(chosen: tuple[Transform, ...], record: dict, rng: np.random.Generator
     return record
 
 
-def _check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
-    if name not in choices:
-        raise unknown(kind, name, choices)
-
-
-def _check_numbers(channels: int | None, **numbers: float) -> None:
+def _check(
+    kind: str, crop: str, crops: Iterable[str], channels: int | None, **numbers: float
+) -> None:
+    if crop not in crops:
+        raise unknown(kind, crop, crops)
     if channels not in (None, 1, 3):
         raise UsageError(f"channels {channels} must be 1, 3 or None.")
     for name, value in numbers.items():
