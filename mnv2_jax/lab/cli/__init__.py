@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError, first_line, one_line, unknown
 from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.export import EXPORT
@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()
+    except OSError as error:  # of a path that no check foresaw
+        reason = f"{str(error.filename)!r}: {first_line(error)}" if error.filename else str(error)
+        print(f"mnv2: {one_line(reason)}.", file=sys.stderr)
+        return EXIT_USAGE
     return 0
 
 

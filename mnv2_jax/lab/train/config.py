@@ -73,7 +73,7 @@ def execute(file: Path, kind: str = "configuration") -> Any:
     if not file.is_file():
         beside = file.parent != Path() and file.parent.is_dir()
         folder = file.parent if beside else Path("experiments")
-        found = sorted(str(f) for f in folder.glob("*.py") if f.stem != "__init__")
+        found = sorted(str(f) for f in folder.glob("*.py") if f.is_file() and f.stem[0] != "_")
         near = difflib.get_close_matches(name, found, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         listed = ", ".join(found) or "no Python files there"
