@@ -356,7 +356,9 @@ def write_report(
         f"Of {damage.checkpoints} checkpoints with a damaged file in the newest step (bits, ends, "
         f"whole files, files exchanged), {damage.fell_back} fell back to an older step, "
         f"{damage.unharmed} came back whole in spite of it, {damage.refused} were refused though "
-        f"older steps were whole, and {damage.silent} came back wrong.\n"
+        f"older steps were whole, and {damage.silent} came back wrong. Of {damage.files} damaged "
+        "configurations, results, logs, models and reports of a finished training, "
+        f"{damage.files_silent} were not found by `verify`, or gone on with as if whole.\n"
     )
     print(text)
     if folder is not None:

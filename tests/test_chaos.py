@@ -7,6 +7,7 @@ import pytest
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.verify import verify
 from tests.chaos import KILLED, Training, cases, corrupt, torment
+from tests.damage import corrupt_files
 
 # Orbax leaves the other reads of a step to themselves when one fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -89,3 +90,8 @@ def test_damaged_checkpoints_never_come_back_wrong(tmp_path):
     found = corrupt(30, tmp_path)
     assert found.checkpoints == 30 and found.silent == 0
     assert found.fell_back >= 5  # damage to what is not read does no harm
+
+
+def test_damaged_files_of_a_run_are_never_passed_over(tmp_path):
+    done, silent = corrupt_files(60, tmp_path)
+    assert done > 50 and silent == 0

@@ -80,7 +80,7 @@ FAULTS = {
         f"{IMAGES}test_cmyk_palette_alpha_and_bilevel",
         f"{IMAGES}test_sixteen_bits_keep_the_high_byte",
         f"{IMAGES}test_one_pixel",
-        f"{IMAGES}test_a_400_megapixel_image_is_refused_from_its_header",
+        f"{IMAGES}test_a_picture_that_is_too_large_is_refused_from_its_header",
         f"{TRAIN}test_run.py::test_a_folder_of_images_is_trained_with_a_corrupt_one_masked",
         f"{TRAIN}test_run.py::test_too_many_corrupt_files_stop_the_run_with_one_line",
     ),

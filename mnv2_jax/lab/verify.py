@@ -16,7 +16,7 @@ from mnv2_jax.lab.train import record as run
 from mnv2_jax.lab.train.checkpoint import Checkpoints
 from mnv2_jax.lab.train.finish import AT
 from mnv2_jax.lab.train.log import lines_of
-from mnv2_jax.lab.train.report import RESULTS
+from mnv2_jax.lab.train.report import REPORT, RESULTS
 from mnv2_jax.weights.readers.crc32c import crc32c, unmask
 
 
@@ -55,10 +55,10 @@ def verify(workdir: Path) -> Iterator[Checked]:
                 seeds = record["of"]["seeds"]
                 places = [folder.parent / f"seed_{seed}" for seed in seeds]
                 rows |= dict(zip(places, record["rows"], strict=True))
-    for seed in sorted(workdir.glob("*/seed_*")):
+    for seed in sorted({*workdir.glob("*/seed_*"), *rows}):
         for what, path, problem in _of_a_seed(seed, identity, config, rows.get(seed, [])):
             yield Checked(what, str(path.relative_to(workdir)), problem)
-    if os.path.lexists(workdir / RESULTS):
+    if any(os.path.lexists(workdir / name) for name in (RESULTS, REPORT)):
         yield from _of_the_report(workdir, identity)
 
 
@@ -92,7 +92,10 @@ def _of_a_seed(
     log = folder / run.METRICS
     problem = _log_problem(log, config, finished, lines_of(rows)) or problems.get(run.METRICS, "")
     yield "log", log, problem
-    for path in sorted((folder / "tensorboard").glob("events*")):
+    events = sorted((folder / "tensorboard").glob("events*"))
+    if not events and rows:
+        yield "events", folder / "tensorboard", "are missing"
+    for path in events:
         problem = problems.pop(str(path.relative_to(folder)), "")
         yield "events", path, _events_problem(path) or problem
     if finished:
@@ -184,6 +187,10 @@ def _of_the_report(workdir: Path, identity: run.Identity) -> Iterator[Checked]:
         yield Checked("results", RESULTS, str(error))
         return
     yield Checked("results", RESULTS, "")
+    seeds = [(name, seed) for name, own in results["runs"].items() for seed in own]
+    for place in (Path(name) / f"seed_{result['seed']}" / run.RESULT for name, result in seeds):
+        if not os.path.lexists(workdir / place):
+            yield Checked("result", str(place), "is missing, and the report has it")
     problems = run.changed_files(workdir, results)
     for name in results.get("files", {}):
         yield Checked("report", name, problems.get(name, ""))

@@ -33,9 +33,11 @@ def trained_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Loads the model of `model_argument`."""
     from mnv2_jax.lab.model_folder import load_model
     from mnv2_jax.lab.train.config import execute
+    from mnv2_jax.lab.train.record import say_what_changed
 
     if arguments.code is not None:
         execute(Path(arguments.code), "--code")
+    say_what_changed(Path(arguments.model))
     return load_model(arguments.model)
 
 

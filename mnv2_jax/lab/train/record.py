@@ -5,6 +5,7 @@ taken for its own. Release 0.1.0 wrote none of this: where it began a run, its f
 they are.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from mnv2_jax.lab.seal import OF, SEAL, Foreign, check_seal, digest, hash_file, 
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
 DATA = "data.json"  # what the data of a run are made of
+MODEL = (TENSORS, DESCRIPTION, CARD)
 # What another start may change in the folder of a run: no step computes anything else with it.
 # Of the length, see `sweep.check_owner`.
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
@@ -25,6 +27,7 @@ LENGTH = ("steps", "epochs")
 # What a result has at least, as all releases wrote it.
 FIELDS = {"seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "skipped": int}
 FIELDS["model_sha256"] = str
+log = logging.getLogger(__name__)
 
 
 class Identity(NamedTuple):
@@ -87,7 +90,7 @@ def write_model(
     """Writes the model of a seed and, last, its result, with hashes of the files and of `more`."""
     of = whose.of(step=result["steps"])
     save_model(folder, variables, description | {OF: of})
-    files = [folder / name for name in (TENSORS, DESCRIPTION, CARD)] + [*more]
+    files = [folder / name for name in MODEL] + [*more]
     hashes = {str(path.relative_to(folder)): hash_file(path) for path in files}
     whole = {**result, "model_sha256": hashes[TENSORS], "files": hashes}
     write_json(folder / RESULT, sealed(whole, of))
@@ -128,3 +131,14 @@ def changed_files(folder: Path, result: Mapping[str, Any]) -> dict[str, str]:
         except UnreadableFile as error:
             problems[name] = error.reason
     return {name: problem for name, problem in problems.items() if problem}
+
+
+def say_what_changed(folder: Path) -> None:
+    """Warns of a model that is not as its training wrote it, if that can be told."""
+    try:
+        named = read_json(folder / RESULT).get("files", {})
+        problems = changed_files(folder, {"files": {k: named[k] for k in MODEL[:2] if k in named}})
+    except (ValueError, TypeError, AttributeError):
+        return
+    for name, problem in problems.items():
+        log.warning("%s %s: it may have been edited, or damaged", folder / name, problem)

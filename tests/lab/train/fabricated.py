@@ -34,8 +34,9 @@ def fabricate(workdir: Path) -> Path:
             write_seed(workdir / variant, whose, seed + 10 * len(variant))
     write_file(workdir / "report.md", "# A report\n")
     write_file(workdir / "curves.png", b"\x89PNG")
+    runs = {v: [{"seed": seed} for seed in config.sweep.seeds] for v in config.sweep.variants}
     files = {name: hash_file(workdir / name) for name in ("report.md", "curves.png")}
-    write_json(workdir / "results.json", sealed({"runs": {}, "files": files}))
+    write_json(workdir / "results.json", sealed({"runs": runs, "files": files}))
     return workdir
 
 
