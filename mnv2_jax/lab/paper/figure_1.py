@@ -16,11 +16,11 @@ DRAWS = POINTS = 400
 
 
 class Loss(NamedTuple):
-    """The loss in n dimensions, for each of many random T."""
+    """For each of many random T: relative error of the way back, share of points without one."""
 
     n: int
-    error: np.ndarray  # relative error of the way back
-    collapsed: np.ndarray  # share of points that no map could bring back
+    error: np.ndarray
+    collapsed: np.ndarray
 
 
 def spiral(points: int = POINTS, turns: float = 2.5) -> Float[np.ndarray, "p 2"]:

@@ -37,11 +37,7 @@ class Layer(NamedTuple):
 
     @property
     def above(self) -> float:
-        """Share of positions with at least channels / t positive channels.
-
-        >>> Layer(12, 6, np.array([1, 2, 3, 12])).above
-        0.75
-        """
+        """Share of positions with at least channels / t positive channels."""
         return float((self.counts * self.expansion >= self.channels).mean())
 
 
@@ -132,7 +128,6 @@ def _paper_network() -> list[Layer]:
 
 
 def _images(saved: TrainedModel, folder: Path) -> tuple[Array, str]:
-    """Returns images for a model, and what they are: its own test split where it is known."""
     config, place = sweep_config(folder.parent.parent), (EMBEDDED, "test", None)
     classifies = TASKS[saved.description.get("task", EARLIEST)].full_recipe
     if config and classifies:

@@ -292,7 +292,6 @@ def _evaluations(evaluated: Sequence[results.Evaluation], metric: str, data: str
 
 
 def _trained(sources: Sources, what: str, *experiments: str) -> Iterator[Part]:
-    """Shows the results of experiments on embedded data, or the command of the first of them."""
     found = [result for name in experiments for result in find(sources.runs, name)]
     tables = [r.table() for r in found if not r.folder.name.endswith(("-voc", "-coco"))]
     yield from tables or [Missing(what, f"{TRAIN}{experiments[0]}.py")]

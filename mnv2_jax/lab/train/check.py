@@ -10,7 +10,7 @@ from mnv2_jax.lab import rules
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
 from mnv2_jax.lab.rules import each, flag, number, optional, rising, text
 from mnv2_jax.lab.tasks import TASKS, make_model
-from mnv2_jax.lab.train.config import OVERRIDE, flatten
+from mnv2_jax.lab.train.config import OVERRIDE, Config, flatten, unknown_key
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
 
@@ -102,6 +102,9 @@ def check_sweep(config: Any) -> None:
             f"the configuration has no key {absent[0]!r}: let its get_config begin with base() of "
             "experiments/imagenet.py, which defines them all."
         )
+    if not isinstance(config, Config):  # which has refused them before
+        for key in (key for key in given if key not in RULES and ".variants" not in key):
+            raise unknown_key(key, RULES)
     for key in ("name", "title", "needs", *(key for key in RULES if key.startswith("sweep."))):
         rules.check_value(key, given[key], RULES[key])
     seeds, variants = config.sweep.seeds, config.sweep.variants
@@ -121,7 +124,6 @@ def check_sweep(config: Any) -> None:
 
 
 def _check_what_is_ignored(config: Any) -> None:
-    """Refuses settings that only classification reads, where the task is another."""
     if TASKS[config.task].full_recipe:
         return
     off = {"policy": "none", "erasing": 0.0}

@@ -192,7 +192,6 @@ def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -
 
 
 def _notes(results: Results) -> list[str]:
-    """Lists what is likely to have gone wrong, and the seeds that ended before their last step."""
     lines = []
     for name, network in results["setting"]["networks"].items():
         runs = results["runs"][name]
@@ -206,7 +205,6 @@ def _notes(results: Results) -> list[str]:
 
 
 def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
-    """Equal variants share a line."""
     lines: dict[str, list[str]] = {}
     for name, network in networks.items():
         size = network["resolution"]
@@ -236,7 +234,6 @@ def _other_metrics(results: Results) -> list[str]:
 def _low_precision(
     config: Mapping[str, Any], scores: dict[str, list[float]], runs: Results
 ) -> list[str]:
-    """Lists what every precision costs each variant, and whether it costs the reference less."""
     lines, reference = [], config["sweep.reference"]
     for precision in config["low_precision"]:
         lost = {}

@@ -172,6 +172,7 @@ KINDS_OF_PLACEHOLDERS = {
             "did you mean 'model.width'?",
         ),
         ("c.sweep.variants = {'default': {'model': {'width': True}}}", "'width' is given True"),
+        ("c = ConfigDict(c.to_dict()); c.bach_size = 8", "did you mean 'batch_size'?"),
         ("del c.optimizer.name", "locked, you have to unlock it"),
     ],
 )
