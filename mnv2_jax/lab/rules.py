@@ -45,8 +45,13 @@ def part(kind: str) -> Rule:
 
     A dialect of imported weights may be a mapping, which `build` checks.
     """
-    named: Rule = lambda value: text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
-    return lambda value: "" if kind == "dialect" and isinstance(value, dict) else named(value)
+
+    def rule(value: Any) -> str:
+        if kind == "dialect" and isinstance(value, dict):
+            return ""
+        return text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
+
+    return rule
 
 
 def optional(rule: Rule) -> Rule:
