@@ -46,12 +46,12 @@ def part(kind: str) -> Rule:
     A dialect of imported weights may be a mapping, which `build` checks.
     """
 
-    def check(value: Any) -> str:
+    def rule(value: Any) -> str:
         if kind == "dialect" and isinstance(value, dict):
             return ""
         return text(value) or (look_up_part(kind, value, f"model.{kind}") and "")
 
-    return check
+    return rule
 
 
 def optional(rule: Rule) -> Rule:
