@@ -58,7 +58,8 @@ def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> Non
     content = save(tensors, metadata={"format": "flax"})
     write_file(folder / TENSORS, content)
     write_file(folder / CARD, model_card(tensors, description))
-    own = description | {HASH: hashlib.sha256(content).hexdigest()}
+    own = {name: value for name, value in description.items() if name not in (SEAL, OF)}
+    own[HASH] = hashlib.sha256(content).hexdigest()
     write_json(folder / DESCRIPTION, sealed(own))
 
 

@@ -169,7 +169,7 @@ def test_workdirs_that_cannot_be_used(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "make_run", lambda *_: None)  # nothing is wrong with the rest
     (tmp_path / "file").write_text("in the way")
     for place in (tmp_path / "file", tmp_path / "file/below", "/proc/no/such", "x" * 300):
-        text = refused("--config", ABLATION, "--workdir", place)
+        text = refused("--config", ABLATION, "--quiet", "--workdir", place)
         assert "cannot be" in text and str(place)[:40] in text
 
 

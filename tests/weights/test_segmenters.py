@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import DIALECTS, DeepLabV3, UsageError, export_weights, inspect_weights, load_weights
 from mnv2_jax.lab.cli import main
-from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.models.build import build_deeplab
 from mnv2_jax.weights import ECOSYSTEMS, infer_ecosystem
 from tests.weights.networks import network, same
@@ -219,8 +219,7 @@ def test_import_predict_evaluate_and_back(files, tmp_path, capsys):
     assert again.read_bytes() == files[0]["hf"].read_bytes()
     assert "MobileNetV2Config(output_stride=8)" in capsys.readouterr().err
 
-    description = json.loads((folder / "config.json").read_text()) | {"resolution": 65}
-    (folder / "config.json").write_text(json.dumps(description))
+    save_model(folder, saved.variables, saved.description | {"resolution": 65})
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "one.png")
     out = ["--out", str(tmp_path / "out")]

@@ -59,7 +59,7 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
             identity = claim(workdir, config, lock)
             if jax.process_index() == 0:
                 write_json(workdir / record.DATA, record.sealed(made, {"run": identity.run}))
-                for (data, split, root), source in sources.items():
+                for (data, split, root), source in () if quiet else sources.items():
                     print(f"{split} of {root or data}: {summary(source)}", file=sys.stderr)
             for number, (name, left) in enumerate(waiting.items(), 1):
                 by_size = runs.pop(name)

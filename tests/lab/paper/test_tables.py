@@ -176,7 +176,7 @@ def test_accuracy_comes_from_runs_alone(tmp_path):
     assert by_name["MobileNetV2 (1.4)"][5] == "71.2"
     assert by_name["MobileNetV2"][5] == "not run"
     missing = [part.what for part in parts if isinstance(part, Missing)]
-    assert missing[0] == "top-1 accuracy at width 1.0 on ImageNet"
+    assert missing[0] == "Top-1 accuracy at width 1.0 on ImageNet"
     assert "published weights" in missing[1]
 
 

@@ -124,7 +124,13 @@ def test_the_report_gives_n_mean_std_and_how_to_repeat_it(tmp_path):
     write_runs(tmp_path, config, scores)
     for name in scores:
         options = {"spec": "one_block", "num_classes": 10, "in_channels": 1}
-        description = {"model": options, "resolution": 8, "train_images": 7, "eval_images": 1000}
+        description = {
+            "model": options,
+            "resolution": 8,
+            "classes": [],
+            "train_images": 7,
+            "eval_images": 1000,
+        }
         (tmp_path / name / "seed_0/config.json").write_text(json.dumps(description))
     command = ["python", "main.py", "--config", "a b.py"]
     text = write_report(tmp_path, config, command).read_text()
