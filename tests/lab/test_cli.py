@@ -79,7 +79,7 @@ def test_a_configuration_is_trained_with_or_without_the_verb(monkeypatch, tmp_pa
     ("override", "message"),
     [
         ("modle.width=1", "did you mean"),
-        ("steps=many", "configuration key 'steps' is given 'many': it takes an integer"),
+        ("steps=many", "'steps' is given 'many': it takes an integer"),
         ("steps=1e400", "it takes an integer"),
         ("steps=-5", "steps is -5: it must be between 0"),
         ("optimizer.learning_rate=1e400", "learning_rate is inf"),

@@ -102,7 +102,7 @@ def check_sweep(config: Any) -> None:
             f"the configuration has no key {absent[0]!r}: let its get_config begin with base() of "
             "experiments/imagenet.py, which defines them all."
         )
-    if not isinstance(config, Config):  # which has refused them before
+    if not issubclass(type(config), Config):  # which has refused them before
         for key in (key for key in given if key not in RULES and ".variants" not in key):
             raise unknown_key(key, RULES)
     for key in ("name", "title", "needs", *(key for key in RULES if key.startswith("sweep."))):

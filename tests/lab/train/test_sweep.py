@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import types
 
 import jax
 import numpy as np
@@ -556,8 +557,8 @@ def test_checkpoints_of_many_seeds_have_a_short_name(tmp_path, monkeypatch):
     folders = []
     monkeypatch.setattr(loop, "Checkpoints", lambda folder, *_: folders.append(folder) or 1 / 0)
     monkeypatch.setattr(loop, "describe", lambda *_: {})
+    identity, stop = record.Identity(seeds=tuple(range(500))), types.SimpleNamespace(at_once=True)
     with pytest.raises(ZeroDivisionError):
-        identity, stop = record.Identity(seeds=tuple(range(500))), SimpleNamespace(at_once=True)
         loop.fit(None, one(), tmp_path, identity, stop, "", True)
     assert len(folders[0].name) < 100
     Checkpoints(folders[0], 1).close()
