@@ -27,25 +27,47 @@ class UnreadableFile(UsageError):
         self.reason = reason
 
 
-def user_path(path: str | Path, what: str = "path") -> Path:
+def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """Returns a path as its user means it, with `~` for a home folder.
 
     Raises:
-      UsageError: it is empty, which would mean the current folder, `~NAME` is nobody, or no path
-        can be so: too long a name, a loop of links, a null byte.
+      UsageError: it is empty, which would mean the current folder, `~NAME` is neither a user nor a
+        file, or no path can be so: too long a name, a loop of links, a null byte.
     """
     if not str(path).strip():
         raise UsageError(f"the {what} is empty: give one, or . for the current folder.")
     try:
-        expanded = Path(path).expanduser()
+        expanded = Path(os.path.expanduser(path))
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             expanded.stat()
-    except RuntimeError as error:
-        raise UsageError(f"the {what} {str(path)!r} is of no user here: write it out.") from error
     except (OSError, ValueError) as error:
         why = f"the {what} {str(path)!r} cannot be used ({first_line(error)}): give another."
         raise UsageError(why) from error
+    if str(expanded).startswith("~") and not os.path.lexists(expanded):
+        raise UsageError(f"the {what} {str(path)!r} is of no user here: write it out.")
     return expanded
+
+
+def writable_place(
+    path: str | Path, what: str, folder: bool = False, parents: bool = False
+) -> Path:
+    """Returns the `user_path` of what is written later; `UsageError` if that cannot be.
+
+    Above a `folder`, or with `parents` above a file, folders may be missing, for they are made.
+    """
+    place = user_path(path, what)
+    above = place if folder else place.parent
+    while (folder or parents) and not os.path.lexists(above):
+        above = above.parent
+    for wrong, why in (
+        (not folder and os.path.exists(place) and not os.path.isfile(place), "it is not a file"),
+        (not os.path.isdir(above), f"{str(above)!r} is not a folder"),
+        (not os.access(above, os.W_OK | os.X_OK), f"{str(above)!r} is not yours to write to"),
+    ):
+        if wrong:
+            remedy = "Give a place in a folder that is there and that you may write to."
+            raise UsageError(f"the {what} {str(path)!r} cannot be written: {why}. {remedy}")
+    return place
 
 
 @contextmanager
@@ -53,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to, which takes its place once the block has ended.
 
     Readers see the old file or the new one, never a part, and so does whoever looks after a crash.
-    Nothing is left of a block that fails. `OSError` if it cannot be written.
+    Nothing is left of a block that fails. `OSError` of `path` if it cannot be written.
     """
     # Processes and threads may write the same file at once.
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
@@ -62,6 +84,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno and str(error.filename or partial) == str(partial):
+            error.filename = str(path)  # a full disk gives none
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

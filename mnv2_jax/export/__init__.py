@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line
+from mnv2_jax.errors import UsageError
 from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import Opened, open_litert, open_onnx, open_stablehlo
 from mnv2_jax.export.stablehlo import write_stablehlo
-from mnv2_jax.files import replacing
+from mnv2_jax.files import replacing, writable_place
 from mnv2_jax.inference.graph import Graph, trace
 from mnv2_jax.inference.quantize import Quantized, equalize, quantize, simulate
 from mnv2_jax.models.build import look_up
@@ -76,6 +76,7 @@ def export(
     preprocessing: bool = False,
     calibration: Sequence[np.ndarray] = (),
     equalized: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Writes a network in a format, runs the file and compares.
 
@@ -90,15 +91,17 @@ def export(
       preprocessing: take uint8 pixels, and bring them to the dialect's input range inside.
       calibration: batches of uint8 pixels, to write the network in int8.
       equalized: with `calibration`, applies cross-layer equalization first.
+      progress: called with a line before the network is compiled.
 
     Raises:
-      UsageError: the format is unknown, cannot hold int8 or an operation of the network, or its
-        packages are not installed.
+      UsageError: the format is unknown, cannot hold int8 or an operation of the network, its
+        packages are not installed, or the file cannot be written.
     """
-    format_ = look_up("export format", to, FORMATS)
+    path, format_ = writable_place(path, "file to write"), look_up("export format", to, FORMATS)
     if len(calibration) and not format_.int8:
         able = ", ".join(name for name, other in FORMATS.items() if other.int8)
         raise UsageError(f"{to} is written in float: for int8 export to {able}.")
+    progress(f"compiling for images of {size[0]}x{size[1]}, which may take a while …")
     dialect = getattr(getattr(model, "backbone", model), "dialect", SLIM)
     graph = trace(model, variables, size, dialect if preprocessing else None)
 
@@ -109,12 +112,9 @@ def export(
     if len(calibration):
         quantized = quantize(equalize(graph) if equalized else graph, map(entering, calibration))
         graph = quantized.graph
-    path, outputs = Path(path), output_names(graph)
-    try:
-        with replacing(path) as partial:
-            format_.write(partial, graph, outputs, classes, quantized)
-    except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {first_line(error)}.") from error
+    outputs = output_names(graph)
+    with replacing(path) as partial:
+        format_.write(partial, graph, outputs, classes, quantized)
     if len(calibration):
         pixels = calibration[0][:CHECKED]  # int8 holds for images like those it was calibrated on
     else:

@@ -43,7 +43,7 @@ RULES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> None:
+def save_model(folder: str | Path, variables: Any, description: dict[str, Any]) -> None:
     """Writes a model; an older one in the folder is replaced only once the new one is complete.
 
     Args:
@@ -52,6 +52,7 @@ def save_model(folder: Path, variables: Any, description: dict[str, Any]) -> Non
       description: `model` (options of the task's builder), `classes`, `resolution`, `task` (its
         name in `TASKS`, "classify" if left out), and anything else worth keeping.
     """
+    folder = user_path(folder, "folder of the model")
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(jax.device_get(variables), sep="/")
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}

@@ -1,6 +1,7 @@
 """A trained model at work, whatever its task: answers for images, and scores over a data set."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import jax
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.files import UnreadableFile, read_file, write_json
+from mnv2_jax.files import UnreadableFile, read_file, user_path, write_json
 from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.lab.data import BadRecord, Source, Transform, eval_batches, first_record
 from mnv2_jax.lab.data.image import decode, fitted, padded, resize, with_channels
+from mnv2_jax.lab.data.readers.files import SUFFIXES
+from mnv2_jax.lab.data.readers.folder import walk_images
 from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.devices.sharding import over_rows
 from mnv2_jax.lab.model_folder import TrainedModel
@@ -167,18 +170,14 @@ def write_evaluation(folder: Path, model: TrainedModel, facts: Mapping[str, Any]
       facts: `data`, `split`, `images`, `scores`, `views`, the `folder` of the model, `command`.
 
     Raises:
-      UsageError: the folder cannot be written.
+      OSError: the folder cannot be written.
     """
     described = {
         name: value for name, value in model.description.items() if name not in ("classes", "eval")
     }
-    path = folder / EVALUATION
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**facts, "model": described})
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}. Choose another --out.") from error
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / EVALUATION, {**facts, "model": described})
+    return folder / EVALUATION
 
 
 def transform_of(model: TrainedModel, size: int | None = None) -> Transform:
@@ -209,6 +208,28 @@ def image_transform(model: TrainedModel, size: int | None = None) -> Transform:
     return alone
 
 
+def find_images(
+    paths: Iterable[str | os.PathLike[str]], but: Path | None = None
+) -> list[tuple[str, str]]:
+    """Returns the paths of images, and what each is called below the folder where it is found.
+
+    Of `paths`, files are taken as they are, and folders are searched to any depth for images by
+    their endings, but not a folder `but` in them. `UsageError` if a folder has none.
+    """
+    found: list[tuple[str, str]] = []
+    for path in map(str, paths):
+        if not os.path.isdir(folder := os.path.expanduser(path)):
+            found.append((path, Path(path).name))
+            continue
+        skip = (os.path.join(os.path.relpath(but, folder), ""),) if but else ()
+        inside = [n for n in walk_images(Path(folder), Counter()) if not n.startswith(skip)]
+        if not inside:
+            endings = ", ".join(SUFFIXES)
+            raise UsageError(f"the folder {path!r} has no images: give one with {endings} files.")
+        found += [(os.path.join(path, name), name) for name in sorted(inside)]
+    return found
+
+
 def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     """Reads an image file as uint8 (h, w, channels).
 
@@ -216,7 +237,8 @@ def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
       UsageError: it cannot be read or decoded.
     """
     try:
-        return decode(read_file(Path(path), MAX_FILE_BYTES), str(path), channels)
+        place = user_path(path, "path of the image")
+        return decode(read_file(place, MAX_FILE_BYTES), str(path), channels)
     except UnreadableFile as error:
         raise UsageError(f"image {error} Give the path of a JPEG, PNG or the like.") from error
     except BadRecord as bad:

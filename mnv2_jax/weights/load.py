@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.files import user_path
 from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
@@ -267,4 +268,4 @@ def parse_source(source: str) -> tuple[Ecosystem, str]:
         )
     if name not in ECOSYSTEMS:
         raise unknown("ecosystem", name, ECOSYSTEMS)
-    return ECOSYSTEMS[name], path
+    return ECOSYSTEMS[name], str(user_path(path, "path of the weights"))

@@ -11,8 +11,8 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.files import write_file
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.files import writable_place, write_file
 from mnv2_jax.models.block import between_bottlenecks
 from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.layers import linear, relu6
@@ -41,21 +41,18 @@ def export_weights(
         only once the new one is complete.
 
     Raises:
-      UsageError: the ecosystem cannot express this model, or not in this format.
+      UsageError: the ecosystem cannot express this model, or not in this format or place.
     """
     if ecosystem not in ECOSYSTEMS:
         raise unknown("ecosystem", ecosystem, ECOSYSTEMS)
-    target, path = ECOSYSTEMS[ecosystem], Path(path)
+    target, path = ECOSYSTEMS[ecosystem], writable_place(path, "file to write")
     if path.suffix not in FORMATS or (path.suffix == ".h5" and ecosystem != "keras"):
         raise UsageError(
             f"{str(path)!r} has no format of {ecosystem}: write .safetensors or .npz, or .h5 or "
             ".weights.h5 for keras."
         )
     check_expressible(model, target)
-    try:
-        write_file(path, _encode(_renamed(model, variables, target), path.name))
-    except OSError as error:
-        raise UsageError(f"{str(path)!r} cannot be written: {first_line(error)}.") from error
+    write_file(path, _encode(_renamed(model, variables, target), path.name))
 
 
 def _renamed(

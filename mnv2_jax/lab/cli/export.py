@@ -1,10 +1,11 @@
 """`mnv2 export`: a model as a file for another runtime, checked in that runtime."""
 
 import argparse
+import sys
 from typing import Any
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.files import json_text
+from mnv2_jax.files import json_text, writable_place
 from mnv2_jax.lab.cli.account import parse_size
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
@@ -44,6 +45,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from mnv2_jax.export import export
     from mnv2_jax.lab.devices import process as host
 
+    path = writable_place(arguments.path, "file to write")
     if arguments.images < 1:
         raise UsageError(f"--images is {arguments.images}: give at least 1.")
     if arguments.equalize and not arguments.int8:
@@ -56,11 +58,12 @@ def _export(arguments: argparse.Namespace) -> None:
         saved.variables,
         size,
         "litert" if arguments.to == "tflite" else arguments.to,
-        arguments.path,
+        path,
         saved.classes,
         arguments.preprocessing,
         _calibration(arguments, saved, size) if arguments.int8 else (),
         arguments.equalize,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if arguments.json:
         print(json_text(report._asdict()))

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
+from mnv2_jax.files import writable_place
 from mnv2_jax.lab.cli.verb import Verb, json_argument
 
 FOLDERS = ("runs", "results")
@@ -30,6 +31,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.paper.report import choose, write_paper
 
     choose(arguments.items)
+    out = writable_place(arguments.out, "--out", folder=True)
     named = [("--runs", folder, "runs") for folder in arguments.runs or ()]
     named += [("--model", arguments.model, "runs/NAME/VARIANT/seed_0")] * bool(arguments.model)
     for flag, folder, example in named:
@@ -40,7 +42,7 @@ def _paper(arguments: argparse.Namespace) -> None:
     sources = Sources(folders, Path(arguments.model) if arguments.model else None)
     command = shlex.join(["python", "main.py", *arguments.argv])
     say = [] if arguments.quiet else [partial(print, file=sys.stderr, flush=True)]
-    files = write_paper(Path(arguments.out), sources, arguments.items, command, *say)
+    files = write_paper(out, sources, arguments.items, command, *say)
     if arguments.json:
         print(json.dumps({"files": [str(file) for file in files]}))
     else:

@@ -1,11 +1,14 @@
 """`mnv2 evaluate` and `mnv2 predict`: a trained model at work."""
 
 import argparse
+import os
 import shlex
+import sys
+from collections import Counter
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.files import json_text, write_file
+from mnv2_jax.files import json_text, writable_place, write_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 EXAMPLES = 8
@@ -44,6 +47,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.tasks.draw import write_picture
     from mnv2_jax.lab.tasks.task import TestTimeAugmentation
 
+    for name, folder in (("out", True), ("examples", False)):
+        if (given := getattr(arguments, name)) is not None:
+            setattr(arguments, name, writable_place(given, f"--{name}", folder, parents=True))
     host.use_compilation_cache()
     host.split_cpu(host.cores())  # images are independent, so each core takes some
     views = TestTimeAugmentation(tuple(arguments.scales), arguments.flip)
@@ -51,7 +57,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model = trained_model(arguments)
     if arguments.examples:
         picture = predict.examples(model, source, EXAMPLES, augmentation=views)
-        write_picture(picture, Path(arguments.examples))
+        write_picture(picture, arguments.examples)
     scores = predict.evaluate(model, source, augmentation=views)
     if arguments.out:
         facts = {
@@ -63,7 +69,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "folder": arguments.model,
             "command": shlex.join(["python", "main.py", *arguments.argv]),
         }
-        predict.write_evaluation(Path(arguments.out), model, facts)
+        predict.write_evaluation(arguments.out, model, facts)
     if arguments.json:
         print(json_text({"images": len(source), **scores}))
         return
@@ -75,7 +81,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of them")
     parser.add_argument("--top", type=int, help="how many classes a classifier names (5)")
     parser.add_argument(
         "--threshold", type=float, help="smallest score of a detector's boxes (0.3)"
@@ -88,7 +94,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.predict import predict
+    from mnv2_jax.lab.predict import find_images, predictor, read_image
     from mnv2_jax.lab.tasks.draw import write_picture
 
     if arguments.top is not None and arguments.top < 1:
@@ -98,27 +104,44 @@ def _predict(arguments: argparse.Namespace) -> None:
     host.use_compilation_cache()
     given = {"top": arguments.top, "threshold": arguments.threshold}
     settings = {name: value for name, value in given.items() if value is not None}
-    model, paths, folder = trained_model(arguments), arguments.images, Path(arguments.out)
-    if model.task.truth is not None:
-        for path in paths:
-            _place(path, paths, folder)  # finds names that clash before anything is predicted
-    for path, prediction in zip(paths, predict(model, paths, **settings), strict=True):
+    model = trained_model(arguments)
+    draws = model.task.truth is not None
+    out = writable_place(arguments.out, "--out", folder=True) if draws else Path(arguments.out)
+    images = find_images(arguments.images, but=out if draws else None)
+    places = _places(images, out) if draws else []  # finds clashes before anything is predicted
+    answer, unread = predictor(model, **settings), 0
+    for number, (path, _) in enumerate(images):
+        try:
+            pixels = read_image(path, model.backbone.in_channels)
+        except UsageError as error:
+            if len(images) == 1:
+                raise
+            print(f"mnv2: {error}", file=sys.stderr, flush=True)
+            unread += 1
+            continue
+        prediction = answer(pixels)
         content = json_text({"image": path, **prediction.values})
         text = f"{path}\n{prediction.text}"
         if prediction.picture is not None:
-            place = _place(path, paths, folder)
-            write_picture(prediction.picture, place)
-            write_file(place.with_suffix(".json"), content + "\n")
-            text = f"{path}: {place}"
+            places = places or _places(images, out)
+            write_picture(prediction.picture, places[number])
+            write_file(places[number].with_suffix(".json"), content + "\n")
+            text = f"{path}: {places[number]}"
         print(content if arguments.json else text)
+    if unread:
+        raise UsageError(f"{unread} of {len(images)} images could not be read.")
 
 
-def _place(path: str, paths: list[str], folder: Path) -> Path:
-    """Returns where the picture of a prediction is written, with its values beside it."""
-    stem = Path(path).stem
-    if sum(Path(other).stem == stem for other in paths) > 1:
-        raise UsageError(f"several images are called {stem!r}: predict them one by one.")
-    return folder / f"{stem}.png"
+def _places(images: list[tuple[str, str]], folder: Path) -> list[Path]:
+    """Returns where the pictures of predictions are written, with their values beside them."""
+    places = [folder / Path(name).with_suffix(".png") for _, name in images]
+    times, given = Counter(places), {os.path.realpath(path) for path, _ in images}
+    for place in places:
+        if times[place] > 1:
+            raise UsageError(f"several images are called {place.stem!r}: predict them one by one.")
+        if os.path.realpath(place) in given:
+            raise UsageError(f"{place} is itself an image to predict: give another --out.")
+    return places
 
 
 EVALUATE = Verb(
@@ -137,6 +160,6 @@ PREDICT = Verb(
     _predict,
     (
         "mnv2 predict --model runs/ablate_linear/linear/seed_0 image.png",
-        "mnv2 predict --model MODEL --top 1 --json *.jpg",
+        "mnv2 predict --model MODEL --top 1 --json my_images more.jpg",
     ),
 )

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import UsageError, first_line, one_line
-from mnv2_jax.files import user_path
+from mnv2_jax.errors import UsageError, one_line
+from mnv2_jax.files import user_path, writable_place
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 # Options of `load_weights` in messages, as they are written here.
@@ -56,6 +56,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.model_folder import save_model
 
+    folder = writable_place(arguments.folder, "folder", folder=True)
     loaded = _load(arguments)
     segments = hasattr(loaded.model, "backbone")
     offset = 0 if segments else loaded.model.class_offset
@@ -64,13 +65,7 @@ def _import(arguments: argparse.Namespace) -> None:
         classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
     if segments and not classes:
         classes = [f"class {i}" for i in range(loaded.classes)]
-    folder = user_path(arguments.folder, "folder")
-    try:
-        save_model(folder, loaded.variables, describe(loaded, classes))
-    except OSError as error:
-        raise UsageError(
-            f"{str(folder)!r} cannot be written: {first_line(error)}. Give another folder."
-        ) from error
+    save_model(folder, loaded.variables, describe(loaded, classes))
     if loaded.left_out:
         listed = one_line(", ".join(loaded.left_out[:SHOWN]))
         print(f"left out {len(loaded.left_out)} tensors, {listed} first", file=sys.stderr)
@@ -173,13 +168,13 @@ def _export(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.tasks import DETECT, SEGMENT
     from mnv2_jax.weights import export_weights
 
+    path = writable_place(arguments.path, "file to write")
     saved = trained_model(arguments)
     if saved.task is DETECT:
         raise UsageError(
             f"{arguments.model!r} is a detector: only classifiers and segmenters can be exported "
             "to another library."
         )
-    path = user_path(arguments.path, "file to write")
     export_weights(saved.model, saved.variables, arguments.to, path)
     print(f"wrote {path}")
     if saved.task is SEGMENT and arguments.to == "hf":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.files import replacing
 
 # Okabe and Ito's colors, told apart with any color vision; classes take them in turn.
 COLORS = np.array(
@@ -92,15 +92,9 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:
-    """Writes a PNG.
-
-    Raises:
-      UsageError: the file cannot be written.
-    """
+    """Writes a PNG, whole or not at all; its folder is made. `OSError` if that cannot be."""
     from PIL import Image
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, "PNG")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        Image.fromarray(picture).save(partial, "PNG")

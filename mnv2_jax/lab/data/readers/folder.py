@@ -48,10 +48,10 @@ def open_folder(split: str, root: str) -> source.LazySource:
     if shared and len(classes) == 1:
         raise UsageError(f"{folder} has one class, {classes[0]!r}, and two are needed. {LAYOUT}.")
     left_out, files, labels = Counter(), [], []
-    for path in _walk(folder, left_out, deep=False):
+    for path in walk_images(folder, left_out, deep=False):
         left_out[f"{Path(path).suffix.lower()} files in no class"] += 1
     for label, kind in enumerate(classes):
-        images = sorted(_walk(folder / own[kind], left_out)) if kind in own else []
+        images = sorted(walk_images(folder / own[kind], left_out)) if kind in own else []
         if not images and folder == train:
             raise UsageError(f"{folder / own[kind]} has no images. Add some, or remove it.")
         images = [f"{own[kind]}/{path}" for path in images]
@@ -89,7 +89,7 @@ def _splits(folder: Path) -> set[str]:
     return set(filter(None, map(source.split_kind, words)))
 
 
-def _walk(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[str]:
+def walk_images(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[str]:
     """Yields the images in a folder, those in its subfolders too; counts what it leaves out."""
     seen = set()
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
