@@ -17,6 +17,7 @@ from mnv2_jax.files import (
     read_text,
     replacing,
     user_path,
+    writable_place,
     write_file,
     write_json,
 )
@@ -34,6 +35,58 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         write()
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_by_the_path_that_was_meant(tmp_path: Path):
+    path = tmp_path / "result.json"
+    with pytest.raises(OSError, match="No space") as caught, replacing(path):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_file(tmp_path / "gone/a", "")
+    assert caught.value.filename == str(tmp_path / "gone/a")
+    with pytest.raises(OSError, match=r"^encoder error$"), replacing(path):
+        raise OSError("encoder error")  # as Pillow raises, without a number
+
+
+def test_a_place_to_write_to_is_checked_without_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "nowhere").symlink_to("gone")
+    before = sorted(tmp_path.iterdir())
+    assert writable_place("~/file", "model") == tmp_path / "file"
+    assert writable_place("~/new", "model") == tmp_path / "new"
+    assert writable_place("~/a/b", "model", parents=True) == tmp_path / "a/b"
+    assert writable_place("~/a/b", "--out", folder=True) == tmp_path / "a/b"
+    assert writable_place("~", "--out", folder=True) == tmp_path
+
+    def refused(*given: object) -> str:
+        with pytest.raises(UsageError, match="Give a place") as caught:
+            writable_place(*given)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert "the model '~' cannot be written: it is not a file" in refused("~", "model")
+    assert "it is not a file" in refused("/dev/null", "model")
+    assert "a' is not a folder" in refused("~/a/b", "model")
+    for name in ("file", "file/b", "nowhere", "nowhere/b"):
+        above = str(tmp_path / name.partition("/")[0])
+        assert f"{above!r} is not a folder" in refused(f"~/{name}", "--out", True)
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    for given in (("~/new", "model"), ("~/file", "model"), ("~/a/b", "--out", True)):
+        assert f"{str(tmp_path)!r} is not yours to write to" in refused(*given)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_meant_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("~nobody-here.png").touch()
+    assert user_path("~nobody-here.png").exists()
+    with pytest.raises(UsageError, match="is of no user here"):
+        user_path("~nobody-there.png")
 
 
 def test_names_that_are_not_utf_8_can_stand_in_a_file(tmp_path: Path):

@@ -294,7 +294,9 @@ def test_the_verb(folder, tmp_path, capsys):
     path = tmp_path / "digits.onnx"
     argv = ["export", "--model", str(folder), "--to", "onnx", "--preprocessing", str(path)]
     assert main(argv) == 0
-    assert "largest difference" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "largest difference" in out
+    assert err.startswith("compiling for images of 8x8") and err.count("\n") == 1
     saved = load_model(folder)
     images = open_source("digits", "test").arrays()["image"]
     expected = jax.jit(saved.model.apply)(saved.variables, normalize(images, saved.model.dialect))
@@ -337,6 +339,12 @@ def test_what_cannot_be_exported_is_one_line(folder, tmp_path, capsys, argv, mes
     assert main(["export", "--model", str(folder), *argv, str(path)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not path.exists()
+
+
+def test_where_no_file_can_be_nothing_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=r"'~/gone/a.onnx' cannot be written"):
+        export(None, {}, (8, 8), "onnx", "~/gone/a.onnx")
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path, randomize):

@@ -174,10 +174,34 @@ def test_workdirs_that_cannot_be_used(refused, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "--model", "m", "--to", "onnx", "{}"],
+        ["export-weights", "--model", "m", "--to", "timm", "{}"],
+        ["evaluate", "--model", "m", "--data", "digits", "--out", "{}"],
+        ["evaluate", "--model", "m", "--data", "digits", "--examples", "{}"],
+        ["import", "gone.pth", "{}"],
+        ["paper", "--model", "m", "--out", "{}"],
+    ],
+    ids=lambda words: " ".join((words[0], words[-2])),
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    refused, tmp_path, words
+):
+    """What is read is missing in all of these, which would be told otherwise."""
+    (tmp_path / "file").write_text("in the way")
+    place = tmp_path / "file/below"
+    text = refused(*(word.format(place) for word in words))
+    assert f"{str(place)!r} cannot be written: {str(tmp_path / 'file')!r} is not a folder" in text
+
+
+@pytest.mark.parametrize(
     ("raised", "status", "line"),
     [
         (UsageError("what to do."), 2, "mnv2: what to do."),
         (KeyboardInterrupt(), 130, "mnv2: interrupted"),
+        (OSError(28, "No space left", "runs/a\nb"), 2, r"mnv2: 'runs/a\nb': No space left."),
+        (OSError("device is gone"), 2, "mnv2: device is gone."),
     ],
 )
 def test_exit_statuses(monkeypatch, capsys, raised, status, line):

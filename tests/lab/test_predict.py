@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,10 +17,10 @@ from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.paper.results import cell, find_evaluations
-from mnv2_jax.lab.predict import evaluate, image_transform, predict
+from mnv2_jax.lab.predict import evaluate, find_images, image_transform, predict
 from mnv2_jax.lab.tasks import TASKS, detect, segment
 from mnv2_jax.lab.tasks import task as contract
-from mnv2_jax.lab.tasks.draw import draw_boxes, draw_labels, enlarge, grid
+from mnv2_jax.lab.tasks.draw import draw_boxes, draw_labels, enlarge, grid, write_picture
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
 MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
@@ -165,6 +166,79 @@ def test_the_verbs(kept, tmp_path, capsys):
     assert str(kept) in evaluation.weights
     assert evaluation.command.startswith("python main.py evaluate --model")
     assert find_evaluations((tmp_path / "kept",), "imagenet2012", "accuracy") == []
+
+
+def test_folders_are_searched_and_what_cannot_be_read_is_passed_over(
+    kept, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pixels, root = open_source("digits", "test"), tmp_path / "pictures"
+    for number, name in enumerate(("b/2.PNG", "a.png", "b/10.jpeg", "single.png")):
+        place = root / name if "single" not in name else tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number]["image"][..., 0]).save(place)
+    (root / "b/1.png").write_bytes(b"no image")
+    (root / "c.png").symlink_to("gone.png")
+    (root / "notes.txt").write_text("no image either")
+    (root / ".hidden.png").write_bytes(b"")
+    (root / "b/loop").symlink_to(root)
+    single, gone = str(tmp_path / "single.png"), str(tmp_path / "gone.png")
+    argv = ["predict", "--model", str(kept), "--json", single, gone, "~/pictures"]
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    good = [single, *(str(root / name) for name in ("a.png", "b/10.jpeg", "b/2.PNG"))]
+    assert [json.loads(line)["image"] for line in out.splitlines()] == good
+    bad = (gone, str(root / "b/1.png"), str(root / "c.png"))
+    *lines, last = err.splitlines()
+    assert all(name in line for name, line in zip(bad, lines, strict=True))
+    assert last == "mnv2: 3 of 7 images could not be read."
+    assert find_images(["~/pictures"])[0] == ("~/pictures/a.png", "a.png")
+    (one,) = predict(load_model(kept), "~/single.png")
+    assert one.values == {k: v for k, v in json.loads(out.splitlines()[0]).items() if k != "image"}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/a.heic").touch()
+    assert main([*argv, str(tmp_path / "empty")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "empty' has no images" in err and err.count("\n") == 1
+
+
+def test_drawings_of_a_folder_lie_as_its_images_do_and_replace_none(
+    drawing, scenes, tmp_path, monkeypatch, capsys
+):
+    seen = contract.Prediction({}, np.zeros((2, 2, 3), np.uint8))  # of no concern here
+    monkeypatch.setattr("mnv2_jax.lab.predict.predictor", lambda *_, **__: lambda pixels: seen)
+    monkeypatch.chdir(tmp_path)
+    for name in ("left/a.png", "right/a.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(scenes[0]["image"]).save(name)
+    before = (tmp_path / "left/a.png").read_bytes()
+    argv = ["predict", "--model", str(drawing), "."]
+    for _ in range(2):  # the second time, it finds what it has drawn
+        assert main(argv) == 0
+        assert capsys.readouterr().out.count("\n") == 2
+    drawn = sorted(str(p.relative_to("predictions")) for p in Path("predictions").rglob("*.*"))
+    assert drawn == ["left/a.json", "left/a.png", "right/a.json", "right/a.png"]
+    assert main([*argv, "--out", "."]) == 2
+    assert "left/a.png is itself an image to predict" in capsys.readouterr().err
+    assert main([*argv[:-1], "left", "--out", "left"]) == 2
+    assert main([*argv, "--out", "left/a.png"]) == 2
+    assert "the --out 'left/a.png' cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "left/a.png").read_bytes() == before
+    assert main([*argv[:-1], "left", "--out", "."]) == 0 and Path("a.json").exists()
+
+
+def test_a_drawing_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    write_picture(np.zeros((2, 2, 3), np.uint8), tmp_path / "new/a.png")
+    before = (tmp_path / "new/a.png").read_bytes()
+
+    def full(image, place, form):
+        Path(place).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.png"):
+        write_picture(np.ones((2, 2, 3), np.uint8), tmp_path / "new/a.png")
+    assert [p.read_bytes() for p in (tmp_path / "new").iterdir()] == [before]
 
 
 # What stands after `mnv2`, for a model of which task, and what is answered.

@@ -212,7 +212,7 @@ def small(path, ecosystem="hf", **options):
     return variables
 
 
-def test_what_lies_beside_is_saved_with_the_model(tmp_path):
+def test_what_lies_beside_is_saved_with_the_model(tmp_path, monkeypatch):
     small(tmp_path / "model.safetensors")
     config = {"image_size": 96, "tf_padding": False, "id2label": {"0": "a", "1": "b", "2": "c"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -221,6 +221,8 @@ def test_what_lies_beside_is_saved_with_the_model(tmp_path):
     saved = load_model(tmp_path / "model")
     assert saved.classes == ("a", "b", "c") and saved.resolution == 96
     assert saved.model.dialect.padding == "symmetric"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_weights("hf:~/model.safetensors").preprocessing.size == 96
     umask = os.umask(0o22)
     os.umask(umask)
     assert (tmp_path / "model/model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
