@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import first_line
-from mnv2_jax.files import UnreadableFile, json_text, read_file
+from mnv2_jax.files import UnreadableFile, json_text, opened, read_file
 
 OF, SEAL = "of", "seal"  # whose a record is, and the hash over all the rest of it
-MAX_JSON, MAX_FILE = 1 << 28, 1 << 36  # bytes; what is more is no file of ours
+MAX_JSON, MAX_FILE = 1 << 28, 1 << 30  # bytes; what is more is no file of ours
 
 
 class Foreign(ValueError):
@@ -70,4 +70,5 @@ def _no_number(name: str) -> None:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a regular file."""
-    return hashlib.sha256(read_file(path, MAX_FILE)).hexdigest()
+    with opened(path, MAX_FILE) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -49,8 +49,8 @@ def verify(workdir: Path) -> Iterator[Checked]:
         yield Checked("data", run.DATA, problem)
     for folder in sorted(workdir.glob("*/checkpoints_*")):
         for step, problem, record in _checkpoints(folder, identity, config):
-            path = str((folder / str(step)).relative_to(workdir))
-            yield Checked(f"checkpoint of step {step}", path, problem)
+            path, what = (folder / str(step), f" of step {step}") if step >= 0 else (folder, "s")
+            yield Checked(f"checkpoint{what}", str(path.relative_to(workdir)), problem)
             if not problem and record.get("rows"):
                 seeds = record["of"]["seeds"]
                 places = [folder.parent / f"seed_{seed}" for seed in seeds]
@@ -74,7 +74,11 @@ def _checkpoints(
     if config:
         own = config["sweep.seeds"][seeds.index(ends[0]) : seeds.index(ends[-1]) + 1]
         identity = identity._replace(variant=folder.parent.name, seeds=tuple(own))
-    checkpoints = Checkpoints(folder, keep=0, identity=identity)
+    try:
+        checkpoints = Checkpoints(folder, keep=0, identity=identity)
+    except UsageError as error:
+        yield -1, str(error), {}
+        return
     try:
         for step, (problem, record) in checkpoints.inspect().items():
             yield step, problem, record

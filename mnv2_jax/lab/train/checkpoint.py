@@ -8,10 +8,12 @@ restore as it was saved is left aside with a warning, and the next older one is 
 import gc
 import hashlib
 import logging
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,8 @@ from mnv2_jax.lab.train.record import Identity, check_seal, sealed
 
 log = logging.getLogger(__name__)
 LOGGERS = ("absl", "asyncio")  # where Orbax logs
+# Bytes of a file of Orbax: of arrays, of which it reads what it needs; and of all others.
+MAX_DATA, MAX_METADATA = 1 << 34, 1 << 26
 
 
 @cache
@@ -77,13 +81,16 @@ class Checkpoints:
     """The checkpoints of one run: the latest `keep`, and the best by the monitored metric.
 
     With `keep` 0 they are only read, and a run that is under way is not disturbed. Those of another
-    identity are never restored. `model` describes the network, as a model folder does.
+    identity are never restored. `model` describes the network, as a model folder does. A UsageError
+    names a pipe, a device or a file of no sensible size among them.
     """
 
     def __init__(
         self, folder: Path, keep: int = 2, identity: Identity | None = None, model: Any = None
     ):
         mute_orbax()
+        if found := _irregular(folder):
+            raise UsageError(f"{folder / found}: put back what was there, or remove that step.")
         self._identity, self._model = identity or Identity(), model
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["monitor"],
@@ -232,6 +239,19 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook = hook
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
+
+
+def _irregular(folder: Path) -> str:
+    """Names a file that Orbax is not to open, for it may never end or answer, and why; or ""."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with suppress(OSError):  # of a training under way, files come and go
+                status, limit = path.stat(), MAX_DATA if path.parent.name == "d" else MAX_METADATA
+                if not stat.S_ISREG(status.st_mode):
+                    return f"{path.relative_to(folder)} is not a regular file"
+                if status.st_size > limit:
+                    return f"{path.relative_to(folder)} has {status.st_size:,} bytes"
+    return ""
 
 
 def attempt(read: Callable[[int], Any], step: int) -> tuple[Any, str]:

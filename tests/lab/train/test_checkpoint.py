@@ -179,6 +179,25 @@ def test_array_data_that_orbax_reads_without_complaint_is_told_from_what_was_sav
     assert int(read(tmp_path / "a").state.step) == 1
 
 
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "record/metadata", "state/_METADATA"])
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (os.mkfifo, "is not a regular file"),  # Orbax would wait for ever
+        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),  # and read for ever
+        (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 1 << 40), "bytes"),
+    ],
+)
+def test_what_is_no_file_is_refused_before_orbax_opens_it(two_steps, tmp_path, name, make, why):
+    shutil.copytree(two_steps, tmp_path / "run")
+    path = next((tmp_path / "run").glob(f"*/{name}"))
+    path.unlink()
+    make(path)
+    for keep in (0, 2):
+        with pytest.raises(UsageError, match=rf"{name} .*{why}.* remove that step"):
+            Checkpoints(tmp_path / "run", keep)
+
+
 def test_all_damaged_is_one_line_and_nothing_is_removed(tmp_path):
     write(tmp_path, [0.5, 0.7])
     for step in ("1", "2"):
