@@ -51,6 +51,18 @@ def test_presets_and_overrides():
     assert changed.is_locked
 
 
+@pytest.mark.parametrize(
+    ("file", "images", "rate"), [("imagenet", 96, 0.045), ("imagenet_modern", 1024, 0.4)]
+)
+def test_the_rate_follows_the_batch_unless_it_is_given(file, images, rate):
+    path = f"experiments/{file}.py"
+    assert load_config(path, [f"batch_size={images}"]).optimizer.learning_rate == rate
+    small = load_config(path, ["batch_size=64"])
+    assert math.isclose(small.optimizer.learning_rate, rate * 64 / images)
+    given = load_config(path, ["batch_size=64", "optimizer.learning_rate=0.3"])
+    assert given.optimizer.learning_rate == 0.3
+
+
 def test_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
     from pathlib import Path
 
