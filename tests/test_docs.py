@@ -187,7 +187,12 @@ def some(model, size):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=title)
+@pytest.mark.parametrize(
+    "page",
+    # Trackers are run beside fakes of them, in tests/lab/train/test_tracker.py.
+    [page for page in PAGES if blocks(page, "python") and page.name != "trackers.md"],
+    ids=title,
+)
 def test_python_runs(page, place, monkeypatch):
     import jax
 

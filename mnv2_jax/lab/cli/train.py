@@ -31,11 +31,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.devices import hosts as cluster
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.train.config import load_config
+    from mnv2_jax.lab.train.config import load_experiment
     from mnv2_jax.lab.train.report import RESULTS
     from mnv2_jax.lab.train.sweep import check_variants, default_workdir, run_sweep
 
-    config = load_config(_experiment(arguments), arguments.overrides)
+    config, tracker = load_experiment(_experiment(arguments), arguments.overrides)
     check_variants(config)
     host.keep_freed_memory()
     host.use_compilation_cache()
@@ -49,7 +49,7 @@ def _train(arguments: argparse.Namespace) -> None:
     command = ["python", "main.py", *arguments.argv]
     given = (arguments.coordinator, arguments.hosts, arguments.host)
     with cluster.connected(*given, arguments.distributed, arguments.wait):
-        report = run_sweep(config, workdir, command, arguments.quiet)
+        report = run_sweep(config, workdir, command, arguments.quiet, tracker)
         if report is not None and arguments.json:
             print(report.with_name(RESULTS).read_text())
         elif report is not None:

@@ -2,8 +2,8 @@
 
 A configuration file is Python with a function `get_config(preset)` that returns a `ConfigDict`;
 `path/to/file.py:preset` picks a preset. It may bring parts of networks of its own, in a dictionary
-`PARTS` as `mnv2_jax.add_parts` takes it, and name them in its configuration. What cannot be used
-is refused with a UsageError.
+`PARTS` as `mnv2_jax.add_parts` takes it, and name them in its configuration; and a function
+`tracker`, see `log.tracked`. What cannot be used is refused with a UsageError.
 """
 
 import ast
@@ -42,13 +42,22 @@ SYNONYMS = {  # keys by what other projects call them
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
     """Loads `file.py[:preset]` as a locked `ConfigDict`, with overrides `key.key=value` applied."""
+    return load_experiment(path, overrides)[0]
+
+
+def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Loads what `load_config` does, and the function `tracker` of the file if it has one."""
     name, _, preset = path.partition(":")
-    get_config = getattr(execute(Path(name)), "get_config", None)
+    module = execute(Path(name))
+    get_config, tracker = (getattr(module, own, None) for own in ("get_config", "tracker"))
     if not callable(get_config):
         raise UsageError(
             f"configuration {name!r} defines no function get_config: add one that returns a "
             "ConfigDict, as experiments/imagenet.py does."
         )
+    if tracker is not None and not callable(tracker):
+        want = "give a function (config, folder, step) that returns two, to write and to finish"
+        raise UsageError(f"tracker in {name!r} is {shown(tracker)}: {want}.")
     wants = len(inspect.signature(get_config).parameters)
     if preset and not wants:
         raise UsageError(f"{name} has no presets, but {preset!r} was asked for: leave it out.")
@@ -64,7 +73,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Any:
         if not equals:
             raise UsageError(f"override {override!r} has no value: write {key}=VALUE.")
         set_key(config, key, value)
-    return config
+    return config, tracker
 
 
 def execute(file: Path, kind: str = "configuration") -> Any:

@@ -1,22 +1,27 @@
-"""What a run writes while it trains: JSON lines, TensorBoard events, and a progress bar."""
+"""What a run writes while it trains: JSON lines, TensorBoard events, trackers, a progress bar."""
 
 import json
+import logging
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mnv2_jax.errors import first_line
 from mnv2_jax.files import UnreadableFile, read_file, write_file
 from mnv2_jax.lab.seal import MAX_JSON
 from mnv2_jax.lab.train.record import METRICS
 
 EVENTS = "tensorboard/events"
+# (config, folder, step) -> (write, finish), called as `tracked` says
+Tracker = Callable[[dict[str, Any], Path, int], tuple[Callable[..., Any], Callable[..., Any]]]
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -26,6 +31,7 @@ class RunLog:
 
     Attributes:
       rows: all that were written, each after the time of its writing.
+      track: what `tracked` returned, which is told of each row.
     """
 
     def __init__(self, folder: Path, rows: Iterable[tuple[float, dict[str, Any]]] = ()):
@@ -37,7 +43,7 @@ class RunLog:
         self._events_of.parent.mkdir(parents=True, exist_ok=True)
         for path in self.events():
             path.unlink()
-        self.rows = list(rows)
+        self.rows, self.track = list(rows), tracked()
         path = folder / METRICS
         write_file(path, lines_of(self.rows))
         self._file = path.open("a")
@@ -73,6 +79,8 @@ class RunLog:
         self._file.write(lines_of(self.rows[-1:]))
         self._file.flush()
         self._write_events(self.rows[-1][0], {**row, **values})
+        numbers = {k: value for k, value in values.items() if isinstance(value, (int, float))}
+        self.track("write", step, split, numbers)
 
     def flush(self) -> None:
         """Puts all on disk; a checkpoint is not to know more than the files."""
@@ -89,6 +97,40 @@ class RunLog:
         except OSError:
             say_no_more()
             raise
+
+
+def tracked(tracker: Tracker | None = None, *about: Any) -> Callable[..., None]:
+    """Starts a tracker with `about` = (config, folder, step); returns what calls it by name.
+
+    Only the first process does, for each seed:
+
+    - `tracker(config, folder, step)` when the training starts or goes on. `config` is flat, with
+      JSON's values, and has `variant` and `seed`. `folder` is the seed's: what is kept there, such
+      as the id of the tracker's run, is there again later. `step` is the checkpoint's, or 0: rows
+      that it holds do not come again; those written after it do, from that step on, with the same
+      steps in the same order.
+    - `write(step, split, values)` for each row of `metrics.jsonl`: its numbers, finite or not.
+    - `finish(result)` once: with what `result.json` says, when that and the model are written; with
+      None where the training stops before. A process that is killed does not call it.
+
+    What these raise is told in one warning, and the training of the seed goes on without them.
+    """
+    functions: dict[str, Any] = {"start": tracker} if tracker else {}
+
+    def call(name: str, *arguments: Any) -> None:
+        function = functions.get(name) if name == "write" else functions.pop(name, None)
+        try:
+            made: Any = function and function(*arguments)
+            if name == "start" and function:
+                functions["write"], functions["finish"] = made
+        except Exception as error:
+            functions.clear()
+            which = f"{getattr(tracker, '__module__', '')}.{getattr(tracker, '__name__', tracker)}"
+            why = f"{type(error).__name__}: {first_line(error)}"
+            log.warning("%s: tracker %s is left out from now on: %s", about[1], which, why)
+
+    call("start", *about)
+    return call
 
 
 def lines_of(rows: Iterable[tuple[float, dict[str, Any]]]) -> str:

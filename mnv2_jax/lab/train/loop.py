@@ -15,7 +15,8 @@ from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
 from mnv2_jax.lab.devices.process import Interrupted, Stop
 from mnv2_jax.lab.train.check import seconds_of
 from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
-from mnv2_jax.lab.train.log import RunLog, progress_bar, rows_before
+from mnv2_jax.lab.train.config import plain
+from mnv2_jax.lab.train.log import RunLog, Tracker, progress_bar, rows_before, tracked
 from mnv2_jax.lab.train.precision import low_precision_scores
 from mnv2_jax.lab.train.record import METRICS, Identity, write_model
 from mnv2_jax.lab.train.run import Run
@@ -83,13 +84,14 @@ class Session:
 
 
 def fit(
-    run: Run, config: Any, folder: Path, identity: Identity, stop: Stop, title: str, quiet: bool
-) -> str:
+    run: Run, config: Any, folder: Path, identity: Identity, stop: Stop, title: str, quiet: bool,
+    tracker: Tracker | None = None,
+) -> str:  # fmt: skip
     """Trains a run to its end, from its newest checkpoint if there is one.
 
     Writes for each seed of `identity`, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events,
     the trained model, and last `result.json`, which says that the seed is finished. `config` is
-    what the run was made from, and `title` stands before the progress bar.
+    what the run was made from, `title` stands before the progress bar; `tracker`: `log.tracked`.
 
     Returns:
       Why it ended before its last step, if it did.
@@ -133,6 +135,10 @@ def fit(
         stop=stop,
         end=before.end,
     )
+    about = {k: v for k, v in plain(config).items() if not k.startswith("sweep.")}
+    for seed, log in zip(seeds, session.logs, strict=False):
+        whose = {"variant": identity.variant, "seed": seed}
+        log.track = tracked(tracker, about | whose, folder / f"seed_{seed}", start)
     try:
         state = _train(session, state, start, due)
         checkpoints.wait()
@@ -146,6 +152,7 @@ def fit(
     finally:
         session.bar.close()
         for log in session.logs:
+            log.track("finish", None)
             log.close()
         checkpoints.close()
 
@@ -307,6 +314,7 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
         place, whose = folder / f"seed_{seed}", identity._replace(seeds=(seed,))
         more = (place / METRICS, *log.events())
         write_model(place, own, describe(run, config), result, whose, more)
+        log.track("finish", result)
     if any(gather("stop" if session.stop() else "")):
         raise Interrupted(session.stop.told, session.stop.number)
     return why

@@ -21,6 +21,7 @@ from mnv2_jax.lab.train import record
 from mnv2_jax.lab.train.check import check, check_sweep
 from mnv2_jax.lab.train.config import as_kind, difference, flatten, group_of, plain, unknown_key
 from mnv2_jax.lab.train.lock import Lock
+from mnv2_jax.lab.train.log import Tracker
 from mnv2_jax.lab.train.loop import fit
 from mnv2_jax.lab.train.report import cautions, decay_of, write_report
 from mnv2_jax.lab.train.run import make_run, open_data
@@ -31,11 +32,14 @@ ADDED = dict.fromkeys(("model.expand", "model.filter", "model.project"), "standa
 log = logging.getLogger(__name__)
 
 
-def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -> Path | None:
+def run_sweep(
+    config: Any, workdir: Path, command: Sequence[str], quiet: bool, tracker: Tracker | None = None
+) -> Path | None:
     """Trains every variant with every seed that is not finished yet, and writes the report.
 
     A folder that holds the same configuration is continued; one of another is refused with a
     UsageError. Returns the path of the report, for which `command` is; None on other hosts.
+    `tracker` is told as `log.tracked` says.
     """
     with stoppable() as stop, Lock(workdir) as lock:
         with together():
@@ -67,7 +71,7 @@ def run_sweep(config: Any, workdir: Path, command: Sequence[str], quiet: bool) -
                     title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
                     began, own = time.monotonic(), identity._replace(variant=name, seeds=seeds)
                     run, place = by_size[len(seeds)], workdir / name
-                    ended = fit(run, variants[name], place, own, stop, title, quiet)
+                    ended = fit(run, variants[name], place, own, stop, title, quiet, tracker)
                     if not quiet and jax.process_index() == 0:
                         took = f"{time.monotonic() - began:.0f} s" + f", {ended}" * bool(ended)
                         print(f"{title}: {took}", file=sys.stderr)

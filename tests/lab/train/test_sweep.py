@@ -63,8 +63,8 @@ def one(steps=12, seeds=(0,), **changes):
     return config
 
 
-def train(config, workdir):
-    return run_sweep(config, workdir, COMMAND, quiet=True)
+def train(config, workdir, tracker=None):
+    return run_sweep(config, workdir, COMMAND, True, tracker)
 
 
 def outcome(workdir):
@@ -347,7 +347,15 @@ def test_seeds_at_once_train_to_the_same_as_one_by_one(tmp_path):
     seeds = (0, 9)
     alone, together = one(6, seeds), one(6, seeds, sweep={"at_once": 0})
     train(alone, tmp_path / "alone")
-    train(together, tmp_path / "together")
+    rows = {}
+    train(together, tmp_path / "together", lambda config, folder, _: (
+        lambda *row: rows.setdefault((folder, config["seed"]), []).append(row), print,
+    ))  # fmt: skip
+    for seed in seeds:
+        folder = tmp_path / f"together/linear/seed_{seed}"
+        logged = read_rows(folder / "metrics.jsonl")
+        assert rows.pop((folder, seed)) == [(r.pop("step"), r.pop("split"), r) for r in logged]
+    assert not rows
     a, b = outcome(tmp_path / "alone"), outcome(tmp_path / "together")
     assert a.keys() == b.keys()
     for seed in seeds:
