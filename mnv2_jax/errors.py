@@ -66,6 +66,16 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
 
 
+def typed_line(error: BaseException) -> str:
+    """Returns the type of an error and its first line.
+
+    >>> typed_line(ValueError("no")), typed_line(KeyError("a")), typed_line(MemoryError())
+    ('ValueError: no', "KeyError: 'a'", 'MemoryError')
+    """
+    kind, reason = type(error).__name__, first_line(error)
+    return reason if reason.startswith(kind) else f"{kind}: {reason}"
+
+
 def unknown(
     kind: str, name: object, choices: Iterable[str], nearest: Sequence[str] = ()
 ) -> UsageError:

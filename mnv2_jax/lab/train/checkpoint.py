@@ -8,6 +8,7 @@ restore as it was saved is left aside with a warning, and the next older one is 
 import gc
 import hashlib
 import logging
+import operator
 import os
 import re
 import stat
@@ -92,20 +93,16 @@ class Checkpoints:
         if found := _irregular(folder):
             raise UsageError(f"{folder / found}: put back what was there, or remove that step.")
         self._identity, self._model = identity or Identity(), model
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["monitor"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        ranked: dict[str, Any] = {"get_metric_fn": operator.itemgetter("monitor"), "n": 1}
+        best = policies.BestN(keep_checkpoints_without_metrics=False, **ranked)
         kept = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
-        options: dict[str, Any] = {"read_only": True}
+        given: dict[str, Any] = {"read_only": True}
         if keep:
-            options = {"cleanup_tmp_directories": True, "preservation_policy": kept}
+            given = {"cleanup_tmp_directories": True, "preservation_policy": kept}
         with _quiet():
+            options = ocp.CheckpointManagerOptions(**given)
             # Orbax refuses relative paths, and only at the first save.
-            self._manager = ocp.CheckpointManager(
-                folder.resolve(), options=ocp.CheckpointManagerOptions(**options)
-            )
+            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def save(self, state: Any, progress: Progress, monitor: float | None = None) -> None:
         """Starts saving in the background; a step that is there already is left alone.
@@ -120,14 +117,10 @@ class Checkpoints:
         record |= {"model": self._model, **progress._asdict()}
         # Orbax writes the record later, when the caller may have changed it; this is a copy.
         record = sealed(record, self._identity.of(step=step))
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-        )
+        save = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record)}
         metrics = None if monitor is None else {"monitor": monitor}
-        try:
-            self._manager.save(step, args=items, metrics=metrics)
-        except (OSError, ValueError) as error:
-            raise _unwritable(self._manager.directory, error) from error
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**save), metrics=metrics)
 
     def restore(self, like: Any) -> Restored | None:
         """Returns the newest state that is whole, or None if there is no checkpoint.
@@ -191,11 +184,7 @@ class Checkpoints:
         # The manager knows no handler of the state before it has restored one.
         folder = self._manager.directory / str(step) / "state"
         saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            getattr(saved, "tree", saved),
-        )
-        state = self._state(step, like)
+        state = self._state(step, shapes_of(getattr(saved, "tree", saved), place))
         # Without a configuration, tuples and dataclasses are read as dictionaries.
         ours = {_plain(path): value for path, value in fingerprints(state).items()}
         for path, value in record["sha256"].items():
@@ -214,10 +203,20 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was started is on disk, or a UsageError says that it is not."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
-            raise _unwritable(self._manager.directory, error) from error
+            say_no_more()
+            raise UsageError(
+                f"the checkpoint cannot be written to {self._manager.directory}: "
+                f"{first_line(error)}. Earlier steps are as they were; free some space, or give "
+                "another --workdir."
+            ) from error
 
     def close(self) -> None:
         """Waits, and frees the manager's threads."""
@@ -271,6 +270,11 @@ def _progress(record: dict[str, Any]) -> Progress:
     return Progress(**{name: given[name] for name in Progress._fields if name in given})
 
 
+def shapes_of(tree: Any, sharding: Any) -> Any:
+    """Shapes and types of a tree, placed by a sharding."""
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), tree)
+
+
 def step_of(state: Any) -> int:
     """The number of steps that a state has behind it."""
     return int(np.max(jax.device_get(state.step)))
@@ -306,11 +310,3 @@ def _changes(saved: dict[str, str], wanted: dict[str, str]) -> str:
 def _plain(path: str) -> str:
     """A path of names and numbers, however they are accessed: `.params['a'][0]` is params/a/0."""
     return "/".join(a or b or c for a, b, c in re.findall(r"\.(\w+)|\['(.*?)'\]|\[(\d+)\]", path))
-
-
-def _unwritable(folder: Any, error: Exception) -> UsageError:
-    say_no_more()
-    return UsageError(
-        f"the checkpoint cannot be written to {folder}: {first_line(error)}. Earlier steps are as "
-        "they were; free some space, or give another --workdir."
-    )

@@ -24,7 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
-from mnv2_jax.errors import UsageError, first_line, shown, unknown
+from mnv2_jax.errors import UsageError, shown, typed_line, unknown
 
 OVERRIDE = "--config."  # how a command line sets a key
 KINDS = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
@@ -64,9 +64,8 @@ def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]
     with told_in_a_line(name):
         config = get_config(preset) if preset else get_config()
     if not isinstance(config, ConfigDict):
-        raise UsageError(
-            f"get_config in {name} returned {shown(config)}: it must return a ConfigDict."
-        )
+        returned = f"get_config in {name} returned {shown(config)}"
+        raise UsageError(f"{returned}: it must return a ConfigDict.")
     config.lock()
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -121,8 +120,7 @@ def told_in_a_line(file: str) -> Iterator[None]:
         frames = list(traceback.walk_tb(error.__traceback__))
         lines = [n for frame, n in frames if Path(frame.f_code.co_filename).name == Path(file).name]
         where = f", line {lines[-1]}" if lines and not isinstance(error, SyntaxError) else ""
-        kind, reason = type(error).__name__, first_line(error)
-        reason = (reason if reason.startswith(kind) else f"{kind}: {reason}") + "."
+        reason = f"{typed_line(error)}."
         first: BaseException = error
         while first.__context__:  # an attribute's error stands for a key's
             first = first.__context__
@@ -160,11 +158,7 @@ class Config(ConfigDict):
 
 
 def as_kind(group: Any, key: str, value: Any) -> Any:
-    """Returns a value as the kind that a key has; elements of a tuple keep that of those before.
-
-    Raises:
-      TypeError: it is of another kind.
-    """
+    """Returns a value as a key's kind, or raises a TypeError; a tuple's elements keep theirs."""
     kind, old = group.get_type(key), group[key]
     field = dict(group.items(preserve_field_references=True))[key]
     if kind is type(None) or (value is None and isinstance(field, Optional)):
@@ -276,8 +270,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     >>> difference({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4})
     'b: 2 -> 3, c: (absent) -> 4'
     """
-    rows = (
-        (key, *(repr(d[key]) if key in d else "(absent)" for d in (old, new)))
-        for key in sorted(old.keys() | new.keys())
-    )
+    keys = sorted(old.keys() | new.keys())
+    rows = ((k, *(repr(d[k]) if k in d else "(absent)" for d in (old, new))) for k in keys)
     return ", ".join(f"{key}: {a} -> {b}" for key, a, b in rows if a != b)

@@ -41,12 +41,10 @@ def finish(workdir: Path, best: bool = False, at: int | None = None) -> Iterator
                 if name not in ("step", "split")
             }
             result = {
-                "seed": seed,
-                "steps": of["step"],
+                "seed": seed, "steps": of["step"], "metrics": metrics,
                 "seconds": round(record["seconds"] / len(seeds), 1),
-                "metrics": metrics,
                 "skipped": int(np.asarray(own["skipped"])),
-            }
+            }  # fmt: skip
             place = folder.parent / f"seed_{seed}" / AT.format(of["step"])
             variables = own.get("ema") or {k: own[k] for k in ("params", "batch_stats")}
             whose = identity._replace(variant=folder.parent.name, seeds=(seed,))

@@ -37,9 +37,8 @@ class Lock:
             while self._file < 0:
                 self._file = _try(self._path)
             os.ftruncate(self._file, 0)
-            os.write(
-                self._file, json.dumps([socket.gethostname(), *_process(os.getpid())]).encode()
-            )
+            ours = [socket.gethostname(), *_process(os.getpid())]
+            os.write(self._file, json.dumps(ours).encode())
         except OSError as error:
             why = f"{self._path.parent} cannot be used: {first_line(error)}"
             raise UsageError(f"{why}. Give another --workdir.") from error

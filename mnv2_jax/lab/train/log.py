@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.errors import first_line
+from mnv2_jax.errors import typed_line
 from mnv2_jax.files import UnreadableFile, read_file, write_file
 from mnv2_jax.lab.seal import MAX_JSON
 from mnv2_jax.lab.train.record import METRICS
@@ -28,10 +28,8 @@ class RunLog:
     """The log of one seed: `metrics.jsonl` and TensorBoard events, gapless over interruptions.
 
     Both are written anew from the rows that a checkpoint holds, whatever became of the files.
-
-    Attributes:
-      rows: all that were written, each after the time of its writing.
-      track: what `tracked` returned, which is told of each row.
+    `rows` are all that were written, each after the time of its writing; `track` is what `tracked`
+    returned, which is told of each.
     """
 
     def __init__(self, folder: Path, rows: Iterable[tuple[float, dict[str, Any]]] = ()):
@@ -71,15 +69,12 @@ class RunLog:
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds a row; values that are not finite become null in the JSON."""
-        row: dict[str, Any] = {"step": step, "split": split} | {
-            name: value if not isinstance(value, float) or math.isfinite(value) else None
-            for name, value in values.items()
-        }
-        self.rows.append((time.time(), row))
+        numbers = {k: value for k, value in values.items() if isinstance(value, (int, float))}
+        absent = dict.fromkeys(k for k, value in numbers.items() if not math.isfinite(value))
+        self.rows.append((time.time(), {"step": step, "split": split, **values, **absent}))
         self._file.write(lines_of(self.rows[-1:]))
         self._file.flush()
-        self._write_events(self.rows[-1][0], {**row, **values})
-        numbers = {k: value for k, value in values.items() if isinstance(value, (int, float))}
+        self._write_events(self.rows[-1][0], {"step": step, "split": split, **numbers})
         self.track("write", step, split, numbers)
 
     def flush(self) -> None:
@@ -126,8 +121,8 @@ def tracked(tracker: Tracker | None = None, *about: Any) -> Callable[..., None]:
         except Exception as error:
             functions.clear()
             which = f"{getattr(tracker, '__module__', '')}.{getattr(tracker, '__name__', tracker)}"
-            why = f"{type(error).__name__}: {first_line(error)}"
-            log.warning("%s: tracker %s is left out from now on: %s", about[1], which, why)
+            told = typed_line(error)
+            log.warning("%s: tracker %s is left out from now on: %s", about[1], which, told)
 
     call("start", *about)
     return call
@@ -149,10 +144,9 @@ def rows_before(path: Path, step: int, due: bool) -> list[tuple[float, dict[str,
 
 
 def say_no_more() -> None:
-    """Mutes what threads and exit handlers of libraries say from now on.
+    """Mutes threads and exit handlers of a process that leaves, for nothing can be written.
 
-    For a process that leaves with a line of its own because nothing can be written: Orbax's threads
-    try again, and would say so each time.
+    Orbax's threads try again, and would say so each time.
     """
     threading.excepthook = sys.unraisablehook = lambda _: None
 
@@ -194,7 +188,6 @@ def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
-    looks = {"dynamic_ncols": terminal, "ascii": not terminal, "leave": False}
+    looks = {"dynamic_ncols": terminal, "ascii": not terminal, "leave": False, "unit": "step"}
     pace = 0.2 if terminal else 30.0
-    count = {"total": total, "initial": done, "unit": "step"}
-    return tqdm(desc=title, disable=quiet, mininterval=pace, **count, **looks)
+    return tqdm(desc=title, total=total, initial=done, disable=quiet, mininterval=pace, **looks)

@@ -14,7 +14,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
 from mnv2_jax.lab.devices.process import Interrupted, Stop
 from mnv2_jax.lab.train.check import seconds_of
-from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, shapes_of, step_of
 from mnv2_jax.lab.train.config import plain
 from mnv2_jax.lab.train.log import RunLog, Tracker, progress_bar, rows_before, tracked
 from mnv2_jax.lab.train.precision import low_precision_scores
@@ -92,13 +92,8 @@ def fit(
     Writes for each seed of `identity`, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events,
     the trained model, and last `result.json`, which says that the seed is finished. `config` is
     what the run was made from, `title` stands before the progress bar; `tracker`: `log.tracked`.
-
-    Returns:
-      Why it ended before its last step, if it did.
-
-    Raises:
-      Interrupted: `stop` was requested, and all is saved.
-      UsageError: the loss stays not finite, or nothing can be written.
+    Returns why it ended before its last step, if it did. Raises Interrupted where `stop` was
+    requested and all is saved, a UsageError where the loss stays not finite or a disk is full.
     """
     stop.at_once = False  # from now on there is something to close and to save first
     seeds = identity.seeds
@@ -106,35 +101,21 @@ def fit(
     place, model = folder / f"checkpoints_{listed}", describe(run, config)
     checkpoints = Checkpoints(place, config.keep_checkpoints, identity, model)
     keys = run.keys(seeds)
-    restored = checkpoints.restore(
-        jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=run.plan.state),
-            jax.eval_shape(run.fresh, keys),
-        )
-    )
+    restored = checkpoints.restore(shapes_of(jax.eval_shape(run.fresh, keys), run.plan.state))
     # The state before the first step is evaluated too.
     state, before = restored or (run.fresh(keys), Progress(evaluated=False))
     start, due, first_process = step_of(state), not before.evaluated, jax.process_index() == 0
     limit, began = seconds_of(config.time) or math.inf, time.monotonic() - before.seconds
-    requests = HostRequests(
-        60 * config.checkpoint_minutes, stop, lambda: time.monotonic() - began >= limit
-    )
+    pause = 60 * config.checkpoint_minutes
+    requests = HostRequests(pause, stop, lambda: time.monotonic() - began >= limit)
     requests.over = before.seconds >= limit
     session = Session(
-        run=run,
-        config=config,
-        keys=keys,
+        run=run, config=config, keys=keys, checkpoints=checkpoints, began=began, stop=stop,
+        requests=requests, sums=MetricSums(before.sums), losses=before.losses, end=before.end,
         rows=run.rows(seeds, start, folder),
-        checkpoints=checkpoints,
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
-        began=began,
-        sums=MetricSums(before.sums),
-        losses=before.losses,
-        requests=requests,
-        stop=stop,
-        end=before.end,
-    )
+    )  # fmt: skip
     about = {k: v for k, v in plain(config).items() if not k.startswith("sweep.")}
     for seed, log in zip(seeds, session.logs, strict=False):
         whose = {"variant": identity.variant, "seed": seed}
@@ -161,9 +142,8 @@ def _open_logs(folder: Path, seeds: tuple[int, ...], before: Progress, start: in
     """Opens each seed's log at a checkpoint; without one, all is done again."""
     places, rows = [folder / f"seed_{seed}" for seed in seeds], before.rows
     if rows is None:
-        rows = [
-            rows_before(p / METRICS, start, not before.evaluated) if start else [] for p in places
-        ]
+        due = not before.evaluated
+        rows = [rows_before(p / METRICS, start, due) if start else [] for p in places]
     return [RunLog(place, own) for place, own in zip(places, rows, strict=True)]
 
 
@@ -274,27 +254,28 @@ def _log_row(session: Session, step: int) -> None:
 
 def _evaluate(session: Session, state: Any, step: int) -> float | None:
     """Evaluates the weights and their averages; returns what ranks them, None if a signal came."""
-    run = session.run
     # Several hosts would not leave at one place.
     stopped = session.stop if jax.process_count() == 1 else bool
-    results = {"eval": run.evaluate(state.variables, stopped)}
-    if state.ema:
-        results["eval_ema"] = run.evaluate(state.ema, stopped)
+    results = {split: session.run.evaluate(v, stopped) for split, v in _by_split(state).items()}
     if None in results.values():
         return None
     for split, means in results.items():
         for i, log in enumerate(session.logs):
             log.write(step, split, {name: float(values[i]) for name, values in means.items()})
-    return float(list(results.values())[-1][run.monitor].mean())
+    return float(list(results.values())[-1][session.run.monitor].mean())
+
+
+def _by_split(state: Any) -> dict[str, Any]:
+    """The variables that are evaluated, the best last."""
+    return {"eval": state.variables} | ({"eval_ema": state.ema} if state.ema else {})
 
 
 def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> str:
     """Writes each seed's model and, last of all, its result; hosts leave together."""
     why = session.end.get("why", "") if step_of(state) < session.run.steps else ""
     run, config, seconds = session.run, session.config, time.monotonic() - session.began
-    best = {"eval": state.variables, **({"eval_ema": state.ema} if state.ema else {})}
-    scores = {split: run.evaluate(variables) for split, variables in best.items()}
-    chosen, skipped = jax.device_get((list(best.values())[-1], state.skipped))
+    scores = {split: run.evaluate(variables) for split, variables in _by_split(state).items()}
+    chosen, skipped = jax.device_get((list(_by_split(state).values())[-1], state.skipped))
     for i, (seed, log) in enumerate(zip(identity.seeds, session.logs, strict=False)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.seeds_at_once > 1 else chosen
         log.close()
@@ -305,12 +286,10 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
         }
         metrics |= low_precision_scores(config, run.model, own)
         result = {
-            "seed": seed,
-            "steps": step_of(state),
+            "seed": seed, "steps": step_of(state), "metrics": metrics,
             "seconds": round(seconds / run.seeds_at_once, 1),  # this seed's share
-            "metrics": metrics,
-            "skipped": int(np.atleast_1d(skipped)[i]),
-        } | ({"ended": why} if why else {})
+            "skipped": int(np.atleast_1d(skipped)[i]), **({"ended": why} if why else {}),
+        }  # fmt: skip
         place, whose = folder / f"seed_{seed}", identity._replace(seeds=(seed,))
         more = (place / METRICS, *log.events())
         write_model(place, own, describe(run, config), result, whose, more)
@@ -321,12 +300,8 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
 
 
 def describe(run: Run, config: Any) -> dict[str, Any]:
-    """Returns what `load_model` needs to build the network again, and to feed it images."""
+    """What `load_model` needs to build the network again, and to feed it images."""
     return {
-        "task": config.task,
-        "model": run.description,
-        "classes": list(run.classes),
-        "resolution": config.data.resolution,
-        "eval": config.data.eval.to_dict(),
-        **run.images,
-    }
+        "task": config.task, "model": run.description, "classes": list(run.classes),
+        "resolution": config.data.resolution, "eval": config.data.eval.to_dict(), **run.images,
+    }  # fmt: skip

@@ -14,11 +14,9 @@ from mnv2_jax.errors import UsageError
 
 
 def tf_rmsprop(
-    learning_rate: optax.ScalarOrSchedule,
-    decay: float = 0.9,
-    momentum: float = 0.9,
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, momentum: float = 0.9,
     epsilon: float = 1.0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformation:  # fmt: skip
     """TensorFlow's RMSProp: ms = decay·ms + (1-decay)·g², m = momentum·m + lr·g/√(ms+ε), w -= m.
 
     `ms` starts at 1. The learning rate stands inside the momentum, so a change of it takes effect
@@ -43,14 +41,12 @@ def decay_mask(params: Any, depthwise: bool) -> Any:
 
 # Names of a configuration -> (its `optimizer` part, steps, steps in an epoch) -> schedule.
 SCHEDULES: Mapping[str, Callable[[Any, int, float], optax.Schedule]] = {
-    "exponential": lambda c, steps, epoch: optax.exponential_decay(
+    "exponential": lambda c, n, epoch: optax.exponential_decay(
         c.learning_rate, max(1, round(c.decay_epochs * epoch)), c.decay_rate, staircase=c.staircase
     ),
-    "cosine": lambda c, steps, epoch: optax.cosine_decay_schedule(c.learning_rate, max(1, steps)),
-    "poly": lambda c, steps, epoch: optax.polynomial_schedule(
-        c.learning_rate, 0.0, c.power, max(1, steps)
-    ),
-    "constant": lambda c, steps, epoch: optax.constant_schedule(c.learning_rate),
+    "cosine": lambda c, n, epoch: optax.cosine_decay_schedule(c.learning_rate, max(1, n)),
+    "poly": lambda c, n, epoch: optax.polynomial_schedule(c.learning_rate, 0.0, c.power, max(1, n)),
+    "constant": lambda c, n, epoch: optax.constant_schedule(c.learning_rate),
 }
 
 
@@ -76,16 +72,14 @@ Transform = optax.GradientTransformation
 
 # Names of a configuration -> (its `optimizer` part, schedule, weight decay) -> optimizer.
 OPTIMIZERS: Mapping[str, Callable[[Any, optax.Schedule, Transform], Transform]] = {
-    "rmsprop": lambda c, rate, weight_decay: optax.chain(
-        weight_decay, tf_rmsprop(rate, c.decay, c.momentum, c.epsilon)
+    "rmsprop": lambda c, rate, decay: optax.chain(
+        decay, tf_rmsprop(rate, c.decay, c.momentum, c.epsilon)
     ),
-    "sgd": lambda c, rate, weight_decay: optax.chain(
-        weight_decay, optax.sgd(rate, c.momentum or None, nesterov=c.nesterov)
+    "sgd": lambda c, rate, decay: optax.chain(
+        decay, optax.sgd(rate, c.momentum or None, nesterov=c.nesterov)
     ),
-    "adamw": lambda c, rate, weight_decay: optax.chain(
-        optax.scale_by_adam(c.beta1, c.beta2, c.epsilon),
-        weight_decay,
-        optax.scale_by_learning_rate(rate),
+    "adamw": lambda c, rate, decay: optax.chain(
+        optax.scale_by_adam(c.beta1, c.beta2, c.epsilon), decay, optax.scale_by_learning_rate(rate)
     ),
 }
 

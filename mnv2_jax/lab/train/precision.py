@@ -14,16 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mnv2_jax.inference import quantize as integer
 from mnv2_jax.inference.graph import Graph, run, trace
-from mnv2_jax.inference.quantize import (
-    first_images,
-    quantize,
-    simulate,
-    simulate_training,
-    trainable,
-    with_ranges,
-    with_weights,
-)  # fmt: skip
 from mnv2_jax.lab.data import eval_batches, eval_transform, open_source
 from mnv2_jax.lab.tasks.task import evaluate
 from mnv2_jax.models.dialect import normalize
@@ -37,32 +29,31 @@ Logits = Callable[[Any], Any]
 Batches = Callable[[], Iterator[tuple[Any, Any]]]  # of normalized training images and their labels
 
 
-def bfloat16(model: Any, variables: Any, batches: Batches) -> Logits:
+def bfloat16(model: Any, variables: Any, _: Batches) -> Logits:
     """Activations and kernels in bfloat16; statistics and the classifier stay float32."""
-    del batches
     half = model.clone(dtype=jnp.bfloat16)
     return lambda images: half.apply(variables, images)
 
 
 def int8(model: Any, variables: Any, batches: Batches) -> Logits:
     """Integers, calibrated on training images (PTQ)."""
-    quantized = quantize(*_calibration(model, variables, batches))
-    return lambda images: simulate(quantized, images)[0]
+    quantized = integer.quantize(*_calibration(model, variables, batches))
+    return lambda images: integer.simulate(quantized, images)[0]
 
 
 def int8_trained(model: Any, variables: Any, batches: Batches) -> Logits:
     """Integers, after training with rounding in the loop (QAT), at the ranges of PTQ."""
     graph, images = _calibration(model, variables, batches)
-    ranges = quantize(graph, images).activations
-    trained = _trained(graph, partial(simulate_training, graph, ranges), batches)
-    quantized = with_ranges(trained, ranges)
-    return lambda images: simulate(quantized, images)[0]
+    ranges = integer.quantize(graph, images).activations
+    trained = _trained(graph, partial(integer.simulate_training, graph, ranges), batches)
+    quantized = integer.with_ranges(trained, ranges)
+    return lambda images: integer.simulate(quantized, images)[0]
 
 
 def float32_trained(model: Any, variables: Any, batches: Batches) -> Logits:
     """As `int8_trained`, but without any rounding: what the further training alone is worth."""
     graph, _ = _calibration(model, variables, batches)
-    trained = _trained(graph, lambda weights, x: run(with_weights(graph, weights), x), batches)
+    trained = _trained(graph, lambda w, x: run(integer.with_weights(graph, w), x), batches)
     return lambda images: run(trained, images)[0]
 
 
@@ -73,13 +64,13 @@ PRECISIONS: dict[str, Callable[[Any, Any, Batches], Logits]] = {
 
 
 def _calibration(model: Any, variables: Any, batches: Batches) -> tuple[Graph, list[Any]]:
-    images = list(first_images((batch for batch, _ in batches()), CALIBRATION_IMAGES))
+    images = list(integer.first_images((batch for batch, _ in batches()), CALIBRATION_IMAGES))
     return trace(model, variables, images[0].shape[1:3]), images
 
 
 def _trained(graph: Graph, compute: Callable[[Any, Any], Any], batches: Batches) -> Graph:
     """Trains a graph's weights by the outputs that `compute(weights, images)` gives."""
-    weights = trainable(graph)
+    weights = integer.trainable(graph)
     optimizer = optax.adam(TRAINED_RATE)
 
     @jax.jit
@@ -96,7 +87,7 @@ def _trained(graph: Graph, compute: Callable[[Any, Any], Any], batches: Batches)
     for _ in range(TRAINED_EPOCHS):
         for batch, labels in batches():
             weights, state = step(weights, state, batch, labels)
-    return with_weights(graph, jax.device_get(weights))
+    return integer.with_weights(graph, jax.device_get(weights))
 
 
 def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, float]:

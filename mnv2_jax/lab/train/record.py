@@ -66,11 +66,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def read_data(workdir: Path, run: str) -> dict[str, Any] | None:
-    """Reads what the data of a run are made of; None where none is kept.
-
-    Raises:
-      UsageError: it is damaged, or another run's.
-    """
+    """Reads what the data of a run are made of; None where none is kept. Damage is refused."""
     path = workdir / DATA
     if not os.path.lexists(path):
         return None
@@ -78,9 +74,8 @@ def read_data(workdir: Path, run: str) -> dict[str, Any] | None:
         content = read_json(path)
         check_seal(content, True, {"run": run})
     except ValueError as error:
-        raise UsageError(
-            f"{path} {error}. Remove it to go on with the data as they are now."
-        ) from error
+        remedy = "Remove it to go on with the data as they are now."
+        raise UsageError(f"{path} {error}. {remedy}") from error
     return content
 
 

@@ -13,16 +13,8 @@ import optax
 from jaxtyping import Array
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data import (
-    Source,
-    Transform,
-    batch_ids,
-    eval_batches,
-    first_record,
-    open_source,
-    train_batches,
-    train_transform,
-)
+from mnv2_jax.lab.data import Source, Transform, batch_ids, open_source, train_transform
+from mnv2_jax.lab.data.pipeline import eval_batches, first_record, train_batches
 from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.lab.tasks import TASKS, Task, TaskSpec, evaluate, make_model, model_options
@@ -41,47 +33,32 @@ HOST_ONLY = {"color": 0.0, "policy": "none", "erasing": 0.0}
 
 
 class Feed(NamedTuple):
-    """One split of a data set, ready for a step.
+    """One split of a data set, ready for a step."""
 
-    Attributes:
-      resident: () -> arrays that every device holds; {} for a streamed set.
-      batches: (seeds, first step[, folder of the variant]) -> this host's rows of every batch from
-        there on. Several seeds are stacked, each in its own order.
-      fetch: (resident, rows) -> batch, on the device.
-      augmentations: what is left for the device to do to a training image.
-    """
-
-    resident: Callable[[], Rows]
+    resident: Callable[[], Rows]  # arrays that every device holds; {} for a streamed set
+    # (seeds, first step[, folder of the variant]) -> this host's rows of every batch from there on.
+    # Several seeds are stacked, each in its own order.
     batches: Callable[..., Iterator[Rows]]
-    fetch: Callable[[dict[str, Array], Batch], Batch]
-    augmentations: tuple[Augmentation, ...] = ()
+    fetch: Callable[[dict[str, Array], Batch], Batch]  # (resident, rows) -> batch, on the device
+    augmentations: tuple[Augmentation, ...] = ()  # left for the device to do to a training image
 
 
 class Run(NamedTuple):
-    """One variant, ready to train with any seeds.
+    """One variant, ready to train with any seeds."""
 
-    Attributes:
-      seeds_at_once: seeds trained at once; where several, they are the first axis of all arrays.
-      steps, epoch_steps: of the whole training and of an epoch, which need not be whole.
-      fresh: (keys) -> the state before the first step.
-      step: (state, resident, rows, keys) -> (state, metrics), compiled.
-      evaluate: (variables[, stopped]) -> {metric: value on the evaluation set, for each seed}; None
-        once `stopped()` is true.
-      description: what builds the network again, from plain values.
-      images: how many there are to train on and to evaluate on.
-    """
-
-    seeds_at_once: int
+    seeds_at_once: int  # where several, they are the first axis of all arrays
     steps: int
-    epoch_steps: float
-    fresh: Callable[[Array], TrainState]
+    epoch_steps: float  # which need not be whole
+    fresh: Callable[[Array], TrainState]  # (keys) -> the state before the first step
+    # (state, resident, rows, keys) -> (state, metrics), compiled
     step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    # (variables[, stopped]) -> {metric: value for each seed}; None once `stopped()` is true
     evaluate: Callable[..., Any]
     train: Feed
     schedule: optax.Schedule
     model: Any
-    description: dict[str, Any]
-    images: dict[str, int]
+    description: dict[str, Any]  # what builds the network again, from plain values
+    images: dict[str, int]  # how many there are to train on and to evaluate on
     classes: tuple[str, ...]
     plan: Plan
     monitor: str
@@ -113,16 +90,19 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
         )
     plan = make_plan(**config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size)
     place = data.root or data.name
-    names = [f"{split} of {place}" for split in (data.train_split, data.eval_split)]
-    channels, _ = (
-        image_channels(spec, part, name)
-        for part, name in zip((source, held_out), names, strict=True)
-    )
-    classes = spec.classes(source)
-    for part, name in zip((source, held_out), names, strict=True):
+    parts = {f"{data.train_split} of {place}": source, f"{data.eval_split} of {place}": held_out}
+    records = {name: first_record(part) for name, part in parts.items()}
+    for name, record in records.items():  # what is learned from has to be there
+        spec.check_record(record, name)
+    channels = np.shape(next(iter(records.values()))["image"])[-1]
+    classes, (_, held) = spec.classes(source), parts
+    for name, part in parts.items():
         check_seen(spec, part, name)
-    held_out = by_name(spec, held_out, classes, len(classes), names[1], "Name them as in train.")
-    steps, epoch_steps = _length(config, len(source))
+    held_out = by_name(spec, held_out, classes, len(classes), held, "Name them as in train.")
+    epoch_steps = len(source) / config.batch_size
+    steps = config.steps or max(1, round(config.epochs * epoch_steps))
+    if steps > MAX_STEPS:
+        raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.init.frozen)
     model = make_model(config, len(classes), channels, plan.norm_axis)
@@ -145,30 +125,13 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
     spread = plan.mesh.size if seeds_at_once == 1 else 1
     eval_set = eval_feed(spec, config, held_out, on_device, channels, spread)
     return Run(
-        seeds_at_once=seeds_at_once,
-        steps=steps,
-        epoch_steps=epoch_steps,
+        seeds_at_once=seeds_at_once, steps=steps, epoch_steps=epoch_steps, train=feed, model=model,
+        schedule=schedule, classes=classes, plan=plan, monitor=task.monitor,
         fresh=make_fresh(config, task, model, optimizer, plan, classes),
-        step=launch(step, plan),
-        evaluate=make_evaluate(task, eval_set, plan),
-        train=feed,
-        schedule=schedule,
-        model=model,
+        step=launch(step, plan), evaluate=make_evaluate(task, eval_set, plan),
         description=model_options(config, len(classes), channels),
         images={"train_images": len(source), "eval_images": len(held_out)},
-        classes=classes,
-        plan=plan,
-        monitor=task.monitor,
-    )
-
-
-def _length(config: Any, images: int) -> tuple[int, float]:
-    """Steps of the whole training, and of an epoch."""
-    epoch_steps = images / config.batch_size
-    steps = config.steps or max(1, round(config.epochs * epoch_steps))
-    if steps > MAX_STEPS:
-        raise UsageError(f"epochs is {config.epochs}, which makes {steps} steps: shorten it.")
-    return steps, epoch_steps
+    )  # fmt: skip
 
 
 def open_data(data: Any, sources: dict[Any, Source]) -> list[Source]:
@@ -208,20 +171,10 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
 
 def lives_on_device(spec: TaskSpec, config: Any, source: Source) -> bool:
     """Whether a set fits the device and its augmentation can be done there."""
-    transform = config.data.train
-    possible = transform.crop in DEVICE_CROPS and all(
-        transform[key] == off for key, off in HOST_ONLY.items()
-    )
+    off = all(config.data.train[key] == value for key, value in HOST_ONLY.items())
     # Boxes and label maps move with their images, which is done on the host.
-    possible = possible and not any(spec.fields.values())
+    possible = off and config.data.train.crop in DEVICE_CROPS and not any(spec.fields.values())
     return config.data.on_device and possible and source.arrays() is not None
-
-
-def image_channels(spec: TaskSpec, source: Source, name: str) -> int:
-    """The channels of a set's images, whose first record has to hold what is learned from it."""
-    record = first_record(source)
-    spec.check_record(record, name)
-    return np.shape(record["image"])[-1]
 
 
 def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Feed:
@@ -233,17 +186,13 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
 
         def stream(seeds: tuple[int, ...], start: int, folder: Any = None) -> Iterator[Rows]:
             (seed,) = seeds
-            name = f"bad_records_{seed}_{jax.process_index()}.json"
-            options = _pipeline(config, transform) | {
-                "seed": seed,
-                "start_step": start,
-                "bad_record_budget": config.data.bad_record_budget,
-                "bad_records": folder and folder / name,
-            }
+            bad = folder and folder / f"bad_records_{seed}_{jax.process_index()}.json"
+            options = {"seed": seed, "start_step": start, **_pipeline(config, transform)}
+            options |= {"bad_record_budget": config.data.bad_record_budget, "bad_records": bad}
             for rows in train_batches(source, batch_size=size, **options):
-                yield {key: rows[key] for key in _fields(spec)} | {"row": row}
+                yield {key: rows[key] for key in ("image", *spec.fields, "mask")} | {"row": row}
 
-        return Feed(dict, stream, _streamed)
+        return Feed(dict, stream, lambda _, rows: rows)
     resize = train_transform(config.data.resolution, crop="none", flip=0.0, channels=channels)
     augmentations = (
         *((random_shift(train.pad),) if train.crop == "pad" else ()),
@@ -273,7 +222,7 @@ def eval_feed(
 
     def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
         for rows in eval_batches(source, batch_size=size, **_pipeline(config, transform)):
-            yield {key: rows[key] for key in _fields(spec)}
+            yield {key: rows[key] for key in ("image", *spec.fields, "mask")}
 
     def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
         for first in range(0, len(source), size):
@@ -281,7 +230,7 @@ def eval_feed(
             yield {"id": np.where(ids < len(source), ids, -1).astype(np.int32)}
 
     if not on_device or source.arrays() is None:
-        return Feed(dict, stream, _streamed)
+        return Feed(dict, stream, lambda _, rows: rows)
     return Feed(partial(_resident, source, transform), batches, _gather_padded)
 
 
@@ -296,10 +245,6 @@ def _pipeline(config: Any, transform: Transform) -> dict[str, Any]:
     return {"transform": transform, "shard": shard, "threads": config.data.threads}
 
 
-def _fields(spec: TaskSpec) -> tuple[str, ...]:
-    return ("image", *spec.fields, "mask")
-
-
 def _resident(source: Source, transform: Transform) -> Rows:
     """All images of a set, through a transform that draws nothing."""
     arrays = source.arrays()
@@ -307,10 +252,6 @@ def _resident(source: Source, transform: Transform) -> Rows:
     rng = np.random.default_rng(0)
     images = [transform({"image": image}, rng)["image"] for image in arrays["image"]]
     return {"image": np.stack(images), "label": arrays["label"]}
-
-
-def _streamed(resident: dict[str, Array], rows: Batch) -> Batch:
-    return rows
 
 
 def _gather(resident: dict[str, Array], rows: Batch) -> Batch:

@@ -23,24 +23,15 @@ from mnv2_jax.models.classes import same_classes
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training step reads and writes.
+    """Everything that a training step reads and writes."""
 
-    Attributes:
-      step: training steps done, skipped ones included.
-      params, batch_stats: of the model.
-      opt_state: of the optax optimizer.
-      ema: moving averages of `params` and `batch_stats` under these names; {} where switched off.
-      skipped: steps whose loss or gradient was not finite, and which changed nothing but `step`.
-      skipped_in_a_row: those since the last good step.
-    """
-
-    step: Array
+    step: Array  # training steps done, skipped ones included
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema: Any
-    skipped: Array
-    skipped_in_a_row: Array
+    ema: Any  # moving averages of `params` and `batch_stats`; {} where switched off
+    skipped: Array  # steps that were not finite, and changed nothing but `step`
+    skipped_in_a_row: Array  # those since the last good step
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -52,15 +43,8 @@ def new_state(variables: dict[str, Any], optimizer: Any, ema: bool) -> TrainStat
     """Returns the state before the first step."""
     params, stats = variables["params"], variables.get("batch_stats", {})
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(
-        step=zero,
-        params=params,
-        batch_stats=stats,
-        opt_state=optimizer.init(params),
-        ema={"params": params, "batch_stats": stats} if ema else {},
-        skipped=zero,
-        skipped_in_a_row=zero,
-    )
+    average = {"params": params, "batch_stats": stats} if ema else {}
+    return TrainState(zero, params, stats, optimizer.init(params), average, zero, zero)
 
 
 def make_fresh(
@@ -125,10 +109,8 @@ def _variables_to_start_from(saved: TrainedModel, fresh: Any) -> Any:
 def start_from(saved: Any, fresh: Any, known: bool = True) -> Any:
     """Replaces fresh variables by a saved model's, all but layers of other classes.
 
-    Where the model has not `known` these classes, their layers stay fresh whatever their shape.
-
-    Raises:
-      UsageError: anything else differs in name or shape; the message lists what.
+    Where the model has not `known` these classes, their layers stay fresh whatever their shape. A
+    UsageError lists what else differs in name or shape.
     """
     old: Any = flatten_dict(saved, sep="/")
     new: Any = flatten_dict(fresh, sep="/")
@@ -139,7 +121,7 @@ def start_from(saved: Any, fresh: Any, known: bool = True) -> Any:
         for sign, side in (("-", old), ("+", new))
         if name in side
     ]
-    if any(not any(part in line for part in OF_CLASSES) for line in lines):
+    if not all(any(part in line for part in OF_CLASSES) for line in lines):
         shown = ", ".join(lines[:6]) + (", …" if len(lines) > 6 else "")
         raise UsageError(
             f"the saved model does not fit this configuration (- saved, + configured): {shown}. "
@@ -155,13 +137,9 @@ Step = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Any]]]
 
 
 def make_step(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float = 0.0,
-    accumulate: int = 1,
-    axis: str | None = None,
-    groups: int = 1,
-) -> Step:
+    task: Task, optimizer: optax.GradientTransformation, ema_decay: float = 0.0,
+    accumulate: int = 1, axis: str | None = None, groups: int = 1,
+) -> Step:  # fmt: skip
     """Builds step(state, batch, key) -> (state, metrics).
 
     Gradients are those of the summed loss over all rows of all devices, divided by their count, so
@@ -169,15 +147,12 @@ def make_step(
     parameters are not finite changes nothing but the counters.
 
     Args:
-      task: what is learnt.
-      optimizer: from gradients to updates.
       ema_decay: of the moving averages of parameters and statistics; 0 for none. It warms up as
         min(decay, (1 + step) / (10 + step)), TensorFlow's rule.
-      accumulate: splits the batch into this many parts, one after the other; batch statistics are
-        those of each part.
+      accumulate: parts of the batch, one after the other, each with batch statistics of its own.
       axis: the mapped device axis (`shard_map`, `pmap`); None where the batch is whole.
-      groups: batch statistics of a whole batch are taken over this many groups of rows, each on its
-        own, as on so many devices; their running averages are averaged.
+      groups: of rows of a whole batch, each with batch statistics of its own, as on so many
+        devices; their running averages are averaged.
     """
 
     def gradients(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, Any, Sums]:
@@ -186,9 +161,8 @@ def make_step(
             if groups == 1:
                 sums, new_stats = task.loss(variables, batch, key)
             else:
-                sums, new_stats = jax.vmap(task.loss, in_axes=(None, 0, None))(
-                    variables, _fold(batch, groups), key
-                )
+                of_each = jax.vmap(task.loss, in_axes=(None, 0, None))
+                sums, new_stats = of_each(variables, _fold(batch, groups), key)
                 sums = jax.tree.map(lambda v: v.sum(0), sums)
                 new_stats = jax.tree.map(lambda v: v.mean(0), new_stats)
             return sums["loss"][0], (new_stats, sums)
@@ -231,12 +205,8 @@ def make_step(
         skip = 1 - sane.astype(jnp.int32)
         skipped, in_a_row = state.skipped + skip, (state.skipped_in_a_row + 1) * skip
         state = TrainState(state.step + 1, params, stats, opt_state, ema, skipped, in_a_row)
-        return state, {
-            "sums": sums,
-            "gradient_norm": norm,
-            "skipped": skipped,
-            "skipped_in_a_row": in_a_row,
-        }
+        told = {"skipped": skipped, "skipped_in_a_row": in_a_row}
+        return state, {"sums": sums, "gradient_norm": norm, **told}
 
     return step
 

@@ -87,8 +87,7 @@ def _warn(variants: dict[str, Any], runs: dict[str, dict[int, Any]]) -> None:
     for name, run in ((name, run) for name, own in runs.items() for run in own.values()):
         known = (decay_of(run.model), run.steps, run.images["train_images"])
         found |= dict.fromkeys(cautions(flatten(variants[name]), *known))
-    for caution in found:
-        print(f"note: {caution}", file=sys.stderr)
+    print(*(f"note: {caution}\n" for caution in found), sep="", end="", file=sys.stderr)
 
 
 def _waiting(config: Any, workdir: Path, lock: Lock) -> dict[str, list[tuple[int, ...]]]:
