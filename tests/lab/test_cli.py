@@ -57,16 +57,20 @@ def test_words_that_are_no_command(refused):
 def test_a_configuration_is_trained_with_or_without_the_verb(monkeypatch, tmp_path, capsys):
     calls = []
 
-    def run_sweep(config, workdir, command, quiet):
+    def run_sweep(config, workdir, command, quiet, tracker):
         assert command[-len(argv) :] == argv
-        calls.append((config.steps, workdir, quiet))
+        calls.append((config.steps, workdir, quiet, tracker and tracker()))
         (tmp_path / "report.md").write_text("the report")
         return tmp_path / "report.md"
 
     monkeypatch.setattr(sweep, "run_sweep", run_sweep)
     argv = ["--config", ABLATION, "--config.steps=7", "--workdir", str(tmp_path), "--quiet"]
     assert cli.main(argv) == cli.main(["train", *argv]) == 0
-    assert calls == [(7, tmp_path, True)] * 2
+    assert calls == [(7, tmp_path, True, None)] * 2
+    mine = "from experiments.ablate_linear import get_config\ntracker = lambda: 'mine'\n"
+    (tmp_path / "mine.py").write_text(mine)
+    argv[1] = str(tmp_path / "mine.py")
+    assert cli.main(argv) == 0 and calls[2:] == [(7, tmp_path, True, "mine")]
     assert "the report" in capsys.readouterr().out
     (tmp_path / "results.json").write_text('{"metric": "accuracy"}')
     monkeypatch.setattr(sweep, "run_sweep", lambda *_: tmp_path / "report.md")
