@@ -13,16 +13,9 @@ from mnv2_jax.lab.tasks.task import Task, TaskSpec, evaluate
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (CLASSIFY, DETECT, SEGMENT)}
 
 __all__ = [
-    "CLASSIFY",
-    "DETECT",
-    "SEGMENT",
-    "TASKS",
-    "Task",
-    "TaskSpec",
-    "evaluate",
-    "make_model",
+    "CLASSIFY", "DETECT", "SEGMENT", "TASKS", "Task", "TaskSpec", "evaluate", "make_model",
     "model_options",
-]
+]  # fmt: skip
 
 
 def model_options(config: Any, classes: int, channels: int) -> dict[str, Any]:
@@ -37,8 +30,5 @@ def model_options(config: Any, classes: int, channels: int) -> dict[str, Any]:
 
 def make_model(config: Any, classes: int, channels: int, norm_axis: str | None = None) -> Any:
     """Builds the configured network for a data set."""
-    return TASKS[config.task].build(
-        norm_axis=norm_axis,
-        frozen_norm=config.init.frozen_norm,
-        **model_options(config, classes, channels),
-    )
+    options = model_options(config, classes, channels) | {"frozen_norm": config.init.frozen_norm}
+    return TASKS[config.task].build(norm_axis=norm_axis, **options)

@@ -35,11 +35,9 @@ def random_flip(probability: float) -> Augmentation:
 
 
 def each(
-    augmentations: tuple[Augmentation, ...],
-    key: Array,
-    images: UInt8[Array, "b h w c"],
-    rows: Int[Array, " b"],
-) -> UInt8[Array, "b h w c"]:
+    augmentations: tuple[Augmentation, ...], key: Array,
+    images: UInt8[Array, "b h w c"], rows: Int[Array, " b"],
+) -> UInt8[Array, "b h w c"]:  # fmt: skip
     """Applies augmentations in turn to every image, each with a key of its own."""
     if not augmentations:
         return images
@@ -54,12 +52,9 @@ def each(
 
 
 def mixup(
-    key: Array,
-    images: Float[Array, "b h w c"],
-    targets: Float[Array, "b classes"],
-    mask: Float[Array, " b"],
-    alpha: float,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:
+    key: Array, images: Float[Array, "b h w c"], targets: Float[Array, "b classes"],
+    mask: Float[Array, " b"], alpha: float,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:  # fmt: skip
     """Blends every image and target with those of another row (arXiv 1710.09412).
 
     One share is drawn from Beta(alpha, alpha) for the batch; the partner of row i is row b - 1 - i.
@@ -67,19 +62,13 @@ def mixup(
     """
     share = jax.random.beta(key, alpha, alpha)
     share = jnp.maximum(share, 1 - share)
-    return (
-        _paired(mask, share * images + (1 - share) * images[::-1], images),
-        _paired(mask, share * targets + (1 - share) * targets[::-1], targets),
-    )
+    return _mixed(mask, images, share), _mixed(mask, targets, share)
 
 
 def cutmix(
-    key: Array,
-    images: Float[Array, "b h w c"],
-    targets: Float[Array, "b classes"],
-    mask: Float[Array, " b"],
-    alpha: float,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:
+    key: Array, images: Float[Array, "b h w c"], targets: Float[Array, "b classes"],
+    mask: Float[Array, " b"], alpha: float,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:  # fmt: skip
     """Pastes a rectangle of another row into every image (arXiv 1905.04899).
 
     The rectangle covers a Beta(alpha, alpha) share of the image, cut at the border; targets mix by
@@ -93,12 +82,12 @@ def cutmix(
     inside_rows = jnp.abs(jnp.arange(h, dtype=jnp.float32) + 0.5 - centre[0]) < half[0]
     inside_columns = jnp.abs(jnp.arange(w, dtype=jnp.float32) + 0.5 - centre[1]) < half[1]
     inside = inside_rows[:, None] & inside_columns[None, :]
-    kept = 1 - inside.mean()
-    mixed = jnp.where(inside[None, :, :, None], images[::-1], images)
-    return (
-        _paired(mask, mixed, images),
-        _paired(mask, kept * targets + (1 - kept) * targets[::-1], targets),
-    )
+    pasted = jnp.where(inside[None, :, :, None], images[::-1], images)
+    return _paired(mask, pasted, images), _mixed(mask, targets, 1 - inside.mean())
+
+
+def _mixed(mask: Array, rows: Array, share: Array) -> Array:
+    return _paired(mask, share * rows + (1 - share) * rows[::-1], rows)
 
 
 def _paired(mask: Array, mixed: Array, alone: Array) -> Array:

@@ -1,14 +1,16 @@
 """A network and a data set agree on classes by name, and no score is a mean over nothing."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data import BadRecord, Source
-from mnv2_jax.lab.data.annotations import FIRST_CROWD
+from mnv2_jax.lab.data import ArraySource, BadRecord, Source
+from mnv2_jax.lab.data.annotations import FIRST_CROWD, crowd_of
+from mnv2_jax.lab.data.source import LazySource
 from mnv2_jax.lab.tasks.task import TaskSpec
 from mnv2_jax.models.classes import find_classes, have_names
 
@@ -16,37 +18,28 @@ LOOKED_AT = 64  # records of a set whose classes are not counted when it is open
 LISTED = 5  # names in a message
 
 
-class Renumbered:
+def _renumbered(source: Source, classes: tuple[str, ...], places: np.ndarray) -> Source:
     """A source whose labels are places in another list of classes, with the same names."""
+    arrays = source.arrays()
+    if arrays is None:
+        return LazySource(len(source), partial(_read, source, places), classes)
+    return ArraySource(arrays["image"], _renumber(arrays["label"], places), classes)
 
-    def __init__(self, source: Source, classes: tuple[str, ...], places: Sequence[int]):
-        self.classes = self.pixel_classes = classes
-        self._source, self._places = source, np.asarray(places)
 
-    def __len__(self) -> int:
-        return len(self._source)
+def _read(source: Source, places: np.ndarray, index: int) -> dict[str, Any]:
+    record = dict(source[index])
+    changed = record.keys() & {"label", "classes"}
+    return record | {name: _renumber(record[name], places) for name in changed}
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self._with_places(self._source[index])
 
-    def arrays(self) -> dict[str, np.ndarray] | None:
-        arrays = self._source.arrays()
-        return None if arrays is None else self._with_places(arrays)
-
-    def _with_places(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: self._renumber(value) if name in ("label", "classes") else value
-            for name, value in record.items()
-        }
-
-    def _renumber(self, labels: Any) -> np.ndarray:
-        """Crowds keep being crowds; padding and 255, which are no class, stay as they are."""
-        labels, count = np.asarray(labels, np.int32), len(self._places)
-        crowds = FIRST_CROWD - labels
-        own = self._places[np.clip(labels, 0, count - 1)]
-        crowd = FIRST_CROWD - self._places[np.clip(crowds, 0, count - 1)]
-        known = np.where((labels >= 0) & (labels < count), own, labels)
-        return np.where((crowds >= 0) & (crowds < count), crowd, known).astype(np.int32)
+def _renumber(labels: Any, places: np.ndarray) -> np.ndarray:
+    """Crowds keep being crowds; padding and 255, which are no class, stay as they are."""
+    labels = np.asarray(labels, np.int32)
+    crowd = labels <= FIRST_CROWD
+    numbers = np.where(crowd, crowd_of(labels), labels)
+    own = places[np.clip(numbers, 0, len(places) - 1)]
+    known = (numbers >= 0) & (numbers < len(places))
+    return np.where(known, np.where(crowd, crowd_of(own), own), labels).astype(np.int32)
 
 
 def by_name(
@@ -66,18 +59,20 @@ def by_name(
             raise UsageError(f"{where} has {len(names)} classes and not {count}. {remedy}")
         return source
     places = find_classes(names, known)
-    unknown = [name for name, place in zip(names, places, strict=True) if place is None]
+    unknown, absent = _unknown(names, known), _unknown(known, names)
     if unknown:
-        absent = [
-            name for name, i in zip(known, find_classes(known, names), strict=True) if i is None
-        ]
-        both = [f"+ {_listed(unknown)}", *([f"- {_listed(absent)}"] if absent else [])]
+        both = f"+ {_listed(unknown)}" + (f", - {_listed(absent)}" if absent else "")
         raise UsageError(
             f"{where} has {'a class' if len(unknown) == 1 else f'{len(unknown)} classes'} of "
-            f"another name (+ in the data, - expected and not there): {', '.join(both)}. {remedy}"
+            f"another name (+ in the data, - expected and not there): {both}. {remedy}"
         )
-    same = places == list(range(len(known)))
-    return source if same else Renumbered(source, tuple(known), [p or 0 for p in places])
+    if places == list(range(len(known))):
+        return source
+    return _renumbered(source, tuple(known), np.array(places, int))
+
+
+def _unknown(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    return [n for n, i in zip(names, find_classes(names, known), strict=True) if i is None]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -108,12 +103,9 @@ def check_seen(spec: TaskSpec, source: Source, where: str, quiet: bool = False) 
             inside = (labels >= 0) & (labels < len(names))
             counts += np.bincount(labels[inside], minlength=len(names))
             other |= bool((labels >= len(names)).any())
-    whole, empty = (
-        looked_at == len(source),
-        [n for n, c in zip(names, counts, strict=True) if not c],
-    )
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    whole, present = looked_at == len(source), len(names) - len(empty)
     amount = f"all {len(source):,}" if whole else f"{looked_at} of its {len(source):,}"
-    present = len(names) - len(empty)
     if present < min(least, len(names)) and (whole or other or not present):
         ignored = " Pixels of 255 are ignored: write 1 for the first class." if other else ""
         raise UsageError(

@@ -1,6 +1,7 @@
 """Image classification: softmax cross-entropy, top-1 and top-5 accuracy, distillation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,28 +20,18 @@ from mnv2_jax.models.mobilenet import MobileNetV2
 
 
 class Teacher(NamedTuple):
-    """A trained network whose softened answers a student learns from (arXiv 1503.02531).
+    """A trained network whose softened answers a student learns from (arXiv 1503.02531)."""
 
-    Attributes:
-      logits: of normalised images.
-      weight: share of the distillation term in the loss, 0 to 1.
-      temperature: softens both distributions; the term is scaled by its square.
-    """
-
-    logits: Callable[[Float[Array, "b h w c"]], Float[Array, "b classes"]]
-    weight: float
-    temperature: float
+    logits: Callable[[Float[Array, "b h w c"]], Float[Array, "b classes"]]  # of normalised images
+    weight: float  # share of the distillation term in the loss, 0 to 1
+    temperature: float  # softens both distributions; the term is scaled by its square
 
 
 def classify(
-    model: MobileNetV2,
-    image_shape: tuple[int, int, int],
-    augmentations: tuple[augment.Augmentation, ...] = (),
-    label_smoothing: float = 0.0,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    teacher: Teacher | None = None,
-) -> Task:
+    model: MobileNetV2, image_shape: contract.Shape,
+    augmentations: tuple[augment.Augmentation, ...] = (), label_smoothing: float = 0.0,
+    mixup: float = 0.0, cutmix: float = 0.0, teacher: Teacher | None = None,
+) -> Task:  # fmt: skip
     """Builds the classification task.
 
     Batches hold `image` (b, h, w, c) uint8, `label` (b,) int32, `mask` (b,) float32 and `row` (b,),
@@ -56,13 +47,10 @@ def classify(
     classes = model.num_classes
     assert classes is not None
 
-    def mix(key: Array, images: Array, targets: Array, mask: Array) -> tuple[Array, Array]:
+    def mix(key: Array, *pair: Array, mask: Array) -> tuple[Array, ...]:
         choice, key = jax.random.split(key)
-        mixed = cut = images, targets
-        if mixup:
-            mixed = augment.mixup(key, images, targets, mask, mixup)
-        if cutmix:
-            cut = augment.cutmix(key, images, targets, mask, cutmix)
+        mixed = augment.mixup(key, *pair, mask, mixup) if mixup else pair
+        cut = augment.cutmix(key, *pair, mask, cutmix) if cutmix else pair
         if not (mixup and cutmix):
             return mixed if mixup else cut
         first = jax.random.bernoulli(choice)
@@ -75,7 +63,7 @@ def classify(
         mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, batch["row"][0]))
         images = contract.inputs(model, {**batch, "image": pixels})
         targets = jax.nn.one_hot(batch["label"], classes)
-        images, targets = mix(mix_key, images, targets, batch["mask"])
+        images, targets = mix(mix_key, images, targets, mask=batch["mask"])
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
         logits, stats = contract.train_outputs(model, variables, images, batch["mask"], dropout_key)
         losses = optax.softmax_cross_entropy(logits, targets)
@@ -138,18 +126,13 @@ def _teacher(config: Any, trained: TrainedModel, model: MobileNetV2) -> Teacher:
             f"teacher {given} takes images in the range of the dialect {theirs.name}, and the "
             f"student in that of {ours.name}: set model.dialect to the teacher's."
         )
-    return Teacher(
-        lambda images: jnp.asarray(trained.model.apply(trained.variables, images)),
-        config.teacher.weight,
-        config.teacher.temperature,
-    )
+    logits: Any = partial(trained.model.apply, trained.variables)
+    return Teacher(logits, config.teacher.weight, config.teacher.temperature)
 
 
-def _task(
-    config: Any, model: Any, image_shape: Any, augmentations: Any, trained: TrainedModel | None
-) -> Task:
+def _task(config: Any, model: Any, shape: Any, augmentations: Any, trained: Any) -> Task:
     teacher = None if trained is None else _teacher(config, trained, model)
-    return classify(model, image_shape, augmentations, teacher=teacher, **config.loss.to_dict())
+    return classify(model, shape, augmentations, teacher=teacher, **config.loss.to_dict())
 
 
 CLASSIFY = TaskSpec(

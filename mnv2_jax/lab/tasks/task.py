@@ -13,10 +13,13 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import Source, Transform
 from mnv2_jax.models.dialect import normalize
 
+Shape = tuple[int, int, int]  # (h, w, c) of images
 Variables = dict[str, Any]
 Batch = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]
 """Metrics as (sum, count) pairs: they add up over batches, devices and hosts without bias."""
+Forward = Callable[[Any, Any], Any]
+"""(weights, images in the network's range) -> outputs."""
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -32,107 +35,76 @@ class Task(NamedTuple):
     """What one network learns, as pure functions; `make_step` and `evaluate` need no more.
 
     Rows of a batch whose `mask` is 0 count nowhere.
-
-    Attributes:
-      init: key -> variables (`params`, and `batch_stats` if the network has any).
-      loss: (variables, batch, key) -> (sums, batch_stats), in training mode. `sums["loss"]` is
-        minimized as sum / count; the other pairs are reported.
-      metrics: (variables, batch) -> sums, in evaluation mode.
-      summarize: the sums of a whole set -> {metric: number}. Not every metric is a mean: average
-        precision and mean IoU are computed from sums that are arrays.
-      monitor: the metric, higher is better, that chooses the best checkpoint.
     """
 
-    init: Callable[[Array], Variables]
+    init: Callable[[Array], Variables]  # key -> `params`, and `batch_stats` if there are any
+    # In training mode, (variables, batch, key) -> (sums, batch_stats). `sums["loss"]` is minimized
+    # as sum / count; the other pairs are reported.
     loss: Callable[[Variables, Batch, Array], tuple[Sums, Any]]
-    metrics: Callable[[Variables, Batch], Sums]
+    metrics: Callable[[Variables, Batch], Sums]  # in evaluation mode
+    # The sums of a whole set -> {metric: number}. Not every metric is a mean: average precision and
+    # mean IoU are computed from sums that are arrays.
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]] = means
-    monitor: str = "accuracy"
+    monitor: str = "accuracy"  # the metric, higher is better, that chooses the best checkpoint
 
 
 class TestTimeAugmentation(NamedTuple):
-    """Several looks at each image, whose answers are averaged (Table 7 has them for segmenters).
+    """Several looks at each image, whose answers are averaged (Table 7 has them for segmenters)."""
 
-    Attributes:
-      scales, flip: sizes of the inputs, above 0; adds every input's mirror image.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)  # of the input's sides, above 0
+    flip: bool = False  # adds every input's mirror image
 
 
 ONCE = TestTimeAugmentation()
 
-# (weights, images in the network's range) -> outputs
-Forward = Callable[[Any, Any], Any]
-
 
 class Prediction(NamedTuple):
-    """What a model says of one image.
+    """What a model says of one image."""
 
-    Attributes:
-      values: as they are written to JSON.
-      picture: (h, w, 3) uint8, the answer drawn over the image, where it is of places.
-      text: the answer in lines for a terminal, where there is no picture.
-    """
-
-    values: dict[str, Any]
-    picture: np.ndarray | None = None
-    text: str = ""
+    values: dict[str, Any]  # as they are written to JSON
+    picture: np.ndarray | None = None  # (h, w, 3) uint8: the answer over the image, if of places
+    text: str = ""  # the answer in lines for a terminal, where there is no picture
 
 
 class TaskSpec(NamedTuple):
-    """Everything that a task adds to the lab; `mnv2_jax.lab.tasks.TASKS` has one for each task.
+    """Everything that a task adds to the lab; `mnv2_jax.lab.tasks.TASKS` has one for each task."""
 
-    Attributes:
-      name: in configurations and model folders.
-      noun: what its networks are called in messages.
-      title: of its networks in a model card.
-      pipeline: the word of model hubs for the task.
-      unlabeled: (height, width) -> what the record of such an image holds besides the image, where
-        nothing is annotated. Records of a data set need fields of the same names and axes.
-      build: plain options -> network; `num_classes` and `in_channels` are among them.
-      train_transform: (config, channels) -> the transform of a training record.
-      eval_transform: (size, channels, options) -> the transform of a record for evaluation.
-      task: (config, network, (h, w, c), augmentations on the device, teacher or None) -> the task.
-      scores: (network, outputs, batch) -> sums, as `Task.metrics` has them.
-      decode: (network, outputs, (h, w) of the inputs) -> answers, on the device; rows are images.
-      show: (trained model, answer for one image, its pixels, **settings) -> the prediction.
-      metrics: {metric: title}; the first one is compared, plotted and monitored.
-      summarize: as in `Task`.
-      classes: (source) -> the names of the network's classes.
-      options: (config) -> the options of `build` that the task has in a group of its own.
-      eval_options: (config) -> the options of `eval_transform`.
-      full_recipe: whether `data.train.policy` and `.erasing`, `loss`, `teacher` and
-        `low_precision` of a configuration have an effect; elsewhere they are rejected.
-      seen: of answers that are places the field of a record that has their classes, what they are
-        called, and how many classes need any for a set to be one to learn from.
-      settings: of `show`, with their defaults.
-      truth: (trained model, record) -> a picture of what is annotated, where it can be drawn.
-      average: (forward, test-time augmentation) -> forward, where answers can be averaged.
-    """
-
-    name: str
-    noun: str
-    title: str
-    pipeline: str
+    name: str  # in configurations and model folders
+    noun: str  # what its networks are called in messages
+    title: str  # of its networks in a model card
+    pipeline: str  # the word of model hubs for the task
+    # (height, width) -> what the record of such an image holds besides the image, where nothing is
+    # annotated. Records of a data set need fields of the same names and axes.
     unlabeled: Callable[[int, int], dict[str, Any]]
+    # Plain options -> network; `num_classes` and `in_channels` are among them.
     build: Callable[..., Any]
+    # (config, channels) and (size, channels, options) -> what is done to a record.
     train_transform: Callable[[Any, int], Transform]
     eval_transform: Callable[[int, int, Mapping[str, Any]], Transform]
-    task: Callable[[Any, Any, tuple[int, int, int], tuple[Any, ...], Any], Task]
-    scores: Callable[[Any, Any, Batch], Sums]
+    # (config, network, (h, w, c), augmentations on the device, teacher or None) -> the task.
+    task: Callable[[Any, Any, Shape, tuple[Any, ...], Any], Task]
+    scores: Callable[[Any, Any, Batch], Sums]  # of (network, outputs, batch), as `Task.metrics`
+    # (network, outputs, (h, w) of the inputs) -> answers, on the device; rows are images.
     decode: Callable[[Any, Any, tuple[int, int]], Any]
+    # (trained model, answer for one image, its pixels, **settings) -> the prediction.
     show: Callable[..., Prediction]
-    metrics: dict[str, str]
+    metrics: dict[str, str]  # {metric: title}; the first one is compared, plotted and monitored
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]] = means
-    classes: Callable[[Source], tuple[str, ...]] = lambda source: source.classes
+    classes: Callable[[Source], tuple[str, ...]] = lambda source: source.classes  # the network's
+    # From the configuration: options of `build` in a group of the task's own, and those of
+    # `eval_transform`.
     options: Callable[[Any], dict[str, Any]] = lambda config: {}
     eval_options: Callable[[Any], dict[str, Any]] = lambda config: config.data.eval.to_dict()
+    # Whether `data.train.policy` and `.erasing`, `loss`, `teacher` and `low_precision` of a
+    # configuration have an effect; elsewhere they are rejected.
     full_recipe: bool = False
+    # Of answers that are places the field of a record that has their classes, what they are called,
+    # and how many classes need any for a set to be one to learn from.
     seen: tuple[str, str, int] | None = None
-    settings: Mapping[str, Any] = MappingProxyType({})
+    settings: Mapping[str, Any] = MappingProxyType({})  # of `show`, with their defaults
+    # (trained model, record) -> a picture of what is annotated, where it can be drawn.
     truth: "Callable[[TrainedModel, Any], np.ndarray] | None" = None
+    # How several looks become one, where answers can be averaged.
     average: Callable[[Forward, TestTimeAugmentation], Forward] | None = None
 
     @property
@@ -145,7 +117,7 @@ class TaskSpec(NamedTuple):
         """The metric that ranks networks, higher is better."""
         return next(iter(self.metrics))
 
-    def learn(self, model: Any, image_shape: tuple[int, int, int], loss: Any) -> Task:
+    def learn(self, model: Any, image_shape: Shape, loss: Any) -> Task:
         """Returns what a network learns by this loss; (h, w, c) is for initialisation."""
         metrics = metrics_with(model, self.scores)
         return Task(init_with(model, image_shape), loss, metrics, self.summarize, self.monitor)
@@ -162,23 +134,14 @@ class TaskSpec(NamedTuple):
 
 
 class TrainedModel(NamedTuple):
-    """A network with its variables and what is needed to use it on images.
-
-    Attributes:
-      task: what it does.
-      model: a `MobileNetV2`, or a network with one as its `backbone`.
-      variables: `params` and `batch_stats`.
-      classes: their names, or none; a classifier's background is not among them.
-      resolution: height and width of the images.
-      description: the content of the model folder's `config.json`.
-    """
+    """A network with its variables and what is needed to use it on images."""
 
     task: TaskSpec
-    model: Any
-    variables: dict[str, Any]
-    classes: tuple[str, ...]
-    resolution: int
-    description: dict[str, Any]
+    model: Any  # a `MobileNetV2`, or a network with one as its `backbone`
+    variables: dict[str, Any]  # `params` and `batch_stats`
+    classes: tuple[str, ...]  # names, or none; a classifier's background is not among them
+    resolution: int  # height and width of the images
+    description: dict[str, Any]  # the content of the model folder's `config.json`
 
     @property
     def backbone(self) -> Any:
@@ -188,8 +151,7 @@ class TrainedModel(NamedTuple):
     def count_classes(self) -> int:
         """Returns how many classes it tells apart; a classifier's background is not among them.
 
-        Raises:
-          UsageError: none, for it has no classifier.
+        A network without a classifier is a UsageError.
         """
         if self.model.num_classes is None:
             raise UsageError(
@@ -204,11 +166,9 @@ class TrainedModel(NamedTuple):
 
 
 def evaluate(
-    compute: Callable[[Any], Any],
-    batches: Iterable[Any],
-    summarize: Callable[[Any], Any] = means,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Any:
+    compute: Callable[[Any], Any], batches: Iterable[Any],
+    summarize: Callable[[Any], Any] = means, stopped: Callable[[], bool] = lambda: False,
+) -> Any:  # fmt: skip
     """Evaluates over a whole set, each example once: the one loop that all evaluations share.
 
     Args:
@@ -236,7 +196,7 @@ def backbone_of(model: Any) -> Any:
     return getattr(model, "backbone", model)
 
 
-def init_with(model: Any, image_shape: tuple[int, int, int]) -> Callable[[Array], Variables]:
+def init_with(model: Any, image_shape: Shape) -> Callable[[Array], Variables]:
     """Returns key -> fresh variables of a network for images of (h, w, c)."""
     return lambda key: dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
 
@@ -264,8 +224,6 @@ def eval_outputs(model: Any, variables: Variables, batch: Batch) -> Any:
     return model.apply(variables, normalize(batch["image"], backbone_of(model).dialect))
 
 
-def metrics_with(
-    model: Any, scores: Callable[[Any, Any, Batch], Sums]
-) -> Callable[[Variables, Batch], Sums]:
+def metrics_with(model: Any, scores: Callable[[Any, Any, Batch], Sums]) -> Callable[..., Sums]:
     """Returns (variables, batch) -> the scores of a network's outputs in evaluation mode."""
     return lambda variables, batch: scores(model, eval_outputs(model, variables, batch), batch)
