@@ -35,13 +35,9 @@ def crowd_of(classes: Any) -> Any:
 
 
 def clean_objects(
-    boxes: np.ndarray,
-    classes: np.ndarray,
-    num_classes: int,
-    max_objects: int | None,
-    name: str,
+    boxes: np.ndarray, classes: np.ndarray, num_classes: int, max_objects: int | None, name: str,
     crowd: np.ndarray | None = None,
-) -> Objects:
+) -> Objects:  # fmt: skip
     """Clips boxes (n, 4) to the image, drops those that are none, and pads to `max_objects`.
 
     Dropped and counted are those that are not finite, that have no area or crossed corners, that
@@ -60,8 +56,8 @@ def clean_objects(
         raise BadRecord(name, f"{shapes}, not (n, 4)")
     for wrong in classes[(classes < 0) | (classes >= num_classes)]:
         raise BadRecord(name, f"class {wrong} where the classes are 0 to {num_classes - 1}")
-    finite = np.all(np.isfinite(boxes), axis=1)
-    boxes = np.where(finite.reshape(-1, 1), boxes, 0)
+    finite = np.isfinite(boxes).all(axis=1)
+    boxes = np.where(finite[:, None], boxes, 0)
     clipped = boxes.clip(0, 1)
     area, visible = area_of(boxes), area_of(clipped)
     crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool)
@@ -73,12 +69,18 @@ def clean_objects(
         "outside": int(((area > 0) & (visible <= 0)).sum()),
         "too many": len(kept) - len(largest),
     }
-    rows = len(largest) if max_objects is None else max_objects
-    padded = np.zeros((rows, 4), np.float32)
-    padded[: len(largest)] = clipped[largest]
-    padded_classes = np.full(rows, PADDING_CLASS, np.int32)
-    padded_classes[: len(largest)] = np.where(crowd, crowd_of(classes), classes)[largest]
-    return Objects(padded, padded_classes, {why: n for why, n in counts.items() if n})
+    dropped = {why: n for why, n in counts.items() if n}
+    classes = np.where(crowd, crowd_of(classes), classes)[largest]
+    return Objects(*padded_objects(clipped[largest], classes, max_objects), dropped)
+
+
+def padded_objects(
+    boxes: np.ndarray, classes: np.ndarray, rows: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Brings boxes to float32 (rows, 4) and classes to int32 (rows,); None adds no rows."""
+    missing = (0, (rows or len(boxes)) - len(boxes))
+    padded = np.pad(classes.astype(np.int32), missing, constant_values=PADDING_CLASS)
+    return np.pad(boxes.astype(np.float32), (missing, (0, 0))), padded
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:

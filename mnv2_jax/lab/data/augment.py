@@ -101,8 +101,8 @@ _OPERATIONS = [tuple(policy_operations(space).values()) for space in (NARROW, WI
 
 
 def _drawn(space: int, rng: np.random.Generator) -> tuple[Operation, int]:
-    operations = _OPERATIONS[space]
-    return operations[rng.integers(len(operations))], 1 if rng.random() < 0.5 else -1
+    operation = _OPERATIONS[space][rng.integers(len(_OPERATIONS[space]))]
+    return operation, 1 if rng.random() < 0.5 else -1
 
 
 def rand_augment(
@@ -169,8 +169,7 @@ def random_erasing(
         h, w = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < h < height and 0 < w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            image = image.copy()
-            noise = rng.integers(0, 256, (h, w, channels), np.uint8)
+            noise, image = rng.integers(0, 256, (h, w, channels), np.uint8), image.copy()
             image[top : top + h, left : left + w] = noise
             break
     return image

@@ -59,11 +59,10 @@ class DataSet(NamedTuple):
 
 
 TWO = ("train", "test")
+SMALL = "fashion_mnist_small"
 CATALOG: Mapping[str, DataSet] = {
     "digits": DataSet(partial(_open_embedded, "digits", idx.DIGIT_CLASSES), None, TWO),
-    "fashion_mnist_small": DataSet(
-        partial(_open_embedded, "fashion_mnist_small", idx.FASHION_CLASSES), None, TWO
-    ),
+    SMALL: DataSet(partial(_open_embedded, SMALL, idx.FASHION_CLASSES), None, TWO),
     "scenes": DataSet(_open_scenes, None, TWO),
     "fashion_mnist": DataSet(idx.open_fashion_mnist, "", TWO),
     "mnist": DataSet(idx.open_mnist, "It holds the four *-ubyte.gz files", TWO),

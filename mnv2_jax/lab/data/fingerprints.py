@@ -26,9 +26,9 @@ def fingerprint(source: Source) -> dict[str, Any]:
     inside: dict[str, list] = {}
     for name, size in sizes.items():
         inside.setdefault(f"{os.path.dirname(name)}/", []).append((name, size))
-    return made | {
-        k: f"{len(own)} files, {_hash(ascii(own).encode())}" for k, own in inside.items()
-    }
+    for path, own in inside.items():
+        made[path] = f"{len(own)} files, {_hash(ascii(own).encode())}"
+    return made
 
 
 def _size(path: str) -> int | None:

@@ -40,13 +40,11 @@ _large = threading.Lock()
 @functools.cache
 def _optional(module: str) -> Any:
     """Imports a faster decoder or resizer, if it is installed."""
-    try:
+    with contextlib.suppress(ImportError):
         found = importlib.import_module(module)
-    except ImportError:
-        return None
-    if module == "cv2":
-        found.setNumThreads(1)  # the pipeline has its own threads
-    return found
+        if module == "cv2":
+            found.setNumThreads(1)  # the pipeline has its own threads
+        return found
 
 
 def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np.ndarray:
@@ -167,16 +165,13 @@ def _pixels(picture: Image.Image, mode: str) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray | None:
     """Decodes with simplejpeg; None if it is absent, refuses the file, or the file is large."""
-    try:
-        if not (simplejpeg := _optional("simplejpeg")):
-            return None
+    if not (simplejpeg := _optional("simplejpeg")):
+        return None
+    with contextlib.suppress(ValueError):
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         unlike = colorspace in ("CMYK", "YCCK") or (channels == 1 and colorspace != "Gray")
-        if unlike or _factor(int(height), int(width)) > 1:
-            return None
-        return simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
-    except ValueError:
-        return None
+        if not unlike and _factor(int(height), int(width)) == 1:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
 
 
 def apply_pillow(
@@ -294,8 +289,9 @@ def with_channels(image: np.ndarray, channels: int | None) -> np.ndarray:
     """Converts between color and gray (ITU-R 601 luma), unless `channels` is None or as it is."""
     if channels in (None, image.shape[2]):
         return image
-    gray = image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    return np.repeat(gray, 3, axis=2) if channels == 3 else gray
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def flip(image: np.ndarray) -> np.ndarray:

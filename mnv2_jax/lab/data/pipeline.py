@@ -4,11 +4,11 @@ A batch is a dict of arrays with the rows of this host. Bad records keep their p
 mask 0, so neither the order of the others nor any shape depends on them.
 """
 
-import functools
-import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +56,7 @@ def train_batches(
         )
     n = len(source)
 
-    def row(k: int) -> dict | BadRecord:
-        """Reads the k-th row of this host, counted from `start_step`."""
+    def row(k: int) -> dict | BadRecord:  # the k-th of this host, counted from `start_step`
         step, offset = divmod(k, local)
         position = (start_step + step) * batch_size + first + offset
         return _read(source, int(stream_ids(n, seed, position, 1)[0]), transform, seed, position)
@@ -99,12 +98,9 @@ def eval_batches(
         rows = _threaded_rows(row, source, local, -(-n // batch_size), threads, prefetch)
         blank = _blank_row(source, transform)
         for step, batch in enumerate(rows):
-            bad = next((record for record in batch if isinstance(record, BadRecord)), None)
-            if bad is not None:
-                raise UsageError(
-                    f"evaluation needs every record, and one cannot be used: {bad}. "
-                    "Repair or remove it."
-                )
+            for bad in (record for record in batch if isinstance(record, BadRecord)):
+                needed = "evaluation needs every record, and one cannot be used"
+                raise UsageError(f"{needed}: {bad}. Repair or remove it.")
             ids = step * batch_size + first + np.arange(local)
             yield _stack(batch, np.where(ids < n, ids, PADDING_ID), blank)
 
@@ -121,10 +117,8 @@ def first_record(source: Source, transform: Transform | None = None) -> dict:
         first = first or record
     if first is None:
         raise UsageError("the data set has no records: give one with at least one.")
-    raise UsageError(
-        f"none of the {len(source)} records of the data set can be used. The first: {first}. "
-        "Check its files."
-    )
+    none = f"none of the {len(source)} records of the data set can be used"
+    raise UsageError(f"{none}. The first: {first}. Check its files.")
 
 
 def _check(
@@ -141,9 +135,9 @@ def _check(
             f"1, and shard {shard} must be (index, count) with 0 <= index < count."
         )
     if batch_size % count:
+        fitting = -(-batch_size // count) * count
         raise UsageError(
-            f"batch_size {batch_size} does not divide over {count} hosts: "
-            f"try {-(-batch_size // count) * count}."
+            f"batch_size {batch_size} does not divide over {count} hosts: try {fitting}."
         )
     if len(source) == 0:
         raise UsageError(f"the {kind} set is empty: give a source with at least one record.")
@@ -177,16 +171,15 @@ def _threaded_rows(
     rows = next(size for size in range(largest, 0, -1) if local % size == 0)
     tasks_per_batch = local // rows
     tasks = tasks_per_batch * (2**40 // tasks_per_batch if steps is None else steps)
+    ahead = max(threads, prefetch * tasks_per_batch)
 
     def task(k: int) -> list:
         return [row(i) for i in range(k * rows, (k + 1) * rows)]
 
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(threads, prefetch * tasks_per_batch)
-    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     elements = iter(grain.MapDataset.range(tasks).map(task).to_iter_dataset(options))
     try:
-        while batch := list(itertools.chain(*itertools.islice(elements, tasks_per_batch))):
+        while batch := list(chain(*islice(elements, tasks_per_batch))):
             yield batch
     finally:
         elements.close()
@@ -194,9 +187,8 @@ def _threaded_rows(
 
 def _blank_row(source: Source, transform: Transform | None) -> Callable[[], dict[str, np.ndarray]]:
     """Makes the row that stands for a missing record: zeros in the shapes of a good one."""
-    return functools.cache(
-        lambda: {key: np.zeros_like(v) for key, v in first_record(source, transform).items()}
-    )
+    record = partial(first_record, source, transform)
+    return cache(lambda: {key: np.zeros_like(value) for key, value in record().items()})
 
 
 class _BadRecords:
@@ -214,12 +206,12 @@ class _BadRecords:
         """Counts those of a batch; `of` is the number of records that this host is to judge."""
         before = dict(self._bad)
         for index, record in zip(ids.tolist(), batch, strict=True):
-            if isinstance(record, BadRecord):
-                if index not in self._bad:
-                    log.warning("masked a bad record: %s", record)
-                self._bad[index] = str(record)
-            else:
+            if not isinstance(record, BadRecord):
                 self._bad.pop(index, None)  # repaired since
+                continue
+            if index not in self._bad:
+                log.warning("masked a bad record: %s", record)
+            self._bad[index] = str(record)
         if self._bad != before and self._file is not None:
             write_json(self._file, self._bad)
         if len(self._bad) > max(min(ALLOWED_BAD, of // 2), self._share * of):

@@ -65,17 +65,14 @@ def _fashion_mnist_builder(folder: Path, idx_root: str | None):
             VERSION = tfds.core.Version("3.0.1")
 
             def _info(self):
-                features = {
-                    "image": tfds.features.Image(shape=(28, 28, 1)),
-                    "label": tfds.features.ClassLabel(names=idx.FASHION_CLASSES),
-                }
+                image = tfds.features.Image(shape=(28, 28, 1))
+                label = tfds.features.ClassLabel(names=idx.FASHION_CLASSES)
                 return tfds.core.DatasetInfo(
-                    builder=self,
-                    description="70,000 images of Zalando's articles; MIT licence.",
-                    features=tfds.features.FeaturesDict(features),
+                    builder=self, description="70,000 images of Zalando's articles; MIT licence.",
+                    features=tfds.features.FeaturesDict({"image": image, "label": label}),
                     supervised_keys=("image", "label"),
                     homepage="https://github.com/zalandoresearch/fashion-mnist",
-                )
+                )  # fmt: skip
 
             def _split_generators(self, dl_manager):
                 return {split: examples(source) for split, source in sources.items()}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data.annotations import PADDING_CLASS
+from mnv2_jax.lab.data.annotations import padded_objects
 from mnv2_jax.lab.data.image import resize
 from mnv2_jax.lab.data.source import LazySource, Source
 
@@ -35,11 +35,11 @@ class Scene(NamedTuple):
     @property
     def corners(self) -> np.ndarray:
         """(n, 4) int32 boxes in pixels: top, left, bottom, right, the last two exclusive."""
-        corners = np.zeros((len(self.classes), 4), np.int32)
-        for i in range(len(corners)):
-            rows, columns = (np.flatnonzero((self.instances == i + 1).any(a)) for a in (1, 0))
-            corners[i] = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-        return corners
+        corners = []
+        for number in range(1, len(self.classes) + 1):
+            rows, columns = (np.flatnonzero((self.instances == number).any(a)) for a in (1, 0))
+            corners.append((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
+        return np.array(corners, np.int32).reshape(-1, 4)
 
 
 class Scenes(LazySource):
@@ -82,11 +82,8 @@ class Scenes(LazySource):
 
     def _record(self, index: int) -> dict:
         scene = self.scene(index)
-        n = len(scene.classes)
-        boxes = np.zeros((self.max_objects, 4), np.float32)
-        boxes[:n] = scene.corners / np.tile(self.size, 2)
-        classes = np.full(self.max_objects, PADDING_CLASS, np.int32)
-        classes[:n] = scene.classes
+        boxes = scene.corners / np.tile(self.size, 2)
+        boxes, classes = padded_objects(boxes, scene.classes, self.max_objects)
         return {"image": scene.image, "boxes": boxes, "classes": classes, "label": scene.labels}
 
     def scene(self, index: int) -> Scene:
@@ -127,14 +124,13 @@ class Scenes(LazySource):
         turned = slice(None, None, -1 if rng.random() < 0.5 else 1)
         tint = rng.uniform(0.35, 1, 3)
 
-        def resized(values: np.ndarray) -> np.ndarray:
-            # Pillow's interpolation, the same on every machine.
-            return resize(values, height, width)[:, turned, 0]
+        # Pillow's interpolation, the same on every machine.
+        mask = resize(np.where(item > FAINTEST, 255, 0).astype(np.uint8), height, width)
 
         def paint() -> np.ndarray:
-            return np.rint(resized(item)[..., None] * tint).astype(np.uint8)
+            return np.rint(resize(item, height, width)[:, turned] * tint).astype(np.uint8)
 
-        return resized(np.where(item > FAINTEST, 255, 0).astype(np.uint8)) >= 128, paint
+        return mask[:, turned, 0] >= 128, paint
 
 
 def _place(
@@ -165,10 +161,8 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 32)
         color = rng.uniform(-14, 14, 3)
         # A wave across the image is sin(y + x) = sin y cos x + cos y sin x: no sine for each pixel.
-        y, x = (
-            np.arange(n) * (along * 2 * np.pi / period)
-            for n, along in ((height, np.cos(angle)), (width, np.sin(angle)))
-        )
+        y = np.arange(height) * (np.cos(angle) * 2 * np.pi / period)
+        x = np.arange(width) * (np.sin(angle) * 2 * np.pi / period)
         for down, across in ((np.sin(y), np.cos(x)), (np.cos(y), np.sin(x))):
             colored = np.outer(across, color).ravel()
             rows += down.astype(np.float32)[:, None] * colored.astype(np.float32)

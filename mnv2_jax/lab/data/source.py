@@ -99,19 +99,15 @@ class LazySource:
     """
 
     def __init__(
-        self,
-        length: int,
-        read: Callable[[int], Mapping[str, Any]],
-        classes: tuple[str, ...],
-        pixel_classes: tuple[str, ...] | None = None,
-        counts: Sequence[int] | None = None,
+        self, length: int, read: Callable[[int], Mapping[str, Any]], classes: tuple[str, ...],
+        pixel_classes: tuple[str, ...] | None = None, counts: Sequence[int] | None = None,
         left_out: Mapping[str, int] | None = None,
         files: tuple[str | Path, Sequence[str]] = ("", ()),
-    ):
+    ):  # fmt: skip
         # Counts are images or objects of each class, where they are known; files are a folder and
         # the names of the records' files from there.
-        self.files = files
-        self.classes, self.counts, self.left_out = classes, counts, dict(left_out or {})
+        self.classes, self.counts, self.files = classes, counts, files
+        self.left_out = dict(left_out or {})
         self.pixel_classes = classes if pixel_classes is None else pixel_classes
         self._length, self._read = length, read
 
@@ -135,7 +131,7 @@ def summary(source: Source) -> str:
     counts: Any = getattr(source, "counts", None)
     if arrays is not None:
         counts = np.bincount(arrays["label"], minlength=len(names)).tolist()
-    ends = (counts.index(min(counts)), counts.index(max(counts))) if counts else ()
+    ends = [counts.index(end(counts)) for end in (min, max)] if counts else []
     parts = " to ".join(f"{counts[i]:,} ({names[i][:60]!r})" for i in ends)
     return f"{len(source):,} images, {len(names):,} classes" + (f", from {parts}" if parts else "")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.lab.data import annotations, image
+from mnv2_jax.lab.data.annotations import IGNORED
 from mnv2_jax.lab.data.source import Transform
 
 # Of `ssd_random_crop` in the authors' training code: the shares of a box that a crop must hold to
@@ -22,20 +23,18 @@ SCALE_STEP = 0.25
 
 def random(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     """Makes a step of a function of an image and random numbers."""
-    return partial(_random, partial(function, **options))
+    return partial(_change, function, options, True)
 
 
 def fixed(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     """Makes a step of a function of an image."""
-    return partial(_fixed, partial(function, **options))
+    return partial(_change, function, options, False)
 
 
-def _random(change: Callable[..., np.ndarray], record: dict, rng: np.random.Generator) -> dict:
-    return record | {"image": change(record["image"], rng)}
-
-
-def _fixed(change: Callable[..., np.ndarray], record: dict, _: np.random.Generator) -> dict:
-    return record | {"image": change(record["image"])}
+def _change(
+    function: Any, options: dict, draws: bool, record: dict, rng: np.random.Generator
+) -> dict:
+    return record | {"image": function(record["image"], *[rng] * draws, **options)}
 
 
 def resize(record: dict, _: np.random.Generator, size: int, **kernel: Any) -> dict:
@@ -87,11 +86,8 @@ def ssd_crop(
         held = annotations.area_of(cut) / np.maximum(annotations.area_of(boxes), 1e-12)
         kept = (held > 0) & (held >= covered - 1e-6)
         if kept.any() or not len(boxes):
-            return {
-                "image": pixels[top : top + h, left : left + w],
-                "boxes": (cut[kept] - low) / size,
-                "classes": classes[kept],
-            }
+            pixels, boxes = pixels[top : top + h, left : left + w], (cut[kept] - low) / size
+            return {"image": pixels, "boxes": boxes, "classes": classes[kept]}
     return record
 
 
@@ -157,10 +153,7 @@ def _resized(
 def _padded(record: dict, size: int) -> dict:
     """Fills image and labels up with gray pixels that count nowhere."""
     pixels = image.padded(record["image"], size, image.MEAN_PIXEL)
-    return record | {
-        "image": pixels,
-        "label": image.padded(record["label"], size, annotations.IGNORED),
-    }
+    return record | {"image": pixels, "label": image.padded(record["label"], size, IGNORED)}
 
 
 def _has_map(record: dict) -> bool:

@@ -91,14 +91,12 @@ def detection_train(
     _check("training crop for detection", crop, ("ssd", "none"), channels, **numbers)
     _check_pair("area", area, 1.0)
     return _compose(
-        channels,
-        partial(steps.select_objects, crowds=False),
+        channels, partial(steps.select_objects, crowds=False),
         partial(steps.ssd_crop, area=area) if crop == "ssd" else None,
         steps.random(augment.photometric_distortion, strength=color) if color else None,
-        partial(steps.resize, size=size),
-        partial(steps.flip, probability=flip),
+        partial(steps.resize, size=size), partial(steps.flip, probability=flip),
         partial(steps.pad_objects, rows=max_objects),
-    )
+    )  # fmt: skip
 
 
 def detection_eval(
@@ -110,11 +108,9 @@ def detection_eval(
     """
     numbers = {"size": size, "max_objects": max_objects}
     _check("evaluation crop for detection", crop, ("none",), channels, **numbers)
+    select, pad = partial(steps.select_objects, crowds=True), steps.pad_objects
     return _compose(
-        channels,
-        partial(steps.select_objects, crowds=True),
-        partial(steps.resize, size=size),
-        partial(steps.pad_objects, rows=max_objects),
+        channels, select, partial(steps.resize, size=size), partial(pad, rows=max_objects)
     )
 
 
@@ -132,12 +128,10 @@ def segmentation_train(
     _check_pair("scale", scale, math.inf)
     cut = partial(steps.scale_crop, scale=scale) if crop == "scale" else steps.resize
     return _compose(
-        channels,
-        steps.select_labels,
-        partial(cut, size=size),
+        channels, steps.select_labels, partial(cut, size=size),
         steps.random(augment.photometric_distortion, strength=color) if color else None,
         partial(steps.flip, probability=flip),
-    )
+    )  # fmt: skip
 
 
 def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None) -> Transform:

@@ -13,6 +13,7 @@ count.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,30 +32,19 @@ from mnv2_jax.models.boxes import Detections, area, clip, covered, detections, i
 from mnv2_jax.models.build import build_ssdlite
 from mnv2_jax.models.ssdlite import SSDLite
 
-NEGATIVES_PER_POSITIVE = 3
-MIN_NEGATIVES = 3
-"""In each image; both as in the authors' hard example miner."""
-
-THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
-"""IoU from which a detection is a hit: COCO's ten."""
-
-MOST_OBJECTS = 100
-"""In an image of an evaluation; of more, the largest count."""
-
-SCORE_BINS = 1000
-LARGEST_LOGIT = 10.0
+NEGATIVES_PER_POSITIVE = MIN_NEGATIVES = 3  # in an image, as in the authors' hard example miner
+THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))  # IoU of a hit: COCO's ten
+MOST_OBJECTS = 100  # in an image of an evaluation; of more, the largest count
+SCORE_BINS, LARGEST_LOGIT = 1000, 10.0
 RECALLS = np.linspace(0, 1, 101)
 
 
-def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
-    """Builds the detection task.
+def detect(model: SSDLite, image_shape: contract.Shape) -> Task:
+    """Builds the detection task for images of (h, w, c), which set the anchors.
 
     The loss is the sum over the batch of smooth L1 of the codes of matched anchors and sigmoid
     cross-entropy over all slots of the matched ones and the hardest others, 1:1, divided by the
     number of matches. `metrics` are made readable by `summarize`.
-
-    Args:
-      model, image_shape: predicts boxes and classes; (h, w, c) of the images sets the anchors.
     """
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
@@ -68,10 +58,9 @@ def detect(model: SSDLite, image_shape: tuple[int, int, int]) -> Task:
 def _losses(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
     boxes, classes = _usable(batch, model.num_classes)
     boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
-    box, label, matches = jax.vmap(image_losses, in_axes=(0, 0, 0, 0, None))(
-        *outputs, boxes, classes, model.anchors(_size(batch))
-    )
-    box, label, matches = (jnp.where(batch["mask"] > 0, v, 0).sum() for v in (box, label, matches))
+    each = partial(image_losses, anchors=model.anchors(_size(batch)))
+    found = jax.vmap(each)(*outputs, boxes, classes)
+    box, label, matches = (jnp.where(batch["mask"] > 0, v, 0).sum() for v in found)
     count = matches.astype(jnp.float32)
     return {"loss": (box + label, count), "box_loss": (box, count), "class_loss": (label, count)}
 
@@ -100,19 +89,18 @@ def _show(
 ) -> Prediction:
     """Draws and lists the boxes whose score is at least the threshold, best first."""
     kept = answer.valid & (answer.scores >= threshold)
-    boxes, classes, scores = (
-        np.asarray(v)[kept] for v in (answer.boxes, answer.classes, answer.scores)
-    )
-    names = [trained.class_name(c) for c in classes.tolist()]
-    labels = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
-    picture = draw_boxes(enlarge(pixels, SHOWN_SIDE), boxes, classes.tolist(), labels)
+    fields = (answer.boxes, answer.classes, answer.scores)
+    boxes, classes, scores = (np.asarray(field)[kept] for field in fields)
     height, width = pixels.shape[:2]
     corners = boxes[:, [1, 0, 3, 2]] * [width, height, width, height]
-    # Pixels from the left and the top: left, top, right, bottom.
-    objects = [
-        {"class": name, "score": round(float(score), 4), "box": box.round(1).tolist()}
-        for name, score, box in zip(names, scores, corners, strict=True)
-    ]
+    objects, labels = [], []
+    for kind, score, box in zip(classes.tolist(), scores, corners, strict=True):
+        name = trained.class_name(kind)
+        labels.append(f"{name} {score:.2f}")
+        # Pixels from the left and the top: left, top, right, bottom.
+        box = box.round(1).tolist()
+        objects.append({"class": name, "score": round(float(score), 4), "box": box})
+    picture = draw_boxes(enlarge(pixels, SHOWN_SIDE), boxes, classes.tolist(), labels)
     return Prediction({"objects": objects}, picture)
 
 
@@ -135,18 +123,13 @@ def _usable(batch: Batch, num_classes: int) -> tuple[Array, Array]:
 
 
 def image_losses(
-    codes: Float[Array, "a 4"],
-    logits: Float[Array, "a slots"],
-    boxes: Float[Array, "g 4"],
-    classes: Int[Array, " g"],
-    anchors: Float[Array, "a 4"],
-) -> tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
+    codes: Float[Array, "a 4"], logits: Float[Array, "a slots"],
+    boxes: Float[Array, "g 4"], classes: Int[Array, " g"], anchors: Float[Array, "a 4"],
+) -> tuple[Float[Array, ""], Float[Array, ""], Int[Array, ""]]:  # fmt: skip
     """Returns one image's loss of boxes, loss of classes, and number of matched anchors.
 
-    Args:
-      codes, logits: what the network says of every anchor; slot 0 is the background.
-      boxes, classes: the objects, padded with boxes without area.
-      anchors: of the network.
+    `codes` and `logits` are what the network says of every anchor; slot 0 is the background. The
+    objects are padded with boxes without area.
     """
     assigned = match(boxes, anchors)
     positive = assigned >= 0
@@ -155,11 +138,8 @@ def image_losses(
     class_losses = optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=1)
     box_losses = optax.huber_loss(codes, encode(boxes[assigned], anchors), delta=1.0).sum(axis=1)
     kept = positive | hard_negatives(class_losses, positive)
-    return (
-        jnp.where(positive, box_losses, 0).sum(),
-        jnp.where(kept, class_losses, 0).sum(),
-        positive.sum(),
-    )
+    box_loss = jnp.where(positive, box_losses, 0).sum()
+    return box_loss, jnp.where(kept, class_losses, 0).sum(), positive.sum()
 
 
 def hard_negatives(losses: Float[Array, " a"], positive: Bool[Array, " a"]) -> Bool[Array, " a"]:
@@ -203,17 +183,13 @@ def hits(
 
 
 def score_histograms(
-    found: Detections,
-    boxes: Float[Array, "b g 4"],
-    classes: Int[Array, "b g"],
-    mask: Float[Array, " b"],
-    num_classes: int,
-) -> Sums:
+    found: Detections, boxes: Float[Array, "b g 4"], classes: Int[Array, "b g"],
+    mask: Float[Array, " b"], num_classes: int,
+) -> Sums:  # fmt: skip
     """Counts detections and hits by class, score and threshold, as int32.
 
-    Returns:
-      `precision`: (hits, detections), each (classes, bins, thresholds); `recall`: (hits, objects),
-      each (classes, thresholds).
+    `precision` is (hits, detections), each (classes, bins, thresholds), and `recall` is (hits,
+    objects), each (classes, thresholds).
     """
     kept = mask[:, None] > 0
     hit, valid = (v & kept[..., None] for v in jax.vmap(hits)(found, boxes, classes))  # (b, k, t)
@@ -233,8 +209,8 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 
     Classes without objects take no part, so `classes_scored` do; without any both are NaN.
     """
-    single = sums.keys() - {"precision", "recall"}
-    found = contract.means({name: pair for name, pair in sums.items() if name in single})
+    arrays = ("precision", "recall")
+    found = contract.means({name: pair for name, pair in sums.items() if name not in arrays})
     if "precision" not in sums:
         return found
     hit, valid = (np.asarray(v, np.int64) for v in sums["precision"])
@@ -246,15 +222,13 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 
 
 def average_precision(
-    hit: Int[np.ndarray, "c bins t"],
-    valid: Int[np.ndarray, "c bins t"],
+    hit: Int[np.ndarray, "c bins t"], valid: Int[np.ndarray, "c bins t"],
     objects: Int[np.ndarray, "c t"],
-) -> Float[np.ndarray, "c t"]:
+) -> Float[np.ndarray, "c t"]:  # fmt: skip
     """Returns the mean over 101 recalls of the best precision at no less recall (COCO's).
 
-    Args:
-      hit, valid: hits and detections by class, score (worst first) and threshold.
-      objects: how many there are; where there are none, the result is NaN.
+    Hits and detections are by class, score (worst first) and threshold; where there are no objects,
+    the result is NaN.
     """
     hit, valid = (np.cumsum(v[:, ::-1], axis=1) for v in (hit, valid))
     precision = hit / np.maximum(valid, 1)

@@ -8,13 +8,10 @@ import numpy as np
 from mnv2_jax.files import replacing
 
 # Okabe and Ito's colors, told apart with any color vision; classes take them in turn.
-COLORS = np.array(
-    [
-        [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178],
-        [213, 94, 0], [204, 121, 167],
-    ],
-    np.uint8,
-)  # fmt: skip
+COLORS = np.array([
+    [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0],
+    [204, 121, 167],
+], np.uint8)  # fmt: skip
 COVER = 0.55  # of a class's color over the image
 GAP = 4  # pixels between panels
 SHOWN_SIDE = 192  # pixels that small pictures are enlarged to, so that names can be read
@@ -23,16 +20,10 @@ SHOWN_SIDE = 192  # pixels that small pictures are enlarged to, so that names ca
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], names: Sequence[str]
 ) -> np.ndarray:
-    """Draws boxes with their names over an image.
+    """Draws boxes with their names over an image, (h, w, 1 or 3) uint8; returns (h, w, 3).
 
-    Args:
-      image: (h, w, 3) or (h, w, 1) uint8.
-      boxes: (n, 4) fractions of the image: top, left, bottom, right.
-      classes: (n,) which color each box has.
-      names: (n,) what is written at each box.
-
-    Returns:
-      (h, w, 3) uint8.
+    Boxes (n, 4) are top, left, bottom and right in fractions of the image; classes (n,) say which
+    color each of them has.
     """
     from PIL import Image, ImageDraw
 
@@ -50,20 +41,15 @@ def draw_boxes(
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, background: int | None = 0) -> np.ndarray:
-    """Tints every pixel with the color of its class.
+    """Tints every pixel of an image, (h, w, 1 or 3) uint8, with the color of its class.
 
-    Args:
-      image: (h, w, 3) or (h, w, 1) uint8.
-      labels: (h, w) classes; 255 becomes black.
-      background: a class that is left as it is.
+    Of the labels (h, w), 255 becomes black and the background, if there is one, is left as it is.
     """
     color = COLORS[(labels.astype(int) - 1) % len(COLORS)]
     color = np.where((labels == 255)[..., None], 0, color)
-    mixed = (1 - COVER) * in_color(image) + COVER * color
-    shown = np.rint(mixed).astype(np.uint8)
-    if background is None:
-        return shown
-    return np.where((labels == background)[..., None], in_color(image), shown)
+    shown = np.rint((1 - COVER) * in_color(image) + COVER * color).astype(np.uint8)
+    kept = labels == (-1 if background is None else background)
+    return np.where(kept[..., None], in_color(image), shown)
 
 
 def in_color(image: np.ndarray) -> np.ndarray:
@@ -79,16 +65,11 @@ def enlarge(image: np.ndarray, side: int) -> np.ndarray:
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """Lays pictures of one size out in rows and columns, on white."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    sheet = np.full(
-        (len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8
-    )
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            top, left = i * (height + GAP), j * (width + GAP)
-            sheet[top : top + height, left : left + width] = picture
-    return sheet
+    blank, columns = np.full_like(rows[0][0], 255), max(map(len, rows))
+    full = [[*row, *[blank] * (columns - len(row))] for row in rows]
+    gap = ((0, GAP), (0, GAP), (0, 0))  # below and to the right
+    spaced = [[np.pad(picture, gap, constant_values=255) for picture in row] for row in full]
+    return np.vstack([np.hstack(row) for row in spaced])[:-GAP, :-GAP]
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:

@@ -25,19 +25,15 @@ from mnv2_jax.lab.tasks.task import Batch, Prediction, Sums, Task, TaskSpec, Tra
 from mnv2_jax.models.build import build_deeplab
 from mnv2_jax.models.deeplab import DeepLabV3, resize_aligned
 
-IGNORED = 255
+# What Table 7 calls multi-scale, as in DeepLabv3 (arXiv 1706.05587), which the paper follows.
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""What Table 7 calls multi-scale."""
 
 
-def segment(model: DeepLabV3, image_shape: tuple[int, int, int]) -> Task:
-    """Builds the segmentation task.
+def segment(model: DeepLabV3, image_shape: contract.Shape) -> Task:
+    """Builds the segmentation task; (h, w, c) of the images is for initialisation.
 
     The loss is the mean cross-entropy over all labelled pixels of the batch. `metrics` are made
     readable by `summarize`.
-
-    Args:
-      model, image_shape: from images to logits of every pixel; (h, w, c), for initialisation.
     """
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
@@ -60,11 +56,9 @@ def scores(model: DeepLabV3, logits: Array, batch: Batch) -> Sums:
 def _sums(logits: Array, batch: Batch) -> Sums:
     labels, counted = _labels(batch, logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    right = (logits.argmax(axis=-1) == labels) & counted
-    return {
-        "loss": (jnp.where(counted, losses, 0).sum(), counted.sum().astype(jnp.float32)),
-        "accuracy": (right.sum(), counted.sum()),
-    }
+    right, count = (logits.argmax(axis=-1) == labels) & counted, counted.sum()
+    loss = jnp.where(counted, losses, 0).sum()
+    return {"loss": (loss, count.astype(jnp.float32)), "accuracy": (right.sum(), count)}
 
 
 def _labels(batch: Batch, num_classes: int) -> tuple[Array, Array]:
@@ -75,11 +69,9 @@ def _labels(batch: Batch, num_classes: int) -> tuple[Array, Array]:
 
 
 def intersection_and_union(
-    predicted: Int[Array, "*n"],
-    labels: Int[Array, "*n"],
-    counted: Bool[Array, "*n"],
+    predicted: Int[Array, "*n"], labels: Int[Array, "*n"], counted: Bool[Array, "*n"],
     num_classes: int,
-) -> tuple[Int[Array, " classes"], Int[Array, " classes"]]:
+) -> tuple[Int[Array, " classes"], Int[Array, " classes"]]:  # fmt: skip
     """Counts the pixels of each class in both, and in either, of prediction and label.
 
     As int32, sums hold up to 2,147 million pixels: twice the validation set of Cityscapes.

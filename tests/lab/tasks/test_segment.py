@@ -8,6 +8,7 @@ import pytest
 
 from mnv2_jax import MobileNetV2
 from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.data.annotations import IGNORED
 from mnv2_jax.lab.data.pipeline import train_batches
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.tasks import segment as seg
@@ -120,8 +121,8 @@ def test_mean_iou_against_scikit_learns_confusion_matrix():
     rng, classes = np.random.default_rng(5), 6
     label = rng.integers(0, classes - 1, (7, 9, 11))
     predicted = np.where(rng.random(label.shape) < 0.7, label, (label + 1) % (classes - 1))
-    label[rng.random(label.shape) < 0.1] = seg.IGNORED
-    counted = label != seg.IGNORED
+    label[rng.random(label.shape) < 0.1] = IGNORED
+    counted = label != IGNORED
     matrix = confusion_matrix(label[counted], predicted[counted], labels=range(classes))
     both, either = matrix.diagonal(), matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
     expected = (both[either > 0] / either[either > 0]).mean()

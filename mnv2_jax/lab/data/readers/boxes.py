@@ -56,9 +56,8 @@ class AnnotatedImages:
         counts = np.bincount(classes[classes >= 0], minlength=len(self.classes))
         left_out = {f"objects ({reason})": n for reason, n in self.dropped.items()}
         files = ("", [str(path) for path, *_ in self._images])
-        read = functools.partial(_read, self._images)
         facts = self.classes, None, counts.tolist(), left_out, files
-        return LazySource(len(self._images), read, *facts)
+        return LazySource(len(self._images), functools.partial(_read, self._images), *facts)
 
 
 def _read(images: list[Annotated], index: int) -> Mapping[str, Any]:

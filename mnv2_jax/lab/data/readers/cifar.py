@@ -33,13 +33,10 @@ CIFAR = {
     "cifar10": Layout(
         {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
         "cifar-10-batches-bin", "batches.meta.txt", 1,
-        "cifar-10-batches-py", ("batches.meta", b"label_names"), b"labels",
-    ),
+        "cifar-10-batches-py", ("batches.meta", b"label_names"), b"labels"),
     "cifar100": Layout(
-        {"train": ("train",), "test": ("test",)},
-        "cifar-100-binary", "fine_label_names.txt", 2,
-        "cifar-100-python", ("meta", b"fine_label_names"), b"fine_labels",
-    ),
+        {"train": ("train",), "test": ("test",)}, "cifar-100-binary", "fine_label_names.txt", 2,
+        "cifar-100-python", ("meta", b"fine_label_names"), b"fine_labels"),
 }  # fmt: skip
 
 
@@ -90,9 +87,8 @@ def _read_python(layout: Layout, files: dict[str, bytes], folder: Path) -> tuple
             labels.append(np.fromiter(map(operator.index, listed), np.int64, len(listed)))
             images.append(_planes_to_images(pixels.reshape(len(labels[-1]), PIXELS)))
         except Exception as error:  # a damaged pickle raises anything
-            raise UsageError(
-                f"{file} in {folder} is no CIFAR batch ({first_line(error)}). Download it again."
-            ) from error
+            wrong = f"is no CIFAR batch ({first_line(error)})"
+            raise UsageError(f"{file} in {folder} {wrong}. Download it again.") from error
     return np.concatenate(images), np.concatenate(labels), names
 
 

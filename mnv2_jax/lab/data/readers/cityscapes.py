@@ -6,17 +6,15 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data.readers.label_maps import label_table, paired_source
 from mnv2_jax.lab.data.source import LazySource
 
-LAYOUT = (
-    "The layout is ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png beside "
-    "ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png"
-)
+LAYOUT = "The layout is ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png beside "
+LAYOUT += "ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png"
+# The classes that are evaluated, and their values in `labelIds` maps; all others are ignored.
 CITYSCAPES = {
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17,
     "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23,
     "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32,
     "bicycle": 33,
 }  # fmt: skip
-"""The classes that are evaluated, and their values in `labelIds` maps; all others are ignored."""
 
 
 def open_cityscapes(split: str, root: str) -> LazySource:

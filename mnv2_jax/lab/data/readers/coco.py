@@ -14,7 +14,7 @@ from mnv2_jax.lab.data.readers.boxes import AnnotatedImages, Object
 from mnv2_jax.lab.data.readers.files import MAX_JSON_BYTES, unwrapped
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
-YEARS = ("", "2017", "2014")  # that its own splits are named after
+YEARS = ("", "2017", "2014")  # that COCO's own splits are named after
 # Where COCO, Roboflow, CVAT, FiftyOne and others keep the annotations of a split, or of all images.
 SPLIT_FILES = (
     "annotations/instances_{}.json", "{}/annotations.json", "{}/_annotations.coco.json",
@@ -46,16 +46,15 @@ def open_coco(split: str, root: str) -> LazySource:
     categories = _categories(content, file)
     order = {number: i for i, number in enumerate(sorted(categories))}
     images = _unique(content["images"], "id", int, "file_name", f"{file}: image")
-    names = _unique(content["images"], "file_name", str, "id", f"{file}: image")
+    names = list(_unique(content["images"], "file_name", str, "id", f"{file}: image"))
     known = [a for a in content["annotations"] if type(a) is dict and type(a.get("id")) is int]
     _unique(known, "id", int, "image_id", f"{file}: annotation")
     objects: dict[int, list[Object]] = {number: [] for number in images}
     for annotation in content["annotations"]:
         _add_object(objects, annotation, order, file)
-    folder = _image_folder(top, stem, list(names))
-    collected = AnnotatedImages(tuple(categories[n] for n in order))
-    chosen = share(list(names), split) if shared else range(len(names))
-    for number, entry in (list(images.items())[i] for i in chosen):
+    folder = _image_folder(top, stem, names)
+    collected, entries = AnnotatedImages(tuple(categories[n] for n in order)), list(images.items())
+    for number, entry in (entries[i] for i in share(names, split)) if shared else entries:
         where = f"{file}: image {number}"
         size = _field(entry, "height", int, where), _field(entry, "width", int, where)
         collected.add(_inside(folder, entry["file_name"], where), size, objects[number], where)
@@ -85,10 +84,8 @@ def _find(split: str, root: Path) -> tuple[Path, Path, str, bool]:
 def _image_folder(top: Path, stem: str, names: list[str]) -> Path:
     """Returns the folder where the images are; one that is likely, where there are none."""
     places = [top / place.format(stem or ".") for place in FOLDERS]
-    for place in places:
-        if any(os.path.isfile(place / name) for name in names[:TRIED]):
-            return place
-    return next(filter(os.path.isdir, places), top)
+    some = (p for p in places if any(os.path.isfile(p / name) for name in names[:TRIED]))
+    return next(some, None) or next(filter(os.path.isdir, places), top)
 
 
 def _plain(name: str) -> str:

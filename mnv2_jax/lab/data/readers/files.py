@@ -9,15 +9,14 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.files import UnreadableFile
 from mnv2_jax.lab.data.source import BadRecord, class_name
 
+# How the names of images end, in small letters or capitals.
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".bmp", ".dib", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
 )  # fmt: skip
-"""How the names of images end, in small letters or capitals."""
-MAX_RECORD_BYTES = 1 << 28
+MAX_RECORD_BYTES = MAX_UNZIPPED_BYTES = 1 << 28  # CIFAR takes 180 MB
 MAX_LIST_BYTES = 1 << 26
 MAX_JSON_BYTES = 1 << 31  # COCO's annotations take half a gigabyte, those of LVIS a whole one
-MAX_UNZIPPED_BYTES = 1 << 28  # CIFAR takes 180 MB
 
 
 def read_record(path: Path) -> bytes:
@@ -56,8 +55,8 @@ def refuse_twice(names: Sequence[str], path: Path) -> None:
     """Raises `UsageError` where a list has a name twice."""
     first: dict[str, int] = {}
     for number, name in enumerate(names, 1):
-        if first.setdefault(name, number) != number:
-            both = f"number {first[name]} and {number}"
+        if (before := first.setdefault(name, number)) != number:
+            both = f"number {before} and {number}"
             raise UsageError(f"{path} lists {name!r} twice, as {both}: remove one.")
 
 
@@ -80,8 +79,7 @@ def unwrapped(root: Path, known: Callable[[Path], bool]) -> Path:
     """Returns the folder of a known layout: the root, or what an archive has wrapped it in."""
     place = root
     for _ in range(3):
-        inner = subfolders(place)
-        if known(place) or len(inner) != 1:
+        if known(place) or len(inner := subfolders(place)) != 1:
             break
         place /= inner[0]
     return place if known(place) else root

@@ -13,10 +13,8 @@ from mnv2_jax.errors import UsageError, first_line, unknown
 from mnv2_jax.lab.data import image, source
 from mnv2_jax.lab.data.readers.files import SUFFIXES, is_hidden, read_record, subfolders, unwrapped
 
-LAYOUT = (
-    "The layout is ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg, or "
-    "ROOT/CLASS/*.jpg, of which a fifth is held out"
-)
+LAYOUT = "The layout is ROOT/train/CLASS/*.jpg with ROOT/val/CLASS/*.jpg or ROOT/test/CLASS/*.jpg, "
+LAYOUT += "or ROOT/CLASS/*.jpg, of which a fifth is held out"
 
 
 def open_folder(split: str, root: str) -> source.LazySource:
@@ -42,9 +40,8 @@ def open_folder(split: str, root: str) -> source.LazySource:
         shown = f"{folder} has classes that {train} lacks: {', '.join(more[:5])}"
         raise UsageError(f"{shown}. Give both the same class folders.")
     if len(_splits(folder)) > 1:
-        raise UsageError(
-            f"{folder} has folders {', '.join(own)}, which tell of splits: call them train and val."
-        )
+        splits = f"folders {', '.join(own)}, which tell of splits"
+        raise UsageError(f"{folder} has {splits}: call them train and val.")
     if shared and len(classes) == 1:
         raise UsageError(f"{folder} has one class, {classes[0]!r}, and two are needed. {LAYOUT}.")
     left_out, files, labels = Counter(), [], []
@@ -62,8 +59,7 @@ def open_folder(split: str, root: str) -> source.LazySource:
         raise UsageError(f"{folder} has no images. {LAYOUT}.")
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     read = functools.partial(_read, folder, files, np.array(labels, np.int32))
-    of = (folder, files)
-    return source.LazySource(len(files), read, classes, None, counts, left_out, of)
+    return source.LazySource(len(files), read, classes, None, counts, left_out, (folder, files))
 
 
 def _read(folder: Path, files: list[str], labels: np.ndarray, index: int) -> dict:
@@ -100,10 +96,10 @@ def walk_images(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if deep and not is_hidden(name)]
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not is_hidden(name):
+        for name in (name for name in files if not is_hidden(name)):
+            if name.lower().endswith(SUFFIXES):
                 yield os.path.relpath(os.path.join(place, name), folder)
-            elif not is_hidden(name):
+            else:
                 ending = os.path.splitext(name)[1].lower()
                 left_out[f"{ending} files" if ending else "files without an ending"] += 1
 

@@ -26,13 +26,10 @@ def open_mnist(split: str, root: str) -> ArraySource:
 
 def open_fashion_mnist(split: str, root: str | None) -> ArraySource:
     """Opens Fashion-MNIST from its four files, by default where Debian's package puts them."""
-    get = (
-        "apt-get install dataset-fashion-mnist, or download the four files named at "
-        "https://github.com/zalandoresearch/fashion-mnist and give their folder as the root"
-    )
-    return _open_idx(
-        "fashion_mnist", FASHION_CLASSES, split, Path(root or DEBIAN_FASHION_MNIST), get
-    )
+    get = "apt-get install dataset-fashion-mnist, or download the four files named at "
+    get += "https://github.com/zalandoresearch/fashion-mnist and give their folder as the root"
+    folder = Path(root or DEBIAN_FASHION_MNIST)
+    return _open_idx("fashion_mnist", FASHION_CLASSES, split, folder, get)
 
 
 def _open_idx(name: str, classes: tuple, split: str, folder: Path, get: str) -> ArraySource:
@@ -53,16 +50,15 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     dimension as a big-endian 32-bit integer, then the values. Images have 3 dimensions, labels 1.
     """
     content, start = read_unzipped(path), 4 + 4 * dimensions
-    if content[:4] != bytes((0, 0, 8, dimensions)):
-        raise UsageError(
-            f"{path} is not an IDX file of {dimensions} dimensions of unsigned bytes "
-            f"(it starts with {content[:4].hex() or 'nothing'}). Download it again."
-        )
     shape = tuple(int.from_bytes(content[i : i + 4]) for i in range(4, start, 4))
-    expected, found = math.prod(shape), len(content) - start
-    if found < 0 or expected > MAX_UNZIPPED_BYTES:
-        raise UsageError(f"{path} has an impossible IDX header. Download it again.")
-    if found != expected:
+    expected, found, wrong = math.prod(shape), len(content) - start, ""
+    if content[:4] != bytes((0, 0, 8, dimensions)):
+        wrong = f"is not an IDX file of {dimensions} dimensions of unsigned bytes "
+        wrong += f"(it starts with {content[:4].hex() or 'nothing'})"
+    elif found < 0 or expected > MAX_UNZIPPED_BYTES:
+        wrong = "has an impossible IDX header"
+    elif found != expected:
         wrong = f"should hold {expected:,} values and holds {found:,}"
+    if wrong:
         raise UsageError(f"{path} {wrong}. Download it again.")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -89,16 +89,14 @@ def _make_index(path: Path, nested: bool) -> Index:
     if large is not None:
         raise UsageError(f"{path} holds {large}, above {MAX_MEMBER_BYTES:,} bytes.")
     names, offsets, sizes, labels = zip(*rows, strict=True)
-    if len({*names}) < len(names):
-        twice = next(a for a, b in pairwise(sorted(names)) if a == b)
+    twice = next((a for a, b in pairwise(sorted(names)) if a == b), None)
+    if twice is not None:
         raise UsageError(f"{path} holds {twice!r} twice. Download it again.")
     return {
-        "name": np.array([name.encode() for name in names]),
-        "offset": np.array(offsets, np.int64),
-        "size": np.array(sizes, np.int64),
+        "name": np.array([name.encode() for name in names]), "classes": np.array(classes, str),
+        "offset": np.array(offsets, np.int64), "size": np.array(sizes, np.int64),
         "label": np.array(labels, np.int32),
-        "classes": np.array(classes, str),
-    }
+    }  # fmt: skip
 
 
 def _cached_index(path: Path, nested: bool) -> Index:
@@ -109,8 +107,7 @@ def _cached_index(path: Path, nested: bool) -> Index:
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     places = (path.with_name(path.name + ".index.npz"), cache / f"{path.name}.{digest}.index.npz")
     for place in places:
-        index = _load_index(place, stamp)
-        if index is not None:
+        if (index := _load_index(place, stamp)) is not None:
             return index
     log.info("indexing %s once; this reads all its headers", path)
     index = _make_index(path, nested)

@@ -48,11 +48,10 @@ def labelled_record(
 
 def paired_source(pairs: Pairs, classes: tuple, layout: str, table: Table = None) -> LazySource:
     """Makes a source of pairs of an image file and the file of its label map."""
-    missing = next((str(p) for pair in pairs for p in pair if not os.path.isfile(p)), None)
-    if missing:
+    files = [str(path) for pair in pairs for path in pair]
+    for missing in (file for file in files if not os.path.isfile(file)):
         raise UsageError(f"{missing} is missing. {layout}.")
     read = functools.partial(_read, pairs, len(classes), table)
-    files = [str(path) for pair in pairs for path in pair]
     return LazySource(len(pairs), read, classes, files=("", files))
 
 

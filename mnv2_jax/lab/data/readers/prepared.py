@@ -29,12 +29,9 @@ CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in features.jso
 IMAGES = ("image", "image_left")
 MASKS = ("segmentation_mask", "segmentation_label", "segmentation", "mask", "annotation", "label")
 CLASSES_FILE, INFO = "pixel_classes.txt", "dataset_info.json"
-VALUES: Mapping[str, Mapping[str, int]] = {
-    "cityscapes": CITYSCAPES,
-    "oxford_iiit_pet": {"pet": 1, "background": 2, "border": 3},
-}
-"""What values in the maps of stock sets stand for; all others are ignored."""
-
+# What values in the maps of stock sets stand for; all others are ignored.
+PETS = {"pet": 1, "background": 2, "border": 3}
+VALUES: Mapping[str, Mapping[str, int]] = {"cityscapes": CITYSCAPES, "oxford_iiit_pet": PETS}
 Record = Mapping[str, Any]
 
 
@@ -71,11 +68,12 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
         kind = f"{builder.info.file_format.value} files, which only TensorFlow reads"
         remedy = f"Prepare it as {FORMAT} in another folder: mnv2 prepare {name}"
         raise UsageError(f"{folder} holds {kind}. {remedy}")
-    missing = [path.name for path in splits[known].filepaths if not os.path.isfile(path)]
+    files = [str(path) for path in splits[known].filepaths]
+    missing = [os.path.basename(path) for path in files if not os.path.isfile(path)]
     if missing:
         raise UsageError(f"{folder} cannot be read: {missing[0]} is missing. Prepare it again.")
     try:
-        skip = {key: tfds.decode.SkipDecoding() for key in content.encoded}
+        skip = dict.fromkeys(content.encoded, tfds.decode.SkipDecoding())
         records = builder.as_data_source(split=known + bracket + rest, decoders=skip)
         length = len(records)
     except Exception as error:
@@ -83,7 +81,6 @@ def open_prepared(name: str, split: str, root: str | None, masks: bool = False) 
         raise UsageError(f"{folder} cannot be read: {first_line(error)}. {remedy}.") from error
     channels = min(features[content.encoded[0]].shape[-1] or 3, 3)
     read = partial(_read, records, f"{folder} {split}", content, channels)
-    files = [str(path) for path in splits[known].filepaths]
     return LazySource(length, read, content.classes, files=("", files))
 
 
@@ -126,9 +123,8 @@ def _labels_or_objects(features: dict[str, Any]) -> Content | None:
         return None
     objects = getattr(features.get("objects"), "feature", None)
     inner = dict(objects.items()) if isinstance(objects, tfds.features.FeaturesDict) else {}
-    if type(inner.get("bbox")) is not tfds.features.BBoxFeature:
-        inner = {}
-    choices = ("label", features, _with_label), ("objects", inner, _with_objects)
+    boxed = type(inner.get("bbox")) is tfds.features.BBoxFeature
+    choices = ("label", features, _with_label), ("objects", inner if boxed else {}, _with_objects)
     for field, holder, build in choices:
         label: Any = holder.get("label")
         if type(label) is tfds.features.ClassLabel:
@@ -146,18 +142,16 @@ def _label_maps(name: str, folder: Path, features: dict[str, Any]) -> Content | 
     if picture is None or mask is None:
         return None
     own, table = folder / CLASSES_FILE, None
-    values = VALUES.get(name.partition(":")[0].partition("/")[0])
+    names: Any = getattr(features[mask], "names", None)
     if os.path.lexists(own):
         names = read_classes(own)
-    elif values is not None:
+    elif values := VALUES.get(re.split("[:/]", name)[0]):
         names, table = values, label_table(values.values())
-    else:
-        names = getattr(features[mask], "names", None)
     if not names:
         remedy = f"write the names of the classes to {own}, one a line, that of value 0 first"
         raise UsageError(f"{name} does not say what the values in {mask!r} mean: {remedy}.")
-    fields = (picture, mask)
-    return Content(tuple(map(str, names)), fields, fields, partial(labelled_record, table=table))
+    both = (picture, mask)
+    return Content(tuple(map(str, names)), both, both, partial(labelled_record, table=table))
 
 
 def _open_builder(folder: Path) -> Any:

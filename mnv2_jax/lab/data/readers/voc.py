@@ -18,10 +18,9 @@ from mnv2_jax.lab.data.readers.label_maps import paired_source
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
 MAX_XML_BYTES = 1 << 24
-LAYOUT = "The layout is VOC2012's: ROOT/JPEGImages, ROOT/{}, ROOT/ImageSets/{}/SPLIT.txt"
 LAYOUTS = {
-    "Main": LAYOUT.format("Annotations", "Main"),
-    "Segmentation": LAYOUT.format("SegmentationClass", "Segmentation"),
+    kind: f"The layout is VOC2012's: ROOT/JPEGImages, ROOT/{part}, ROOT/ImageSets/{kind}/SPLIT.txt"
+    for kind, part in (("Main", "Annotations"), ("Segmentation", "SegmentationClass"))
 }
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -54,9 +53,8 @@ def open_voc(split: str, root: str) -> LazySource:
             if kind not in index:
                 listed = f"not among the classes: list it in {top / 'classes.txt'}"
                 raise UsageError(f"{where} is a {kind!r}, which is {listed}, or remove it.")
-            left, upper, right, lower = (
-                _number(entry, f"bndbox/{tag}", where) for tag in ("xmin", "ymin", "xmax", "ymax")
-            )
+            sides = [f"bndbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax")]
+            left, upper, right, lower = (_number(entry, side, where) for side in sides)
             if (entry.findtext("difficult") or "0").strip() == "1":
                 images.dropped["difficult"] += 1
                 continue
