@@ -17,7 +17,7 @@ from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED, SMALL = Path(__file__).parent / "embedded", "fashion_mnist_small"
 SCENE_CLASSES = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "ankle boot")
 SCENE_CLASS_OF = (0, 1, 0, 2, 0, 3, 0, 4, 5, 6)  # for each of `idx.FASHION_CLASSES`
 
@@ -42,7 +42,7 @@ def _open_scenes(split: str, root: None) -> Source:
     Shirts, t-shirts, pullovers and coats are one class, for even people confuse them, and a quarter
     of them is used, so that all classes are as frequent. Those held out show items of their own.
     """
-    arrays = _load_embedded("fashion_mnist_small")
+    arrays = _load_embedded(SMALL)
     labels = np.array(SCENE_CLASS_OF)[arrays[f"{split}_label"]]
     kept = (labels != 0) | (np.cumsum(labels == 0) % 4 == 0)
     items = ArraySource(arrays[f"{split}_image"][kept], labels[kept], SCENE_CLASSES)
@@ -59,7 +59,6 @@ class DataSet(NamedTuple):
 
 
 TWO = ("train", "test")
-SMALL = "fashion_mnist_small"
 CATALOG: Mapping[str, DataSet] = {
     "digits": DataSet(partial(_open_embedded, "digits", idx.DIGIT_CLASSES), None, TWO),
     SMALL: DataSet(partial(_open_embedded, SMALL, idx.FASHION_CLASSES), None, TWO),
@@ -88,10 +87,8 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     `tfds_masks:NAME` reads the label maps of a set whose images have labels too. The split is
     "train", "val" or "test", the last two the same in a set that has only one of them; sets on disk
     take their own names too. The root is the folder of the data: embedded sets have none,
-    `fashion_mnist` and `tfds:` a default one. What is left out is told in the log.
-
-    Raises:
-        UsageError: there is no such name or split, or the data is missing, damaged or empty.
+    `fashion_mnist` and `tfds:` a default one. What is left out is told in the log. `UsageError` if
+    there is no such name or split, or the data is missing, damaged or empty.
     """
     root = root if root is None else str(user_path(root, "root of the data"))
     for prefix, masks in PREPARED.items():

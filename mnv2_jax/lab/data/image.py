@@ -54,11 +54,8 @@ def decode(data: bytes, name: str, channels: int = 3, orient: bool = True) -> np
     simplejpeg where it is installed and the file is flawless, everything else through Pillow; both
     use libjpeg-turbo and give the same pixels. A large picture is read smaller, see `read_size`.
     With `orient` it is turned upright by its EXIF or XMP tag, which the reference pipelines for
-    ImageNet do not do.
-
-    Raises:
-        BadRecord: of this name; the file is empty, damaged, of another format or larger than
-            `FORMATS` allows, by its header, before any memory is set aside.
+    ImageNet do not do. `BadRecord` of this name for a file that is empty, damaged, of another
+    format or, by its header and before any memory is set aside, larger than `FORMATS` allows.
     """
     if not data:
         raise BadRecord(name, "the file is empty")

@@ -44,9 +44,7 @@ def train_batches(
 
     No more than the share `bad_record_budget` of the set's records may be bad; ten always may, but
     no more than half. The file `bad_records` keeps which ones are, for a run that is started again.
-
-    Raises:
-        UsageError: impossible sizes, or more bad records than the budget.
+    `UsageError` for impossible sizes, and for more bad records than the budget.
     """
     local, first, threads = _check(source, "training", batch_size, shard, threads, prefetch)
     if start_step < 0 or not 0 <= bad_record_budget <= 1 or (steps is not None and steps < 0):
@@ -80,11 +78,8 @@ def eval_batches(
     """Yields this host's rows of every example once, in order, as `train_batches` does.
 
     The last batch is padded with rows of zeros with mask 0 and id -1. Every host yields the same
-    number of batches, even if all rows of one are padding.
-
-    Raises:
-        UsageError: impossible sizes, or a record that cannot be decoded, by name: a score over some
-            of the examples would not be comparable.
+    number of batches, even if all rows of one are padding. `UsageError` for impossible sizes, and
+    for a record that cannot be decoded: a score over some of the examples would not be comparable.
     """
     local, first, threads = _check(source, "evaluation", batch_size, shard, threads, prefetch)
     n = len(source)

@@ -24,12 +24,10 @@ STYLE: dict[Any, Any] = {
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Any:
     """Returns a figure of `width` × `height` inches without a backend, and its axes as an array."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(fig)
         return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
 
 
@@ -62,9 +60,8 @@ def svg(fig: Any, prefix: str) -> str:
     text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML needs no name spaces
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text).replace("xlink:href", "href")
-    text = text.replace("url(#", f"url(#{prefix}-")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    text = text.replace("xlink:href", "href")
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     text = text.replace(INK, "currentColor").replace("stroke: #b0b0b0", "stroke: currentColor")
     for color, name in VARIABLES.items():

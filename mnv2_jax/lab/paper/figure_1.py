@@ -1,7 +1,7 @@
 """Fig. 1: what ReLU leaves of a spiral that a random matrix T embeds in n dimensions."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -104,11 +104,10 @@ def figure_1(_: Sources) -> Iterator[Part]:
         "line is its exact expectation, (n + 1) / 2ⁿ."
     )
     rows = []
-    for loss in (loss for loss in measured if loss.n in DIMENSIONS):
-        low, high = np.percentile(loss.error, (10, 90))
-        collapsed, expected = loss.collapsed.mean(), expected_collapse(loss.n)
-        error, band = f"{loss.error.mean():.3f}", f"{low:.3f} to {high:.3f}"
-        rows.append((loss.n, error, band, f"{collapsed:.2%}", f"{expected:.2%}"))
+    for n, error, collapsed in (loss for loss in measured if loss.n in DIMENSIONS):
+        low, high = np.percentile(error, (10, 90))
+        share = (f"{collapsed.mean():.2%}", f"{expected_collapse(n):.2%}")
+        rows.append((n, f"{error.mean():.3f}", f"{low:.3f} to {high:.3f}", *share))
     header = ("n", "relative error", "middle 80 %", "points collapsed", "expected")
     yield Table(header, rows, "-hhhh")
     yield Note(
@@ -117,7 +116,7 @@ def figure_1(_: Sources) -> Iterator[Part]:
     )
 
 
-def expected_collapse(n: int) -> float:
+def expected_collapse(n: Any) -> Any:
     """Returns (n + 1) / 2ⁿ, the chance that fewer than two of n signs are positive.
 
     >>> expected_collapse(3)
@@ -143,17 +142,16 @@ def _spirals(x: np.ndarray, shown: Sequence[np.ndarray]) -> object:
 
 def _curves(measured: Sequence[Loss]) -> object:
     fig, axes = figure(10.2, 3.1, columns=2)
-    n = [loss.n for loss in measured]
     left, right = axes.flat
-    low, high = np.percentile([loss.error for loss in measured], (10, 90), axis=1)
+    n, errors, collapsed = map(np.array, zip(*measured, strict=True))
+    low, high = np.percentile(errors, (10, 90), axis=1)
     left.fill_between(n, low, high, color=COLORS[0], alpha=0.2, linewidth=0)
-    left.plot(n, [loss.error.mean() for loss in measured], "o-", color=COLORS[0], markersize=3.5)
+    left.plot(n, errors.mean(axis=1), "o-", color=COLORS[0], markersize=3.5)
     left.set(ylabel="relative error", ylim=(0, None))
     # Beyond, a collapse is rarer than one in all the matrices that are drawn.
-    common = [loss for loss in measured if expected_collapse(loss.n) > 1 / (10 * DRAWS)]
-    few = [loss.n for loss in common]
-    right.plot(few, [expected_collapse(m) for m in few], color=COLORS[1], label="expected")
-    share = [loss.collapsed.mean() for loss in common]
+    common = expected_collapse(n) > 1 / (10 * DRAWS)
+    few, share = n[common], collapsed.mean(axis=1)[common]
+    right.plot(few, expected_collapse(few), color=COLORS[1], label="expected")
     right.plot(few, share, "o", color=COLORS[0], markersize=4.5, label="found")
     right.set(yscale="log", ylabel="share of points collapsed")
     right.legend(frameon=False)

@@ -66,12 +66,10 @@ def _released(own: Own, evaluated: list[results.Evaluation]) -> Table:
     for width, scores in printed.RELEASED.items():
         for resolution, top1 in zip(printed.RESOLUTIONS, scores, strict=False):
             at = (width, resolution)
-            trained = own[at].first if at in own else []
-            here = results.cell(trained, [e for e in evaluated if e.network.width_and_size == at])
+            here = results.cell(own[at].first if at in own else [], evaluated, width_and_size=at)
             rows.append((*at, f"{classifier_madds(*at):,}", top1, here))
     header = ("width", "resolution", "MAdds, counted", "top-1 %, published", "top-1 %, here")
-    n = 5 if own or evaluated else 4
-    caption = "The published points (ImageNet)"
+    n, caption = 5 if own or evaluated else 4, "The published points (ImageNet)"
     return Table(header[:n], [row[:n] for row in rows], "--hph"[:n], caption)
 
 
@@ -87,27 +85,21 @@ def _draw(own: Own, evaluated: list[results.Evaluation], counted: results.Result
     fig, axes = figure(10.2 if counted else 7.2, 4.3, columns=1 + bool(counted))
     ax = axes.flat[0]
     ax.set_xscale("log")
-    for color, resolution in zip(COLORS, reversed(printed.RESOLUTIONS), strict=False):
-        index = printed.RESOLUTIONS.index(resolution)
-        line = sorted(
-            (classifier_madds(width, resolution) / 1e6, scores[index])
-            for width, scores in printed.RELEASED.items()
-            if index < len(scores)
-        )
-        ax.plot(*zip(*line, strict=True), "o-", color=color, markersize=4, label=f"{resolution}²")
-        for at in sorted(at for at in own if at[1] == resolution):
+    for color, (index, size) in zip(COLORS, [*enumerate(printed.RESOLUTIONS)][::-1], strict=False):
+        scores = {width: own[index] for width, own in printed.RELEASED.items() if index < len(own)}
+        line = sorted((classifier_madds(width, size) / 1e6, s) for width, s in scores.items())
+        ax.plot(*zip(*line, strict=True), "o-", color=color, markersize=4, label=f"{size}²")
+        for at in sorted(at for at in own if at[1] == size):
             x, top1 = classifier_madds(*at) / 1e6, 100 * np.mean(own[at].first)
             ax.plot(x, top1, "*", color=color, markersize=11, markeredgecolor=INK)
-        for e in evaluated:
-            if e.network.resolution == resolution:
-                x = classifier_madds(*e.network.width_and_size) / 1e6
-                ax.plot(x, 100 * e.score, "o", color=color, markersize=9, fillstyle="none")
-    for row in printed.TABLE_4:
-        if row.network in OTHERS:
-            mark, offset, across, along = OTHERS[row.network]
-            ax.plot(row.madds, row.score, mark, color=INK, markersize=4.5, alpha=0.7)
-            at, look = (row.madds, row.score), {"ha": across, "va": along, "fontsize": 7.5}
-            ax.annotate(row.network, at, offset, textcoords="offset points", **look)
+        for e in (e for e in evaluated if e.network.resolution == size):
+            x = classifier_madds(*e.network.width_and_size) / 1e6
+            ax.plot(x, 100 * e.score, "o", color=color, markersize=9, fillstyle="none")
+    for row in (row for row in printed.TABLE_4 if row.network in OTHERS):
+        mark, offset, across, along = OTHERS[row.network]
+        ax.plot(row.madds, row.score, mark, color=INK, markersize=4.5, alpha=0.7)
+        at, look = (row.madds, row.score), {"ha": across, "va": along, "fontsize": 7.5}
+        ax.annotate(row.network, at, offset, textcoords="offset points", **look)
     _millions(ax, (10, 20, 50, 100, 200, 500))
     ax.set(ylabel="top-1 accuracy, %", xlim=(None, 1600))  # room for the names
     ax.set_title("ImageNet: published" + ", and trained here (stars)" * bool(own))
@@ -127,9 +119,9 @@ def _draw_own(ax: Any, result: results.Result) -> None:
         line = sorted((madds / 1e6, scores) for s, _, madds, scores in own if s == size)
         x, scores = zip(*line, strict=True)
         plot_band(ax, x, scores, color, "o-", markersize=4, label=f"{size}²")
-    every = sorted(madds / 1e6 for _, _, madds, _ in own)
+    every = [madds / 1e6 for _, _, madds, _ in own]
     ticks = [m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5)]
-    _millions(ax, [t for t in ticks if every[0] * 0.9 <= t <= every[-1] * 1.1])
+    _millions(ax, [t for t in ticks if min(every) * 0.9 <= t <= max(every) * 1.1])
     ax.set(ylabel="accuracy, %", title=f"{result.folder.name}: trained here")
 
 

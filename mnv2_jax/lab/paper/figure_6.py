@@ -12,12 +12,10 @@ from mnv2_jax.lab.paper.results import Result, find, spread
 from mnv2_jax.lab.train.report import CURVES, paired_difference, plot_band, points, verdicts
 
 LABELS = {
-    "linear": "linear bottleneck",
-    "relu6": "ReLU6 in bottleneck",
+    "linear": "linear bottleneck", "relu6": "ReLU6 in bottleneck", "none": "no residual",
     "between_bottlenecks": "shortcut between bottlenecks",
     "between_expansions": "shortcut between expansions",
-    "none": "no residual",
-}
+}  # fmt: skip
 
 
 def figure_6a(sources: Sources) -> Iterator[Part]:
@@ -49,10 +47,10 @@ def _ablation(
             yield Picture(f"{picture}-curves{number}", drawn, alt)
         alt = f"Accuracy of the variants{' over training' * logged}, and of every seed at the end."
         yield Picture(picture + number, _draw(result, claim, curves if logged else []), alt)
-        reference, rows = result.scores[claim[0]], []
+        rows = []
         for name in claim:
             scores = result.scores[name]
-            versus = points(paired_difference(scores, reference), unit="")
+            versus = points(paired_difference(scores, result.scores[claim[0]]), unit="")
             versus = "reference" if name == claim[0] else versus
             rows.append((LABELS[name], len(scores), spread(scores), versus))
         header = ("variant", "seeds", "accuracy, %", "difference in points [95 % CI]")
@@ -66,9 +64,16 @@ def _ablation(
 def _draw(result: Result, claim: tuple[str, ...], curves: list[Any]) -> Any:
     width, ratios = (10.2, (3, 2)) if curves else (6.2, (1,))
     fig, axes = figure(width, 3.3, columns=len(ratios), width_ratios=ratios)
+    ends, last = axes.flat[-1], []
+    for color, name, (steps, values) in zip(COLORS, claim, curves, strict=False):
+        mean = plot_band(axes[0, 0], steps, values.T, color, linewidth=1.8, label=LABELS[name])
+        last.append(mean[len(mean) // 3 :].min())
     if curves:
-        _draw_curves(axes.flat[0], claim, curves)
-    ends = axes.flat[-1]
+        # The first epochs, far below, would hide what the figure is about.
+        axes[0, 0].set(ylim=(max(0.0, min(last) - 8), None), ylabel="accuracy, %")
+        title = f"mean of {len(curves[0][1])} seeds, band of one standard deviation"
+        axes[0, 0].set(xlabel="training step", title=title)
+        axes[0, 0].legend(frameon=False, loc="lower right")
     for i, (name, color) in enumerate(zip(claim, COLORS, strict=False)):
         scores = 100 * np.asarray(result.scores[name])
         jitter = np.linspace(-0.16, 0.16, len(scores)) if len(scores) > 1 else np.zeros(1)
@@ -83,14 +88,3 @@ def _draw(result: Result, claim: tuple[str, ...], curves: list[Any]) -> Any:
         plain_axes(ax)
     ends.grid(visible=False, axis="x")
     return fig
-
-
-def _draw_curves(ax: Any, claim: tuple[str, ...], curves: list[Any]) -> None:
-    last = []
-    for color, name, (steps, values) in zip(COLORS, claim, curves, strict=False):
-        mean = plot_band(ax, steps, values.T, color, linewidth=1.8, label=LABELS[name])
-        last.append(mean[len(mean) // 3 :].min())
-    # The first epochs, far below, would hide what the figure is about.
-    ax.set(ylim=(max(0.0, min(last) - 8), None), xlabel="training step", ylabel="accuracy, %")
-    ax.set_title(f"mean of {len(curves[0][1])} seeds, band of one standard deviation")
-    ax.legend(frameon=False, loc="lower right")

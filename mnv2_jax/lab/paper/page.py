@@ -15,6 +15,12 @@ PAGE = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
 STYLE = Path(__file__).with_suffix(".css").read_text("utf-8")  # light, dark and paper
 ORIGINS = {"p": "paper", "h": "here", "-": ""}  # classes of cells
 EMPTY = ("", "–", "not run", "reference", "no expansion")  # in columns of numbers
+MARKS = {  # in a paragraph outside of code, in the order in which they are looked for
+    r"\[([^\]]+)\]\((https://[^)\s]+)\)": r'<a href="\2">\1</a>',
+    r"\*\*(.+?)\*\*": r"<strong>\1</strong>",
+    r"(?<!\\)\*(\S.*?)(?<!\\)\*": r"<em>\1</em>",
+    r"\\\*": "*",
+}
 TITLE = "MobileNetV2, table by table"
 Section = tuple[Item, tuple[Part, ...]]  # with what was computed for it
 PAPER_LINK = "[arXiv 1801.04381](https://arxiv.org/abs/1801.04381)"
@@ -51,8 +57,7 @@ def markdown_page(sections: Sequence[Section], command: str, facts: str) -> str:
     """Composes the same as Markdown, with pictures in files of their own beside it."""
     parts = [f"# {TITLE}", *introduction(command)]
     for item, shown in sections:
-        parts += [f"## {item.name}: {item.title}", f"`{item.command}`"]
-        parts += [_markdown(part) for part in shown]
+        parts += [f"## {item.name}: {item.title}", f"`{item.command}`", *map(_markdown, shown)]
     return "\n\n".join([*parts, "---", facts]) + "\n"
 
 
@@ -62,15 +67,10 @@ def inline(text: str) -> str:
     >>> inline("a < b, `c*d*`, **e**, *f* and \\*")
     'a &lt; b, <code>c*d*</code>, <strong>e</strong>, <em>f</em> and *'
     """
-    pieces = []
-    for i, piece in enumerate(html.escape(text, quote=False).split("`")):
-        if i % 2:
-            pieces.append(_code(piece))
-            continue
-        piece = re.sub(r"\[([^\]]+)\]\((https://[^)\s]+)\)", r'<a href="\2">\1</a>', piece)
-        piece = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", piece)
-        piece = re.sub(r"(?<!\\)\*(\S.*?)(?<!\\)\*", r"<em>\1</em>", piece)
-        pieces.append(piece.replace("\\*", "*"))
+    pieces = html.escape(text, quote=False).split("`")
+    pieces[1::2] = map(_code, pieces[1::2])
+    for mark, tag in MARKS.items():
+        pieces[::2] = [re.sub(mark, tag, piece) for piece in pieces[::2]]
     return "".join(pieces)
 
 
@@ -112,13 +112,13 @@ def _html_table(table: Table) -> str:
     numeric = [all(_is_number(cell) or cell in EMPTY for cell in column) for column in columns]
 
     def row(tag: str, cells: Iterable[object]) -> str:
-        shown = []
+        shown = ""
         for cell, origin, numbers in zip(cells, origins, numeric, strict=True):
             right = numbers or (tag == "td" and _is_number(cell))
-            names = " ".join(name for name in (origin, "number" * right) if name)
+            names = f"{origin} {'number' * right}".strip()
             mark = f' class="{names}"' if names else ""
-            shown.append(f"<{tag}{mark}>{inline(str(cell))}</{tag}>")
-        return f"<tr>{''.join(shown)}</tr>"
+            shown += f"<{tag}{mark}>{inline(str(cell))}</{tag}>"
+        return f"<tr>{shown}</tr>"
 
     # Not HTML's caption, which would be broken to the width of a narrow table.
     caption = f'<p class="caption">{inline(table.caption)}</p>' if table.caption else ""

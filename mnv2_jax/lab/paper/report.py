@@ -58,12 +58,9 @@ def choose(keys: Sequence[str]) -> list[Item]:
 
 
 def write_paper(
-    out: Path,
-    sources: Sources,
-    keys: Sequence[str] = (),
-    command: str = "python main.py paper",
+    out: Path, sources: Sources, keys: Sequence[str] = (), command: str = "python main.py paper",
     progress: Callable[[str], None] = lambda line: None,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Computes the items of the given keys, or all, and writes the report to a folder.
 
     `command` stands in the report; `progress` is called with a line for each item. Returns the
@@ -83,16 +80,16 @@ def write_paper(
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     about = f"Made on {facts['device']}, {facts['platform']}, with {versions}."
     pictures = [part for _, parts in sections for part in parts if isinstance(part, Picture)]
+    pages = {HTML: html_page, MARKDOWN: markdown_page}
     with _writing(out):
-        for picture in pictures:
-            place = out / f"{picture.name}.png"
-            if isinstance(picture.drawn, Path):
-                place.write_bytes(picture.drawn.read_bytes())
+        for name, drawn, _ in pictures:
+            if isinstance(drawn, Path):
+                (out / f"{name}.png").write_bytes(drawn.read_bytes())
             else:
-                write_png(picture.drawn, place)
-        (out / MARKDOWN).write_text(markdown_page(sections, command, about), "utf-8")
-        (out / HTML).write_text(html_page(sections, command, about), "utf-8")
-    return [out / HTML, out / MARKDOWN, *(out / f"{picture.name}.png" for picture in pictures)]
+                write_png(drawn, out / f"{name}.png")
+        for name, page in pages.items():
+            (out / name).write_text(page(sections, command, about), "utf-8")
+    return [*map(out.joinpath, pages), *(out / f"{picture.name}.png" for picture in pictures)]
 
 
 @contextmanager

@@ -21,7 +21,6 @@ UNKNOWN = "Measured by an earlier version, which did not keep the setting"
 class Network(NamedTuple):
     """The network of a result."""
 
-    options: Mapping[str, Any]  # that built it
     resolution: int  # of its images
     madds: int  # 0 where it was only evaluated
     width_and_size: tuple[float, int]
@@ -30,8 +29,8 @@ class Network(NamedTuple):
 
 def _network(options: Mapping[str, Any], resolution: Any, madds: Any = 0) -> Network:
     width, stride = float(options.get("width", 1.0)), int(options.get("output_stride") or 16)
-    size = int(resolution)
-    return Network(options, size, int(madds), (width, size), (stride, bool(options.get("aspp"))))
+    size, pyramid = int(resolution), bool(options.get("aspp"))
+    return Network(size, int(madds), (width, size), (stride, pyramid))
 
 
 class Result(NamedTuple):
@@ -104,22 +103,18 @@ def read(folder: Path) -> Result:
     with _readable(folder / RESULTS, "run its experiment again") as content:
         runs, setting = content["runs"], content.get("setting", {})
         seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
-        networks = setting.get("networks") or describe_networks(folder, seeds)
-        scores = {
-            name: [_share(value) for value in own] for name, own in scores_of(content).items()
-        }
+        described = setting.get("networks") or describe_networks(folder, seeds)
+        scores = {name: list(map(_share, own)) for name, own in scores_of(content).items()}
         if not scores or not all(scores.values()):
             raise ValueError("it holds no runs")
-        return Result(
-            folder=folder, metric=content["metric"], scores=scores, seeds=seeds,
-            command=str(content["command"]),
-            data=str(setting.get("data") or sweep_config(folder).get("data.name", "")),
-            what=measured(setting) if setting else UNKNOWN,
-            networks={
-                name: _network(network["options"], network["resolution"], network["madds"])
-                for name, network in networks.items()
-            },
-        )  # fmt: skip
+        networks = {
+            name: _network(network["options"], network["resolution"], network["madds"])
+            for name, network in described.items()
+        }
+        data = str(setting.get("data") or sweep_config(folder).get("data.name", ""))
+        what = measured(setting) if setting else UNKNOWN
+        command = str(content["command"])
+        return Result(folder, content["metric"], scores, seeds, command, data, what, networks)
 
 
 def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Evaluation]:
@@ -132,15 +127,13 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
             described, views = content["model"], content["views"]
             source = described.get("source") or {"ecosystem": "", "file": ""}
             weights = f"{source['ecosystem']}: `{source['file']}`"
-            evaluation = Evaluation(
+            evaluations.append(Evaluation(
                 score=_share(content["scores"][metric]), images=int(content["images"]),
                 network=_network(described["model"], described["resolution"]),
                 several=len(views["scales"]) > 1 or bool(views["flip"]),
-                source=str(source["ecosystem"]),
+                source=str(source["ecosystem"]), command=str(content["command"]),
                 weights=weights if source["file"] else f"`{content['folder']}`",
-                command=str(content["command"]),
-            )  # fmt: skip
-            evaluations.append(evaluation)
+            ))  # fmt: skip
     return evaluations
 
 
@@ -154,10 +147,14 @@ def evaluation_table(evaluations: Sequence[Evaluation], metric: str) -> Table:
     return Table(header, rows, "---hh-", "Evaluated here")
 
 
-def cell(trained: Sequence[float], evaluated: Sequence[Evaluation]) -> str:
-    """Formats what was trained here and what was evaluated, with the source of the weights."""
+def cell(trained: Sequence[float], evaluated: Sequence[Evaluation], **network: Any) -> str:
+    """Formats what was trained here and what was evaluated, with the source of the weights.
+
+    Of what was evaluated, networks with the given fields count.
+    """
+    alike = [e for e in evaluated if network.items() <= e.network._asdict().items()]
     cells = [spread(trained)] if trained else []
-    cells += [f"{100 * e.score:.1f}" + f" ({e.source})" * bool(e.source) for e in evaluated]
+    cells += [f"{100 * e.score:.1f}" + f" ({e.source})" * bool(e.source) for e in alike]
     return ", ".join(cells) or NOT_RUN
 
 

@@ -1,6 +1,6 @@
 """Sec. 5.1: the memory of inference against t, as the paper counts it and as XLA allocates it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -90,8 +90,13 @@ def _draw(measured: dict[int, dict[str, int]]) -> Any:
     fig, axes = figure(10.2, 3.3, columns=2, width_ratios=(3, 2))
     left, right = axes.flat
     for color, split in zip(COLORS, SHOWN, strict=False):
-        label = "whole" if split is None else f"t = {split}"
-        left.plot(*_profile(split), color=color, linewidth=1.6, drawstyle="steps-mid", label=label)
+        peaks: dict[str, int] = {}
+        for name, elements in bottleneck_memory(unroll(), (SIZE, SIZE), split):
+            part = name.split("/")[0]
+            peaks[part] = max(peaks.get(part, 0), elements)
+        label = f"t = {split}" if split else "whole"
+        profile = [2 * n / 1000 for n in peaks.values()]
+        left.plot(profile, color=color, linewidth=1.6, drawstyle="steps-mid", label=label)
     left.set_xticks(range(19), ["stem", *map(str, range(17)), "last"])
     left.set(xlabel="block", ylabel="activations, kB at 16 bit")
     left.legend(frameon=False)
@@ -110,11 +115,3 @@ def _draw(measured: dict[int, dict[str, int]]) -> Any:
         plain_axes(ax)
     right.grid(visible=False, axis="x")
     return fig
-
-
-def _profile(split: int | None) -> tuple[Sequence[int], Sequence[float]]:
-    peaks: dict[str, int] = {}
-    for name, elements in bottleneck_memory(unroll(), (SIZE, SIZE), split):
-        part = name.split("/")[0]
-        peaks[part] = max(peaks.get(part, 0), elements)
-    return range(len(peaks)), [2 * n / 1000 for n in peaks.values()]

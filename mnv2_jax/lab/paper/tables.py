@@ -9,6 +9,7 @@ from mnv2_jax.lab.paper import other_networks as others
 from mnv2_jax.lab.paper import printed, results
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Sources, Table, Text
 from mnv2_jax.lab.paper.results import cell, evaluation_table, find, find_evaluations
+from mnv2_jax.lab.tasks.segment import SCALES
 from mnv2_jax.models.block import InvertedResidual
 from mnv2_jax.models.build import build, build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import TABLE_2, unroll
@@ -17,8 +18,6 @@ DASH = "–"
 NOT_OURS = (DASH, DASH, DASH)  # score, parameters and MAdds of other networks
 CLASSES = 80  # COCO's, without background (Table 5)
 DETECTION_SIZE, SEGMENTATION_SIZE = 320, 513
-# Multi-scale inputs as in DeepLabv3 (arXiv 1706.05587), which the paper follows; each also flipped.
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 IMAGENET = TRAIN + "imagenet.py --config.data.root=/path/to/imagenet"
 PRETRAINED = " --config.init.model=runs/imagenet/default/seed_0"
 # For what `mnv2 import` made of published weights, and for models that were trained here.
@@ -120,14 +119,14 @@ def table_2(_: Sources) -> Iterator[Part]:
 
 def table_3(_: Sources) -> Iterator[Part]:
     """Table 3: the largest tensors of three networks, as printed and as their tables have them."""
-    shuffle = others.shufflenet_channels(others.SHUFFLENET_G3)
+    shuffle = others.shufflenet_channels(3)
     here = (others.MOBILENET_V1, others.mobilenet_v2_channels(unroll()), shuffle)
     rows: list[tuple[object, ...]] = []
     for size, numbers in printed.TABLE_3.items():
         counted = [f"{net[size]} / {others.kilobytes(net[size], size):,.1f}" for net in here]
         counted[2] += " *" * (size == 112)
         rows.append((f"{size}×{size}", *(f"{c} / {kb}" for c, kb in numbers), *counted))
-    peaks = [max_kilobytes(channels, shuffle=i == 2) for i, channels in enumerate(here)]
+    peaks = [max_kilobytes(channels, shuffle=channels is shuffle) for channels in here]
     rows.append(("max, kB", *printed.TABLE_3_MAX, *(f"{peak:,.0f}" for peak in peaks)))
     names = ("MobileNetV1", "MobileNetV2", "ShuffleNet 2x g=3")
     header = ("size", *(f"{n}, paper" for n in names), *(f"{n}, corrected" for n in names))
@@ -145,8 +144,7 @@ def table_3(_: Sources) -> Iterator[Part]:
         "2 there are 24, 32 and 96 channels at these sizes, not 32, 64 and 160. The maximum, at "
         "112×112×16, holds."
     )
-    networks = (others.SHUFFLENET_G3, others.SHUFFLENET_G2)
-    g3, g2 = (others.shufflenet_madds(network) / 1e6 for network in networks)
+    g3, g2 = (others.shufflenet_madds(groups) / 1e6 for groups in (3, 2))
     yield Note(
         f"7×7×1024 at 16 bit is {others.kilobytes(1024, 7):.0f} kB, where MobileNetV1's row prints "
         "199. ShuffleNet's 400, 800 and 1600 channels are those of g = 2 in its own paper "
@@ -167,24 +165,25 @@ def table_4(sources: Sources) -> Iterator[Part]:
     """Table 4: ImageNet, cost counted, accuracy from runs."""
     runs = results.imagenet_results(sources)
     evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
-    own = {}
-    for network, width in (("MobileNetV2", 1.0), ("MobileNetV2 (1.4)", 1.4)):
-        cost, at = classifier(width), (width, 224)
-        trained = runs[at].first if at in runs else []
-        score = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
+    own: dict[str, tuple[str, str, str]] = {}
+    trained: list[Part] = []
+    for network, width, option in (
+        ("MobileNetV2", 1.0, ""),
+        ("MobileNetV2 (1.4)", 1.4, " --config.model.width=1.4"),
+    ):
+        cost, run = classifier(width), runs.get((width, 224))
+        score = cell(run.first if run else [], evaluated, width_and_size=(width, 224))
         params = f"{cost.params:,} ({cost.kernel_params / 1e6:.2f} M)"
         own[network] = (score, params, f"{cost.madds:,}")
+        what = f"Top-1 accuracy at width {width} on ImageNet"
+        trained.append(run.table() if run else Missing(what, IMAGENET + option))
     params = "params, counted (without norms and biases)"
     yield _beside(printed.TABLE_4, "M", ("top-1 %, paper", "top-1 %, here", params), own)
-    for width, suffix in ((1.0, ""), (1.4, " --config.model.width=1.4")):
-        if (width, 224) in runs:
-            yield runs[width, 224].table()
-        else:
-            yield Missing(f"Top-1 accuracy at width {width} on ImageNet", IMAGENET + suffix)
+    yield from trained
     yield _evaluations(evaluated, "top-1 %", "imagenet2012")
     cost = classifier(1.4)
     yield Note(
-        f"The paper prints 6.9 M parameters for width 1.4; its architecture has "
+        "The paper prints 6.9 M parameters for width 1.4; its architecture has "
         f"{cost.kernel_params / 1e6:.2f} M, or {cost.params / 1e6:.2f} M with batch norm and "
         "biases. CPU times are of a Pixel 1 phone and have no counterpart here."
     )
@@ -211,17 +210,13 @@ def table_6(sources: Sources) -> Iterator[Part]:
     """Table 6: detection on COCO."""
     coco = find(sources.runs, "detect_coco")
     evaluated = find_evaluations(sources.runs, "coco", "map")
-    at = (1.0, DETECTION_SIZE)
     trained = coco[0].first if coco else []
-    score = cell(trained, [e for e in evaluated if e.network.width_and_size == at])
+    score = cell(trained, evaluated, width_and_size=(1.0, DETECTION_SIZE))
     own = (score, f"{detector().params:,}", f"{detector().madds:,}")
     names = ("mAP, paper", "mAP, here (val2017)", "params, counted")
     yield _beside(printed.TABLE_6, "B", names, {"MNet V2 + SSDLite": own})
-    if coco:
-        yield coco[0].table()
-    else:
-        command = TRAIN + "detect_coco.py --config.data.root=/path/to/coco" + PRETRAINED
-        yield Missing("Mean AP on COCO", command)
+    command = TRAIN + "detect_coco.py --config.data.root=/path/to/coco" + PRETRAINED
+    yield coco[0].table() if coco else Missing("Mean AP on COCO", command)
     if evaluated:
         yield evaluation_table(evaluated, "mAP")
     yield from _trained(sources, "The detector on scenes of embedded pictures", "detect_scenes")
@@ -234,10 +229,9 @@ def table_7(sources: Sources) -> Iterator[Part]:
 
     def own(stride: int, aspp: bool, several: bool) -> tuple[str, ...]:
         # A training evaluates at one scale.
-        trained = [] if several else voc.get((stride, aspp), [])
-        same = [e for e in evaluated if e.network.stride_and_pyramid == (stride, aspp)]
-        score = cell(trained, [e for e in same if e.several == several])
-        cost = segmenter(stride, aspp)
+        trained, cost = [] if several else voc.get((stride, aspp), []), segmenter(stride, aspp)
+        alike = [e for e in evaluated if e.several == several]
+        score = cell(trained, alike, stride_and_pyramid=(stride, aspp))
         madds = multiscale_madds(stride, aspp) if several else cost.madds
         return score, f"{cost.params:,}", f"{madds:,}"
 
@@ -253,8 +247,8 @@ def table_7(sources: Sources) -> Iterator[Part]:
         rows.append((*given, *own(8, aspp, False)))
     header = ("network", "OS", "ASPP", "MF", "mIoU, paper", "params, paper", "MAdds, paper")
     header += ("mIoU, here", "params, counted", "MAdds, counted")
-    what = "OS: output stride; MF: several scales, each also flipped; counted at "
-    what += f"{SEGMENTATION_SIZE}×{SEGMENTATION_SIZE}"
+    size = f"{SEGMENTATION_SIZE}×{SEGMENTATION_SIZE}"
+    what = f"OS: output stride; MF: several scales, each also flipped; counted at {size}"
     yield Table(header, rows, "----ppphhh", what)
     if not voc:
         command = TRAIN + "segment_voc.py --config.data.root=/path/to/VOC2012" + PRETRAINED

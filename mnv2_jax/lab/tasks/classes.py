@@ -47,11 +47,8 @@ def by_name(
 ) -> Source:
     """Returns a source in the numbers of the classes that are `known`; it may have fewer of them.
 
-    Classes are compared by name; where one side has none, both must have `count` classes. `where`
-    is what the source is, and `remedy` ends the message.
-
-    Raises:
-      UsageError: the source has classes that are not known, or another number of them.
+    Classes are compared by name; where one side has none, both must have `count` classes. Others
+    are a `UsageError`, in which `where` is what the source is, and `remedy` the end.
     """
     names = spec.classes(source)
     if not (have_names(names) and have_names(known)):
@@ -81,12 +78,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def check_seen(spec: TaskSpec, source: Source, where: str, quiet: bool = False) -> None:
-    """Refuses a set without any box or label; says which classes have none, unless `quiet`.
+    """Says which classes of a set have no box or label, unless `quiet`; `UsageError` if all.
 
     Of a set whose objects were not counted when it was opened, some records are looked at.
-
-    Raises:
-      UsageError: there is nothing to learn from or to score.
     """
     if spec.seen is None:
         return

@@ -33,6 +33,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 LINES = ("-", "--", ":")  # the next one is taken when the colors are used up
 MAX_OF_START = 0.05  # of running statistics, at the end of a training
 IMAGES = ("train_images", "eval_images")  # numbers in a model's description
+OUTCOMES = {  # of a claim, by the sign of the confidence interval
+    1: "**as in the paper**", -1: "**the opposite of the paper**",
+    0: "**within noise**: neither as in the paper nor against it",
+}  # fmt: skip
 Results = dict[str, Any]  # the content of `results.json`
 
 
@@ -65,7 +69,9 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     """Writes `results.json`, `curves.png` and `report.md` from the finished runs of a sweep."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in config.sweep.variants}
     for name, seed in product(runs, config.sweep.seeds):
-        runs[name].append(_result(workdir / name / f"seed_{seed}"))
+        result = read_json(workdir / name / f"seed_{seed}" / RESULT)
+        # What a seed came to, without what seals it.
+        runs[name].append({k: v for k, v in result.items() if k not in (OF, SEAL, "files")})
     name = next(iter(TASKS[config.task].metrics))
     # Averaged weights are compared only where every variant has them.
     every = [run["metrics"] for seeds in runs.values() for run in seeds]
@@ -81,11 +87,6 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     files = {name: hash_file(workdir / name) for name in (REPORT, CURVES)}
     write_json(workdir / RESULTS, sealed(results | {"files": files}))
     return workdir / REPORT
-
-
-def _result(folder: Path) -> Results:
-    """What a seed came to, without what seals it."""
-    return {k: v for k, v in read_json(folder / RESULT).items() if k not in (OF, SEAL, "files")}
 
 
 def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict[str, Any]:
@@ -207,9 +208,8 @@ def _notes(results: Results) -> list[str]:
 def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for name, network in networks.items():
-        size = network["resolution"]
-        line = f"{network['params']:,} parameters and {network['madds']:,} multiply-adds at "
-        line += f"{size}×{size}"
+        line = "{params:,} parameters and {madds:,} multiply-adds at {resolution}×{resolution}"
+        line = line.format(**network)
         if set(IMAGES) <= set(network):
             line += "; {:,} training images, {:,} for evaluation".format(*map(network.get, IMAGES))
         lines.setdefault(line, []).append(name)
@@ -225,15 +225,12 @@ def _other_metrics(results: Results) -> list[str]:
     for name, runs in results["runs"].items():
         scored = {run["metrics"].get(f"{split}/classes_scored") for run in runs} - {None}
         if scored:
-            lines.append(
-                f"- classes in the mean, {name}: {'–'.join(f'{n:g}' for n in sorted(scored))}"
-            )
+            numbers = "–".join(f"{n:g}" for n in sorted(scored))
+            lines.append(f"- classes in the mean, {name}: {numbers}")
     return lines
 
 
-def _low_precision(
-    config: Mapping[str, Any], scores: dict[str, list[float]], runs: Results
-) -> list[str]:
+def _low_precision(config: Results, scores: dict[str, list[float]], runs: Results) -> list[str]:
     lines, reference = [], config["sweep.reference"]
     for precision in config["low_precision"]:
         lost = {}
@@ -253,11 +250,7 @@ def verdicts(claim: Sequence[str], scores: dict[str, list[float]]) -> list[str]:
     lines = []
     for better, worse in pairwise(claim):
         difference = paired_difference(scores[better], scores[worse])
-        outcome = "**within noise**: neither as in the paper nor against it"
-        if difference.low > 0:
-            outcome = "**as in the paper**"
-        elif difference.high < 0:
-            outcome = "**the opposite of the paper**"
+        outcome = OUTCOMES[int(difference.low > 0) - int(difference.high < 0)]
         here = f"Here: {points(difference)}, {outcome}."
         lines.append(f"- The paper has *{better}* above *{worse}*. {here}")
     return lines
@@ -300,14 +293,11 @@ def plot_band(ax: Any, x: Any, series: Any, color: str, mark: str = "-", **look:
 
 def plot_curves(workdir: Path, results: Results) -> None:
     """Draws the metric over training, as Fig. 6 does: mean over seeds, one standard deviation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    setting, seeds = results["setting"], results["config"]["sweep.seeds"]
+    setting, seeds, ends = results["setting"], results["config"]["sweep.seeds"], []
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    ends = []
     looks = cycle(product(LINES, COLORS))
     for variant, (line, color) in zip(results["runs"], looks, strict=False):
         logs = [workdir / variant / f"seed_{seed}" for seed in seeds]

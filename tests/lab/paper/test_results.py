@@ -64,7 +64,7 @@ def test_results_of_earlier_versions_have_no_setting(tmp_path):
     result = read(place)
     assert "did not keep the setting" in result.what and result.data == ""
     madds = account(build(**options), (1, 8, 8, 1)).madds
-    assert [tuple(n)[:3] for n in result.networks.values()] == [(options, 8, madds)]
+    assert [n[:3] for n in result.networks.values()] == [(8, madds, (0.5, 8))]
     assert imagenet_results(Sources((tmp_path,))) == {}
     (place / "config.json").write_text('{"data.name": "imagenet2012"}')
     assert imagenet_results(Sources((tmp_path,)))[0.5, 8].scores == {"a": [0.5]}

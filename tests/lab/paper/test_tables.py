@@ -88,7 +88,7 @@ def test_table_3_to_the_byte():
     found = {
         "v1": others.MOBILENET_V1,
         "v2": others.mobilenet_v2_channels(unroll()),
-        "shuffle": others.shufflenet_channels(others.SHUFFLENET_G3),
+        "shuffle": others.shufflenet_channels(3),
     }
     for name, channels in expected.items():
         assert found[name] == dict(zip(sizes, channels, strict=True))
@@ -109,11 +109,11 @@ def test_table_3_to_the_byte():
 
 def test_groups_of_shufflenet_are_told_by_its_cost():
     """Table 4 prints 524 M for ShuffleNet 2x with g = 3: its channels are 480, 960 and 1920."""
-    assert round(others.shufflenet_madds(others.SHUFFLENET_G3) / 1e6) == 524
+    assert round(others.shufflenet_madds(3) / 1e6) == 524
     (row,) = (row for row in printed.TABLE_4 if row.network == "ShuffleNet (x2)")
     assert row.madds == 524
     # Three groups do not divide the printed 400 / 4 = 100 channels of a unit's inside.
-    assert [c // 4 % 3 for c in others.SHUFFLENET_G2.stages] == [1, 2, 1]
+    assert [c // 4 % 3 for c in others.SHUFFLENET[2]] == [1, 2, 1]
 
 
 def test_table_5_after_the_backbone():
