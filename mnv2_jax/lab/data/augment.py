@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from mnv2_jax.lab.data.image import apply_pillow
+from mnv2_jax.lab.data.source import Pair, Rng
 
 Picture = Image.Image
 Operation = Callable[[Picture, float], Picture]
@@ -28,9 +29,8 @@ def enhance(kind: str, picture: Picture, factor: float) -> Picture:
     return getattr(ImageEnhance, kind)(picture).enhance(factor)
 
 
-brightness, contrast, saturation, sharpness = (
-    partial(enhance, kind) for kind in ("Brightness", "Contrast", "Color", "Sharpness")
-)
+KINDS = ("Brightness", "Contrast", "Color", "Sharpness")
+brightness, contrast, saturation, sharpness = (partial(enhance, kind) for kind in KINDS)
 
 
 def hue(picture: Picture, shift: float) -> Picture:
@@ -100,14 +100,12 @@ def policy_operations(space: int) -> Mapping[str, Operation]:
 _OPERATIONS = [tuple(policy_operations(space).values()) for space in (NARROW, WIDE)]
 
 
-def _drawn(space: int, rng: np.random.Generator) -> tuple[Operation, int]:
+def _drawn(space: int, rng: Rng) -> tuple[Operation, int]:
     operation = _OPERATIONS[space][rng.integers(len(_OPERATIONS[space]))]
     return operation, 1 if rng.random() < 0.5 else -1
 
 
-def rand_augment(
-    image: np.ndarray, rng: np.random.Generator, count: int = 2, magnitude: float = 9
-) -> np.ndarray:
+def rand_augment(image: np.ndarray, rng: Rng, count: int = 2, magnitude: float = 9) -> np.ndarray:
     """Applies `count` random operations at one magnitude of 0 to 30 (Cubuk et al., 2020)."""
     for _ in range(count):
         operation, sign = _drawn(NARROW, rng)
@@ -115,13 +113,13 @@ def rand_augment(
     return image
 
 
-def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def trivial_augment(image: np.ndarray, rng: Rng) -> np.ndarray:
     """Applies one random operation at a random magnitude, wide space (Müller & Hutter, 2021)."""
     operation, sign = _drawn(WIDE, rng)
     return apply_pillow(image, operation, sign * rng.integers(MAX_MAGNITUDE + 1) / MAX_MAGNITUDE)
 
 
-def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float = 0.4) -> np.ndarray:
+def color_jitter(image: np.ndarray, rng: Rng, strength: float = 0.4) -> np.ndarray:
     """Changes brightness, contrast and saturation by 1 ± strength at most, in a random order."""
     operations = (brightness, contrast, saturation)
     # The fourth number is not used: without it every stream of augmented images would change.
@@ -131,19 +129,16 @@ def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float = 
     return image
 
 
-def photometric_distortion(
-    image: np.ndarray, rng: np.random.Generator, strength: float = 0.5
-) -> np.ndarray:
+def photometric_distortion(image: np.ndarray, rng: Rng, strength: float = 0.5) -> np.ndarray:
     """Changes brightness, contrast, saturation and hue, each with a chance of one half.
 
     At strength 0.5 the ranges are those of SSD (arXiv 1512.02325): brightness ±32, contrast and
     saturation 0.5 to 1.5, hue ±18 degrees. Contrast comes before or after the other two.
     """
     shift = rng.uniform(-64, 64) * strength if rng.random() < 0.5 else 0.0
-    contrasting, saturating = (
-        rng.uniform(max(0, 1 - strength), 1 + strength) if rng.random() < 0.5 else 1.0
-        for _ in range(2)
-    )
+    low, high = max(0, 1 - strength), 1 + strength
+    contrasting = rng.uniform(low, high) if rng.random() < 0.5 else 1.0
+    saturating = rng.uniform(low, high) if rng.random() < 0.5 else 1.0
     turn = rng.uniform(-0.1, 0.1) * strength if rng.random() < 0.5 else 0.0
     changes = [(saturation, saturating), (hue, turn)]
     changes.insert(0 if rng.random() < 0.5 else 2, (contrast, contrasting))
@@ -156,9 +151,8 @@ def photometric_distortion(
 
 
 def random_erasing(
-    image: np.ndarray, rng: np.random.Generator, probability: float = 0.25,
-    area: tuple[float, float] = (0.02, 1 / 3),
-) -> np.ndarray:  # fmt: skip
+    image: np.ndarray, rng: Rng, probability: float = 0.25, area: Pair = (0.02, 1 / 3)
+) -> np.ndarray:
     """Fills a random rectangle of aspect 0.3 to 1 / 0.3 with noise (Zhong et al., 2020)."""
     if rng.random() >= probability:
         return image

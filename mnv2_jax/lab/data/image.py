@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.lab.data.source import BadRecord
+from mnv2_jax.lab.data.source import BadRecord, Pair, Rng
 
 LARGE = 1 << 25  # pixels that are read as they are; of more, a half or a quarter of each side
 ALONE = 1 << 23  # what has more pixels is decoded by one thread at a time
@@ -224,9 +224,7 @@ def _interpolate(values: np.ndarray, size: int, method: str) -> np.ndarray:
     return np.einsum("nt,ntwc->nwc", weight.astype(np.float32), taken)
 
 
-def inception_crop(
-    image: np.ndarray, rng: np.random.Generator, size: int, area: tuple[float, float] = (0.08, 1)
-) -> np.ndarray:
+def inception_crop(image: np.ndarray, rng: Rng, size: int, area: Pair = (0.08, 1)) -> np.ndarray:
     """Cuts a random rectangle and stretches it to a square: the crop of Szegedy et al. (2015).
 
     The area is uniform in `area` times the image's, the aspect ratio log-uniform from 3/4 to 4/3.
@@ -297,7 +295,7 @@ def flip(image: np.ndarray) -> np.ndarray:
     return cv2.flip(image, 1).reshape(image.shape) if cv2 else np.ascontiguousarray(image[:, ::-1])
 
 
-def pad_crop(image: np.ndarray, rng: np.random.Generator, pad: int = 4) -> np.ndarray:
+def pad_crop(image: np.ndarray, rng: Rng, pad: int = 4) -> np.ndarray:
     """Pads with zeros on all sides and cuts the old size at a random place: the CIFAR crop."""
     height, width = image.shape[:2]
     top, left = rng.integers(2 * pad + 1, size=2)

@@ -130,10 +130,8 @@ def _check(
             f"1, and shard {shard} must be (index, count) with 0 <= index < count."
         )
     if batch_size % count:
-        fitting = -(-batch_size // count) * count
-        raise UsageError(
-            f"batch_size {batch_size} does not divide over {count} hosts: try {fitting}."
-        )
+        hosts = f"{count} hosts: try {-(-batch_size // count) * count}"
+        raise UsageError(f"batch_size {batch_size} does not divide over {hosts}.")
     if len(source) == 0:
         raise UsageError(f"the {kind} set is empty: give a source with at least one record.")
     local = batch_size // count
@@ -229,11 +227,9 @@ def _stack(batch: list, ids: np.ndarray, blank: Callable[[], dict]) -> dict[str,
         try:
             arrays[key] = np.stack(values)
         except ValueError:
-            shapes = sorted({np.shape(value) for value in values})
-            raise UsageError(
-                f"records of one batch have different shapes of {key!r}: {shapes[:3]}. Give a "
-                "transform that brings them to one size."
-            ) from None
+            shapes = f"shapes of {key!r}: {sorted({np.shape(value) for value in values})[:3]}"
+            remedy = "Give a transform that brings them to one size"
+            raise UsageError(f"records of one batch have different {shapes}. {remedy}.") from None
     if "label" in arrays and arrays["label"].ndim == 1:  # maps of labels stay bytes
         arrays["label"] = arrays["label"].astype(np.int32)
     return arrays | {"mask": mask, "id": ids.astype(np.int64)}

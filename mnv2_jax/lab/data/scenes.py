@@ -12,7 +12,7 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data.annotations import padded_objects
 from mnv2_jax.lab.data.image import resize
-from mnv2_jax.lab.data.source import LazySource, Source
+from mnv2_jax.lab.data.source import LazySource, Pair, Rng, Source
 
 ATTEMPTS = 8
 FAINTEST = 40  # below it, Fashion-MNIST has stray specks around its items
@@ -57,7 +57,7 @@ class Scenes(LazySource):
 
     def __init__(
         self, items: Source, length: int, size: tuple[int, int] = (128, 128), max_objects: int = 8,
-        scales: tuple[float, float] = (0.15, 0.7), seed: int = 0, least_visible: float = 0.4,
+        scales: Pair = (0.15, 0.7), seed: int = 0, least_visible: float = 0.4,
     ):  # fmt: skip
         """Describes `length` scenes of `size` (h, w) with up to `max_objects` items each.
 
@@ -98,20 +98,18 @@ class Scenes(LazySource):
                 which = rng.integers(len(self._items["image"]))
                 shape, paint = self._cut_out(self._items["image"][which], rng)
                 window, part = _place(self.size, shape.shape, rng)
-                mask = shape[part]
-                after = instances.copy()
-                after[window][mask] = len(areas) + 1
-                if _all_visible(after, [*areas, int(shape.sum())], self.least_visible):
+                mask, after, grown = shape[part], instances.copy(), [*areas, int(shape.sum())]
+                after[window][mask] = len(grown)
+                seen = np.bincount(after.ravel(), minlength=len(grown) + 1)[1:]
+                least = np.maximum(np.multiply(grown, self.least_visible), LEAST_PIXELS)
+                if (seen >= least).all():
                     image[window][mask] = paint()[part][mask]
-                    instances = after
-                    areas.append(int(shape.sum()))
+                    instances, areas = after, grown
                     classes.append(self._items["label"][which])
                     break
         return Scene(image, np.array(classes, np.int32), instances)
 
-    def _cut_out(
-        self, item: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+    def _cut_out(self, item: np.ndarray, rng: Rng) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
         """Gives a resized item's own pixels (h, w) and, for few find a place, what paints it."""
         rows, columns = (np.flatnonzero((item[..., 0] > FAINTEST).any(a)) for a in (1, 0))
         if not len(rows):  # an all-black picture is an object as it is
@@ -134,7 +132,7 @@ class Scenes(LazySource):
 
 
 def _place(
-    size: tuple[int, int], item: tuple[int, ...], rng: np.random.Generator
+    size: tuple[int, int], item: tuple[int, ...], rng: Rng
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Gives where an item goes in the image, and which part of it; up to a fifth is cut off."""
     window, part = [], []
@@ -146,12 +144,7 @@ def _place(
     return (window[0], window[1]), (part[0], part[1])
 
 
-def _all_visible(instances: np.ndarray, areas: list[int], least: float) -> bool:
-    seen = np.bincount(instances.ravel(), minlength=len(areas) + 1)[1:]
-    return bool((seen >= np.maximum(np.multiply(areas, least), LEAST_PIXELS)).all())
-
-
-def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def texture(rng: Rng, height: int, width: int) -> np.ndarray:
     """Draws a background: clouds of color, three gratings and grain, (height, width, 3) uint8."""
     base = rng.integers(50, 160, 3, np.uint8)
     coarse = base + rng.integers(0, 60, (5, 5, 3), np.uint8)

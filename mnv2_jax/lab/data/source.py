@@ -11,7 +11,9 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError, one_line, unknown
 
-Transform = Callable[[dict, np.random.Generator], dict]
+Rng = np.random.Generator
+Pair = tuple[float, float]
+Transform = Callable[[dict, Rng], dict]
 """What happens to a record between its source and a batch: `(record, rng) -> record`."""
 
 # The names under which sets keep a split; val and test stand for each other where one is missing.
@@ -69,15 +71,11 @@ class ArraySource:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]):
         if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
-            given = f"{images.dtype} {images.shape} with {len(labels)} labels"
-            raise UsageError(
-                f"images must be uint8 (n, h, w, c) with one label each, not {given}. Convert them."
-            )
+            given = f"not {images.dtype} {images.shape} with {len(labels)} labels. Convert them."
+            raise UsageError(f"images must be uint8 (n, h, w, c) with one label each, {given}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-            raise UsageError(
-                f"labels run from {labels.min()} to {labels.max()} but there are {len(classes)} "
-                "classes. Number them from 0, or name all the classes."
-            )
+            run = f"labels run from {labels.min()} to {labels.max()} but there are {len(classes)}"
+            raise UsageError(f"{run} classes. Number them from 0, or name all the classes.")
         self.classes, self._images, self._labels = classes, images, labels.astype(np.int32)
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mnv2_jax.lab.data import annotations, image
 from mnv2_jax.lab.data.annotations import IGNORED
-from mnv2_jax.lab.data.source import Transform
+from mnv2_jax.lab.data.source import Pair, Rng, Transform
 
 # Of `ssd_random_crop` in the authors' training code: the shares of a box that a crop must hold to
 # keep it, of which each crop draws one, the chance of no crop, and the shape of the rectangle.
@@ -31,24 +31,22 @@ def fixed(function: Callable[..., np.ndarray], **options: Any) -> Transform:
     return partial(_change, function, options, False)
 
 
-def _change(
-    function: Any, options: dict, draws: bool, record: dict, rng: np.random.Generator
-) -> dict:
+def _change(function: Any, options: dict, draws: bool, record: dict, rng: Rng) -> dict:
     return record | {"image": function(record["image"], *[rng] * draws, **options)}
 
 
-def resize(record: dict, _: np.random.Generator, size: int, **kernel: Any) -> dict:
+def resize(record: dict, _: Rng, size: int, **kernel: Any) -> dict:
     """Stretches image and labels to a square; without widening the kernel, unless told to."""
     return _resized(record, size, size, **kernel)
 
 
-def fit(record: dict, _: np.random.Generator, size: int) -> dict:
+def fit(record: dict, _: Rng, size: int) -> dict:
     """Shrinks what does not fit, and fills up the rest."""
     height, width = image.fitted(record["image"].shape, size)
     return _padded(_resized(record, height, width, antialias=True), size)
 
 
-def flip(record: dict, rng: np.random.Generator, probability: float) -> dict:
+def flip(record: dict, rng: Rng, probability: float) -> dict:
     """Mirrors the image left and right with a probability, and its boxes and label map with it."""
     if rng.random() >= probability:
         return record
@@ -60,9 +58,7 @@ def flip(record: dict, rng: np.random.Generator, probability: float) -> dict:
     return record | changed
 
 
-def ssd_crop(
-    record: dict, rng: np.random.Generator, area: tuple[float, float] = (0.1, 1.0)
-) -> dict:
+def ssd_crop(record: dict, rng: Rng, area: Pair = (0.1, 1.0)) -> dict:
     """Cuts a random rectangle that holds enough of at least one box, and cuts the boxes with it.
 
     What is enough is drawn from `COVERED`; boxes of which the rectangle holds less are dropped. The
@@ -91,9 +87,7 @@ def ssd_crop(
     return record
 
 
-def scale_crop(
-    record: dict, rng: np.random.Generator, size: int, scale: tuple[float, float] = (0.5, 2.0)
-) -> dict:
+def scale_crop(record: dict, rng: Rng, size: int, scale: Pair = (0.5, 2.0)) -> dict:
     """Scales image and labels by a random factor, in steps of 0.25, and cuts a random square.
 
     Where the scaled image is smaller than the square, gray pixels labelled 255 fill it up.
@@ -117,19 +111,19 @@ def mirrored(boxes: np.ndarray) -> np.ndarray:
     return np.stack([top, 1 - right, bottom, 1 - left], axis=1)
 
 
-def select_labels(record: dict, _: np.random.Generator) -> dict:
+def select_labels(record: dict, _: Rng) -> dict:
     """Keeps the image and its label map."""
     return {"image": record["image"], "label": record["label"]}
 
 
-def select_objects(record: dict, _: np.random.Generator, crowds: bool) -> dict:
+def select_objects(record: dict, _: Rng, crowds: bool) -> dict:
     """Keeps the image and its objects, without padding, and without crowds unless asked for."""
     classes = record["classes"]
     kept = classes != annotations.PADDING_CLASS if crowds else classes >= 0
     return {"image": record["image"], "boxes": record["boxes"][kept], "classes": classes[kept]}
 
 
-def pad_objects(record: dict, _: np.random.Generator, rows: int) -> dict:
+def pad_objects(record: dict, _: Rng, rows: int) -> dict:
     """Brings the objects to a fixed number of rows: the largest are kept, missing ones padded."""
     boxes, classes = record["boxes"], record["classes"]
     crowd = classes <= annotations.FIRST_CROWD

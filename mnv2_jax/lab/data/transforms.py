@@ -18,9 +18,8 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab.data import augment, image, steps
-from mnv2_jax.lab.data.source import Transform
+from mnv2_jax.lab.data.source import Pair, Transform
 
-Pair = tuple[float, float]
 POLICIES = {"rand_augment": augment.rand_augment, "trivial_augment": augment.trivial_augment}
 
 

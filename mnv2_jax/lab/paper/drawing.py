@@ -21,21 +21,24 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Any:
-    """Returns a figure of `width` × `height` inches without a backend, and its axes as an array."""
+def figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, box: bool = False, **kwargs: Any
+) -> Any:
+    """Returns a figure of `width` × `height` inches without a backend, and its axes as an array.
+
+    They have a faint grid and nothing above or on the right, unless they are to be a `box`.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(width, height), layout="constrained")
-        return fig, fig.subplots(rows, columns, squeeze=False, **kwargs)
-
-
-def plain_axes(ax: Any) -> None:
-    """Takes away what carries no information, and draws a faint grid."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(alpha=0.2, linewidth=0.6)
-    ax.set_axisbelow(True)
+        axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
+    for ax in [] if box else axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.2, linewidth=0.6)
+        ax.set_axisbelow(True)
+    return fig, axes
 
 
 def write_png(fig: Any, path: Path) -> None:

@@ -7,12 +7,14 @@ import numpy as np
 from jaxtyping import Float
 
 from mnv2_jax.lab.paper.content import Note, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
+from mnv2_jax.lab.paper.drawing import COLORS, figure
 
 DIMENSIONS = (2, 3, 5, 15, 30)  # as in the paper
 CURVE = (*range(2, 13), 15, 20, 25, 30)
 SEED = 0
 DRAWS = POINTS = 400
+Points = Float[np.ndarray, "p 2"]
+Embedding = Float[np.ndarray, "n 2"]
 
 
 class Loss(NamedTuple):
@@ -23,7 +25,7 @@ class Loss(NamedTuple):
     collapsed: np.ndarray
 
 
-def spiral(points: int = POINTS, turns: float = 2.5) -> Float[np.ndarray, "p 2"]:
+def spiral(points: int = POINTS, turns: float = 2.5) -> Points:
     """Returns points of an Archimedean spiral around the origin, of radius up to 1.
 
     >>> spiral(3, turns=1)[-1].round(6)
@@ -34,9 +36,7 @@ def spiral(points: int = POINTS, turns: float = 2.5) -> Float[np.ndarray, "p 2"]
     return np.stack([t * np.cos(angle), t * np.sin(angle)], axis=1)
 
 
-def through_relu(
-    x: Float[np.ndarray, "p 2"], embedding: Float[np.ndarray, "n 2"]
-) -> Float[np.ndarray, "p 2"]:
+def through_relu(x: Points, embedding: Embedding) -> Points:
     """Embeds points, applies ReLU, and projects back by the pseudo-inverse.
 
     >>> through_relu(np.array([[1.0, -2.0]]), np.eye(2))
@@ -45,7 +45,7 @@ def through_relu(
     return np.maximum(x @ embedding.T, 0) @ np.linalg.pinv(embedding).T
 
 
-def relative_error(x: Float[np.ndarray, "p 2"], back: Float[np.ndarray, "p 2"]) -> float:
+def relative_error(x: Points, back: Points) -> float:
     """Returns |x - a x'| / |x|, with the scale a that brings x' nearest.
 
     >>> x = np.array([[3.0, 4.0]])
@@ -57,7 +57,7 @@ def relative_error(x: Float[np.ndarray, "p 2"], back: Float[np.ndarray, "p 2"]) 
     return float(np.sqrt(((x - scale * back) ** 2).sum() / (x**2).sum()))
 
 
-def collapsed_share(x: Float[np.ndarray, "p 2"], embedding: Float[np.ndarray, "n 2"]) -> float:
+def collapsed_share(x: Points, embedding: Embedding) -> float:
     """Returns the share of points with fewer than two positive coordinates after T.
 
     By Lemma 2 of the appendix these are exactly the points that ReLU(T x) does not determine.
@@ -68,9 +68,7 @@ def collapsed_share(x: Float[np.ndarray, "p 2"], embedding: Float[np.ndarray, "n
     return float(((x @ embedding.T > 0).sum(axis=1) < 2).mean())
 
 
-def losses(
-    dimensions: Sequence[int] = CURVE, draws: int = DRAWS, seed: int = SEED
-) -> Iterator[Loss]:
+def losses(dimensions: Any = CURVE, draws: int = DRAWS, seed: int = SEED) -> Iterator[Loss]:
     """Measures the loss in each dimension over random T with standard normal entries."""
     x = spiral()
     rng = np.random.default_rng(seed)
@@ -128,7 +126,7 @@ def expected_collapse(n: Any) -> Any:
 def _spirals(x: np.ndarray, shown: Sequence[np.ndarray]) -> object:
     from matplotlib import colormaps
 
-    fig, axes = figure(10.2, 2.15, columns=1 + len(shown))
+    fig, axes = figure(10.2, 2.15, columns=1 + len(shown), box=True)
     colors = colormaps["turbo"](np.linspace(0.08, 0.92, 50))
     titles = ("input", *(f"n = {n}" for n in DIMENSIONS))
     for ax, points, title in zip(axes.flat, (x, *shown), titles, strict=True):
@@ -156,6 +154,5 @@ def _curves(measured: Sequence[Loss]) -> object:
     right.set(yscale="log", ylabel="share of points collapsed")
     right.legend(frameon=False)
     for ax, ticks in ((left, [2, 5, 10, 15, 20, 25, 30]), (right, [2, 3, 5, 8, 10, 12, 15])):
-        plain_axes(ax)
         ax.set(xlabel="dimensions n", xticks=ticks)
     return fig

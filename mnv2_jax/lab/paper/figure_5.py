@@ -7,7 +7,7 @@ import numpy as np
 
 from mnv2_jax.lab.paper import printed, results
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLORS, INK, figure, plain_axes
+from mnv2_jax.lab.paper.drawing import COLORS, INK, figure
 from mnv2_jax.lab.paper.tables import classifier_madds
 from mnv2_jax.lab.train.report import plot_band
 
@@ -106,7 +106,6 @@ def _draw(own: Own, evaluated: list[results.Evaluation], counted: results.Result
     if counted:
         _draw_own(axes.flat[1], counted)
     for each in axes.flat:
-        plain_axes(each)
         each.set_xlabel("multiply-adds, millions")
         each.legend(frameon=False, loc="lower right", title="resolution", title_fontsize=8.5)
     return fig

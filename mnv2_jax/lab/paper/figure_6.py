@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
+from mnv2_jax.lab.paper.drawing import COLORS, figure
 from mnv2_jax.lab.paper.results import Result, find, spread
 from mnv2_jax.lab.train.report import CURVES, paired_difference, plot_band, points, verdicts
 
@@ -18,19 +19,8 @@ LABELS = {
 }  # fmt: skip
 
 
-def figure_6a(sources: Sources) -> Iterator[Part]:
-    """Fig. 6a: the non-linearity in the bottleneck."""
-    return _ablation(sources, "ablate_linear", ("linear", "relu6"), "fig-6a")
-
-
-def figure_6b(sources: Sources) -> Iterator[Part]:
-    """Fig. 6b: the place of the shortcut."""
-    claim = ("between_bottlenecks", "between_expansions", "none")
-    return _ablation(sources, "ablate_shortcut", claim, "fig-6b")
-
-
 def _ablation(
-    sources: Sources, experiment: str, claim: tuple[str, ...], picture: str
+    picture: str, experiment: str, claim: tuple[str, ...], sources: Sources
 ) -> Iterator[Part]:
     """Shows an ablation at every scale; `claim` has the paper's order of variants, best first."""
     results = [r for r in find(sources.runs, experiment) if set(claim) <= set(r.scores)]
@@ -61,6 +51,12 @@ def _ablation(
     yield Missing("The paper's own setting, ImageNet", command)
 
 
+# The non-linearity in the bottleneck, and the place of the shortcut.
+figure_6a = partial(_ablation, "fig-6a", "ablate_linear", ("linear", "relu6"))
+SHORTCUTS = ("between_bottlenecks", "between_expansions", "none")
+figure_6b = partial(_ablation, "fig-6b", "ablate_shortcut", SHORTCUTS)
+
+
 def _draw(result: Result, claim: tuple[str, ...], curves: list[Any]) -> Any:
     width, ratios = (10.2, (3, 2)) if curves else (6.2, (1,))
     fig, axes = figure(width, 3.3, columns=len(ratios), width_ratios=ratios)
@@ -84,7 +80,5 @@ def _draw(result: Result, claim: tuple[str, ...], curves: list[Any]) -> Any:
     ends.set_xticks(range(len(claim)), labels)
     ends.set(xlim=(-0.6, len(claim) - 0.4), ylabel="accuracy at the end, %")
     ends.set_title("every seed, and the mean")
-    for ax in axes.flat:
-        plain_axes(ax)
     ends.grid(visible=False, axis="x")
     return fig

@@ -14,7 +14,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import eval_transform, open_source
 from mnv2_jax.lab.model_folder import DESCRIPTION, EARLIEST, TrainedModel, load_model
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLORS, INK, figure, plain_axes
+from mnv2_jax.lab.paper.drawing import COLORS, INK, figure
 from mnv2_jax.lab.paper.results import sweep_config
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.models.build import build
@@ -68,7 +68,10 @@ def figure_7(sources: Sources) -> Iterator[Part]:
     columns: dict[str, list[Layer]] = {}
     texts = []
     if saved is None or saved.model.spec != IMAGENET:
-        columns["(a) width 1.0 at step 0"] = _paper_network()
+        model = build(num_classes=None)
+        images = _read_images((EMBEDDED, "test", None), FEW, SMALL, model, {"crop": "none"})
+        fresh = jax.jit(model.init)(jax.random.key(0), images[:1])
+        columns["(a) width 1.0 at step 0"] = positive_channels(model, fresh, images, True)
         what = f"{FEW} images of {EMBEDDED} at {SMALL}×{SMALL}"
         texts.append(f"(a) The paper's network at step 0, on {what}")
     if saved is not None and folder is not None:
@@ -120,13 +123,6 @@ def _backbone(saved: TrainedModel, folder: Path) -> TrainedModel:
     return saved._replace(model=saved.backbone, variables=variables)
 
 
-def _paper_network() -> list[Layer]:
-    model = build(num_classes=None)
-    images = _read_images((EMBEDDED, "test", None), FEW, SMALL, model, {"crop": "none"})
-    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
-    return positive_channels(model, variables, images, train=True)
-
-
 def _images(saved: TrainedModel, folder: Path) -> tuple[Array, str]:
     config, place = sweep_config(folder.parent.parent), (EMBEDDED, "test", None)
     classifies = TASKS[saved.description.get("task", EARLIEST)].full_recipe
@@ -167,7 +163,6 @@ def _draw(columns: dict[str, list[Layer]]) -> Any:
             threshold = share * total / scale
             ax.plot(x, threshold, "--", color=COLORS[3], linewidth=1.2, label="threshold")
             ax.set(ylim=(0, limit), xticks=x[:: 2 if len(x) > 9 else 1])
-            plain_axes(ax)
         bottom.set_xlabel("block")
     axes[0, 0].set_ylabel("positive channels")
     axes[1, 0].set_ylabel("share of channels")

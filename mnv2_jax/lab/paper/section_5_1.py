@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mnv2_jax.accounting import bottleneck_memory
 from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.lab.paper.content import Note, Part, Picture, Sources, Table, Text
-from mnv2_jax.lab.paper.drawing import COLORS, figure, plain_axes
+from mnv2_jax.lab.paper.drawing import COLORS, figure
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import unroll
 
@@ -111,7 +111,5 @@ def _draw(measured: dict[int, dict[str, int]]) -> Any:
     top = 1.12 * max(max(m.values()) / m[WHOLE] for m in measured.values())
     right.set(ylabel="XLA temporaries, share of whole", ylim=(None, top))
     right.legend(frameon=False, title="image", title_fontsize=8.5)
-    for ax in axes.flat:
-        plain_axes(ax)
     right.grid(visible=False, axis="x")
     return fig

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 Augmentation = Callable[[Array, UInt8[Array, "h w c"]], UInt8[Array, "h w c"]]
+Pixels = UInt8[Array, "b h w c"]
+Images = Float[Array, "b h w c"]
+Targets = Float[Array, "b classes"]
 
 
 def random_shift(pad: int) -> Augmentation:
@@ -35,9 +38,8 @@ def random_flip(probability: float) -> Augmentation:
 
 
 def each(
-    augmentations: tuple[Augmentation, ...], key: Array,
-    images: UInt8[Array, "b h w c"], rows: Int[Array, " b"],
-) -> UInt8[Array, "b h w c"]:  # fmt: skip
+    augmentations: tuple[Augmentation, ...], key: Array, images: Pixels, rows: Int[Array, " b"]
+) -> Pixels:
     """Applies augmentations in turn to every image, each with a key of its own."""
     if not augmentations:
         return images
@@ -52,9 +54,8 @@ def each(
 
 
 def mixup(
-    key: Array, images: Float[Array, "b h w c"], targets: Float[Array, "b classes"],
-    mask: Float[Array, " b"], alpha: float,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:  # fmt: skip
+    key: Array, images: Images, targets: Targets, mask: Float[Array, " b"], alpha: float
+) -> tuple[Images, Targets]:
     """Blends every image and target with those of another row (arXiv 1710.09412).
 
     One share is drawn from Beta(alpha, alpha) for the batch; the partner of row i is row b - 1 - i.
@@ -66,22 +67,22 @@ def mixup(
 
 
 def cutmix(
-    key: Array, images: Float[Array, "b h w c"], targets: Float[Array, "b classes"],
-    mask: Float[Array, " b"], alpha: float,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:  # fmt: skip
+    key: Array, images: Images, targets: Targets, mask: Float[Array, " b"], alpha: float
+) -> tuple[Images, Targets]:
     """Pastes a rectangle of another row into every image (arXiv 1905.04899).
 
     The rectangle covers a Beta(alpha, alpha) share of the image, cut at the border; targets mix by
     the share of pixels that really changed hands. A row whose partner is masked stays as it is.
     """
-    _, h, w, _ = images.shape
+    size = jnp.array(images.shape[1:3], jnp.float32)
     share_key, centre_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
-    centre = jax.random.uniform(centre_key, (2,)) * jnp.array([h, w], jnp.float32)
-    half = side * jnp.array([h, w], jnp.float32) / 2
-    inside_rows = jnp.abs(jnp.arange(h, dtype=jnp.float32) + 0.5 - centre[0]) < half[0]
-    inside_columns = jnp.abs(jnp.arange(w, dtype=jnp.float32) + 0.5 - centre[1]) < half[1]
-    inside = inside_rows[:, None] & inside_columns[None, :]
+    centre, half = jax.random.uniform(centre_key, (2,)) * size, side * size / 2
+    rows, columns = (
+        jnp.abs(jnp.arange(n, dtype=jnp.float32) + 0.5 - centre[axis]) < half[axis]
+        for axis, n in enumerate(images.shape[1:3])
+    )
+    inside = rows[:, None] & columns[None, :]
     pasted = jnp.where(inside[None, :, :, None], images[::-1], images)
     return _paired(mask, pasted, images), _mixed(mask, targets, 1 - inside.mean())
 

@@ -78,7 +78,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def check_seen(spec: TaskSpec, source: Source, where: str, quiet: bool = False) -> None:
-    """Says which classes of a set have no box or label, unless `quiet`; `UsageError` if all.
+    """Says which classes have no box or label, unless `quiet`; `UsageError` if too few have any.
 
     Of a set whose objects were not counted when it was opened, some records are looked at.
     """

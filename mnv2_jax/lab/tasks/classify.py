@@ -47,7 +47,7 @@ def classify(
     classes = model.num_classes
     assert classes is not None
 
-    def mix(key: Array, *pair: Array, mask: Array) -> tuple[Array, ...]:
+    def mix(key: Array, pair: tuple[Array, Array], mask: Array) -> tuple[Array, Array]:
         choice, key = jax.random.split(key)
         mixed = augment.mixup(key, *pair, mask, mixup) if mixup else pair
         cut = augment.cutmix(key, *pair, mask, cutmix) if cutmix else pair
@@ -63,7 +63,7 @@ def classify(
         mix_key, dropout_key = jax.random.split(jax.random.fold_in(key, batch["row"][0]))
         images = contract.inputs(model, {**batch, "image": pixels})
         targets = jax.nn.one_hot(batch["label"], classes)
-        images, targets = mix(mix_key, images, targets, mask=batch["mask"])
+        images, targets = mix(mix_key, (images, targets), batch["mask"])
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
         logits, stats = contract.train_outputs(model, variables, images, batch["mask"], dropout_key)
         losses = optax.softmax_cross_entropy(logits, targets)

@@ -256,10 +256,7 @@ DETECT = TaskSpec(
     noun="detector",
     title="MobileNetV2 + SSDLite",
     pipeline="object-detection",
-    unlabeled=lambda height, width: {
-        "boxes": np.zeros((0, 4), np.float32),
-        "classes": np.zeros(0, np.int32),
-    },
+    unlabeled=lambda *_: {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)},
     build=build_ssdlite,
     options=lambda config: {"heads": config.detect.heads},
     train_transform=_train_transform,

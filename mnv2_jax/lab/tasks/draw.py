@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_jax.files import replacing
+from mnv2_jax.lab.data.image import with_channels
 
 # Okabe and Ito's colors, told apart with any color vision; classes take them in turn.
 COLORS = np.array([
@@ -27,7 +28,7 @@ def draw_boxes(
     """
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(in_color(image))
+    picture = Image.fromarray(with_channels(image, 3))
     pen = ImageDraw.Draw(picture)
     height, width = image.shape[:2]
     for (top, left, bottom, right), kind, name in zip(boxes, classes, names, strict=True):
@@ -45,16 +46,11 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, background: int | None = 
 
     Of the labels (h, w), 255 becomes black and the background, if there is one, is left as it is.
     """
-    color = COLORS[(labels.astype(int) - 1) % len(COLORS)]
+    color, image = COLORS[(labels.astype(int) - 1) % len(COLORS)], with_channels(image, 3)
     color = np.where((labels == 255)[..., None], 0, color)
-    shown = np.rint((1 - COVER) * in_color(image) + COVER * color).astype(np.uint8)
+    shown = np.rint((1 - COVER) * image + COVER * color).astype(np.uint8)
     kept = labels == (-1 if background is None else background)
-    return np.where(kept[..., None], in_color(image), shown)
-
-
-def in_color(image: np.ndarray) -> np.ndarray:
-    """Returns an image with three channels."""
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    return np.where(kept[..., None], image, shown)
 
 
 def enlarge(image: np.ndarray, side: int) -> np.ndarray:

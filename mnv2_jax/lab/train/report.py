@@ -306,10 +306,9 @@ def plot_curves(workdir: Path, results: Results) -> None:
         label = variant.replace("_", " ")
         mean = plot_band(axes, curves[0], curves[1].T, color, line, linewidth=1.8, label=label)
         ends.append(mean[-1])
-    handles, labels = axes.get_legend_handles_labels()
     order = np.argsort(ends)[::-1]  # the legend in the order of the curves' ends
     if len(order) > 1:
-        axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False)
+        axes.legend(handles=[axes.lines[i] for i in order], frameon=False)
     axes.set(xlabel="training step", ylabel=f"{setting['metric']}, %")
     band = f" (mean of {len(seeds)} seeds, band ±1 std)" * (len(seeds) > 1)
     place = one_line(setting.get("root") or setting["data"])
