@@ -73,10 +73,9 @@ def table_1(_: Sources) -> Iterator[Part]:
     counted = account(InvertedResidual(out, t), (1, size, size, k))
     formula = (k * t * k, 9 * t * k, t * k * out)  # Sec. 3.3: h w d' t (d' + k² + d'')
     rows = []
-    for name, product in zip(("expand", "filter", "project"), formula, strict=True):
-        layers = [la for la in counted.layers if la.path.split("/")[0] == name]
-        madds, kernels = sum(la.madds for la in layers), sum(la.kernel_params for la in layers)
-        rows.append((name, f"{kernels:,}", f"{madds:,}", f"{size * size * product:,}"))
+    for part, product in zip(counted.grouped().layers, formula, strict=True):
+        own = (part.path, f"{part.kernel_params:,}", f"{part.madds:,}")
+        rows.append((*own, f"{size * size * product:,}"))
     total = size * size * k * t * (k + 9 + out)
     rows.append(("block", f"{counted.kernel_params:,}", f"{counted.madds:,}", f"{total:,}"))
     header = ("map", "weights, counted", "MAdds, counted", "MAdds by Sec. 3.3's formula")

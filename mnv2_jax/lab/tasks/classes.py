@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -90,13 +91,11 @@ def check_seen(spec: TaskSpec, source: Source, where: str, quiet: bool = False) 
         indices = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
         counts, looked_at = np.zeros(len(names), int), len(indices)
         for index in indices.tolist():
-            try:
+            with suppress(BadRecord):
                 labels = np.ravel(source[index][field]).astype(int)
-            except BadRecord:
-                continue
-            inside = (labels >= 0) & (labels < len(names))
-            counts += np.bincount(labels[inside], minlength=len(names))
-            other |= bool((labels >= len(names)).any())
+                inside = (labels >= 0) & (labels < len(names))
+                counts += np.bincount(labels[inside], minlength=len(names))
+                other |= bool((labels >= len(names)).any())
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     whole, present = looked_at == len(source), len(names) - len(empty)
     amount = f"all {len(source):,}" if whole else f"{looked_at} of its {len(source):,}"

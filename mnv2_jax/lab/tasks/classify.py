@@ -35,14 +35,10 @@ def classify(
     """Builds the classification task.
 
     Batches hold `image` (b, h, w, c) uint8, `label` (b,) int32, `mask` (b,) float32 and `row` (b,),
-    the row in the global batch.
-
-    Args:
-      model, image_shape: with a classifier; (h, w, c), for initialisation.
-      augmentations: applied to every training image on the device.
-      label_smoothing: share of the target spread over all classes (slim's recipe has 0.1).
-      mixup, cutmix: Beta parameters; 0 is off. With both, each batch takes one at random.
-      teacher: adds a distillation term.
+    the row in the global batch. The shape (h, w, c) is for initialisation; augmentations are
+    applied to every training image on the device. `label_smoothing` is the share of the target
+    spread over all classes (slim's recipe has 0.1), `mixup` and `cutmix` are Beta parameters; 0 is
+    off, and with both, each batch takes one at random. A teacher adds a distillation term.
     """
     classes = model.num_classes
     assert classes is not None
@@ -136,23 +132,16 @@ def _task(config: Any, model: Any, shape: Any, augmentations: Any, trained: Any)
 
 
 CLASSIFY = TaskSpec(
-    name="classify",
-    noun="classifier",
-    title="MobileNetV2",
-    pipeline="image-classification",
+    name="classify", noun="classifier", title="MobileNetV2", pipeline="image-classification",
     unlabeled=lambda height, width: {"label": 0},
-    build=build,
     train_transform=lambda config, channels: train_transform(
         config.data.resolution, channels=channels, **config.data.train.to_dict()
     ),
     eval_transform=lambda size, channels, options: eval_transform(
         size, channels=channels, **options
     ),
-    task=_task,
+    build=build, task=_task, show=_show, full_recipe=True, settings={"top": 5},
     scores=lambda model, logits, batch: scores(without_background(model, logits), batch),
     decode=lambda model, logits, _: jax.nn.softmax(without_background(model, logits)),
-    show=_show,
     metrics={"accuracy": "top-1 accuracy"},
-    full_recipe=True,
-    settings={"top": 5},
-)
+)  # fmt: skip

@@ -252,26 +252,15 @@ def _eval_transform(size: int, channels: int, options: Mapping[str, Any]) -> Tra
 
 
 DETECT = TaskSpec(
-    name="detect",
-    noun="detector",
-    title="MobileNetV2 + SSDLite",
-    pipeline="object-detection",
+    name="detect", noun="detector", title="MobileNetV2 + SSDLite", pipeline="object-detection",
     unlabeled=lambda *_: {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32)},
-    build=build_ssdlite,
-    options=lambda config: {"heads": config.detect.heads},
-    train_transform=_train_transform,
-    eval_transform=_eval_transform,
+    build=build_ssdlite, options=lambda config: {"heads": config.detect.heads},
+    train_transform=_train_transform, eval_transform=_eval_transform,
     eval_options=lambda config: {
-        "crop": config.data.eval.crop,
-        "max_objects": config.detect.max_objects,
+        "crop": config.data.eval.crop, "max_objects": config.detect.max_objects,
     },
     task=lambda config, model, image_shape, *_: detect(model, image_shape),
-    scores=scores,
-    decode=decode,
-    show=_show,
-    summarize=summarize,
-    seen=("classes", "boxes", 1),
-    settings={"threshold": 0.3},
-    truth=_truth,
+    scores=scores, decode=decode, show=_show, summarize=summarize, truth=_truth,
+    seen=("classes", "boxes", 1), settings={"threshold": 0.3},
     metrics={"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
-)
+)  # fmt: skip

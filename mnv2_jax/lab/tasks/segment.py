@@ -169,26 +169,18 @@ def _train_transform(config: Any, channels: int) -> Transform:
 OPTIONS = ("aspp", "rates", "decoder", "atrous", "channels")
 
 SEGMENT = TaskSpec(
-    name="segment",
-    noun="segmenter",
-    title="MobileNetV2 + DeepLabv3",
+    name="segment", noun="segmenter", title="MobileNetV2 + DeepLabv3",
     pipeline="image-segmentation",
     unlabeled=lambda height, width: {"label": np.zeros((height, width), np.uint8)},
     # Label maps may begin with a background that boxes have not.
     classes=lambda source: getattr(source, "pixel_classes", source.classes),
-    build=build_deeplab,
-    options=lambda config: {key: config.segment[key] for key in OPTIONS},
+    build=build_deeplab, options=lambda config: {key: config.segment[key] for key in OPTIONS},
     train_transform=_train_transform,
     eval_transform=lambda size, channels, options: segmentation_eval(
         size, options.get("crop", "none"), channels
     ),
     task=lambda config, model, image_shape, *_: segment(model, image_shape),
-    scores=scores,
-    decode=lambda model, logits, _: logits.argmax(axis=-1),
-    show=_show,
-    summarize=summarize,
-    seen=("label", "pixels", 2),
-    truth=_truth,
-    average=average,
+    scores=scores, decode=lambda model, logits, _: logits.argmax(axis=-1), show=_show,
+    summarize=summarize, seen=("label", "pixels", 2), truth=_truth, average=average,
     metrics={"miou": "mean IoU", "accuracy": "accuracy of pixels"},
-)
+)  # fmt: skip

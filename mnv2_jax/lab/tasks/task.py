@@ -90,7 +90,8 @@ class TaskSpec(NamedTuple):
     show: Callable[..., Prediction]
     metrics: dict[str, str]  # {metric: title}; the first one is compared, plotted and monitored
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]] = means
-    classes: Callable[[Source], tuple[str, ...]] = lambda source: source.classes  # the network's
+    # (source) -> the names of the network's classes.
+    classes: Callable[[Source], tuple[str, ...]] = lambda source: source.classes
     # From the configuration: options of `build` in a group of the task's own, and those of
     # `eval_transform`.
     options: Callable[[Any], dict[str, Any]] = lambda config: {}
@@ -171,11 +172,9 @@ def evaluate(
 ) -> Any:  # fmt: skip
     """Evaluates over a whole set, each example once: the one loop that all evaluations share.
 
-    Args:
-      compute: (batch) -> sums, compiled; they are added up in 64 bits on the host.
-      batches: of the set; the last one is padded with rows whose mask is 0 and that count nowhere.
-      summarize: the sums of the whole set -> the result.
-      stopped: asked before each batch; once it is true, the result is None.
+    The sums that `compute` makes of each batch are added up in 64 bits on the host; padded rows,
+    whose mask is 0, count nowhere. `summarize` makes the result of them; it is None once `stopped`,
+    which is asked before each batch, is true.
     """
     total: Any = None
     for batch in batches:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.data.readers.label_maps import label_table, paired_source
+from mnv2_jax.lab.data.readers.annotated import label_table, paired_source
 from mnv2_jax.lab.data.source import LazySource
 
 LAYOUT = "The layout is ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png beside "

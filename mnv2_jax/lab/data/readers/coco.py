@@ -10,7 +10,7 @@ from typing import Any
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import read_json
-from mnv2_jax.lab.data.readers.boxes import AnnotatedImages, Object
+from mnv2_jax.lab.data.readers.annotated import AnnotatedImages, Object
 from mnv2_jax.lab.data.readers.files import MAX_JSON_BYTES, unwrapped
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 

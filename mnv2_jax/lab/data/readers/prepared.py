@@ -18,9 +18,9 @@ from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_json, user_path
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.annotations import clean_objects
+from mnv2_jax.lab.data.readers.annotated import label_table, labelled_record
 from mnv2_jax.lab.data.readers.cityscapes import CITYSCAPES
 from mnv2_jax.lab.data.readers.files import read_classes
-from mnv2_jax.lab.data.readers.label_maps import label_table, labelled_record
 from mnv2_jax.lab.data.source import BadRecord, LazySource, chosen_split
 
 DEFAULT_ROOT = "~/tensorflow_datasets"

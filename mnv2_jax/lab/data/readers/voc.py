@@ -13,8 +13,7 @@ from typing import Any
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import read_file
 from mnv2_jax.lab.data.readers import files
-from mnv2_jax.lab.data.readers.boxes import AnnotatedImages, Object
-from mnv2_jax.lab.data.readers.label_maps import paired_source
+from mnv2_jax.lab.data.readers.annotated import AnnotatedImages, Object, paired_source
 from mnv2_jax.lab.data.source import LazySource, class_name, find_part, share
 
 MAX_XML_BYTES = 1 << 24
