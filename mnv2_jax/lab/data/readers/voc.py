@@ -6,7 +6,6 @@ Difficult objects are left out and counted, as in VOC's own evaluation.
 import os
 import re
 import xml.etree.ElementTree as xml
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +88,12 @@ def _image(top: Path, name: str) -> Path:
 
 def _listed(split: str, root: str, kind: str, folder: str, suffix: str) -> tuple[Path, list[str]]:
     """Returns the folder and the names of a split: those in its list, or a share of all files."""
-
-    def list_of(name: str) -> Path:
-        return top / "ImageSets" / kind / f"{name}.txt"
-
-    def exists(name: str) -> bool:
-        return os.path.isfile(top / folder / f"{name}{suffix}")
-
     top = files.unwrapped(Path(root), lambda place: os.path.isdir(place / "JPEGImages"))
-    name, shared = find_part(split, lambda name: os.path.isfile(list_of(name)))
+    lists = top / "ImageSets" / kind
+    name, shared = find_part(split, lambda name: os.path.isfile(lists / f"{name}.txt"))
     if name is not None:
-        file = list_of(name)
-        names = [_name(line, exists) for line in files.read_lines(file)]
+        file = lists / f"{name}.txt"
+        names = [_name(line, top / folder, suffix) for line in files.read_lines(file)]
     elif shared and os.path.isdir(top / folder):
         file = top / folder
         listed = sorted(n for n in os.listdir(file) if n.lower().endswith(suffix))
@@ -114,10 +107,11 @@ def _listed(split: str, root: str, kind: str, folder: str, suffix: str) -> tuple
     return top, [names[i] for i in share(names, split)] if shared else names
 
 
-def _name(line: str, exists: Callable[[str], bool]) -> str:
+def _name(line: str, folder: Path, suffix: str) -> str:
     """Returns the image that a line names, also with its ending or VOC's mark of a class."""
     plain = re.sub(r"\s+-?[01]$", "", line)
-    return next(filter(exists, (line, plain, os.path.splitext(line)[0])), plain)
+    names = (line, plain, os.path.splitext(line)[0])
+    return next((name for name in names if os.path.isfile(folder / f"{name}{suffix}")), plain)
 
 
 def _text(entry: Any, tag: str, where: str) -> str:
