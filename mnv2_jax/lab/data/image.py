@@ -39,7 +39,7 @@ _large = threading.Lock()
 
 @functools.cache
 def _optional(module: str) -> Any:
-    """Imports a faster decoder or resizer, if it is installed."""
+    """Imports a faster decoder or resizer; None if it is not installed."""
     with contextlib.suppress(ImportError):
         found = importlib.import_module(module)
         if module == "cv2":
