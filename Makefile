@@ -59,7 +59,7 @@ format: $(FOR_DEV)  ## fix what ruff can fix
 
 lock: $(UV)  ## resolve the development environment anew, for every supported Python
 	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
-	    --no-annotate --custom-compile-command "make lock" --quiet --output-file $(LOCK)
+	    --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet --output-file $(LOCK)
 
 setup-dev: $(FOR_DEV)  ## only the environment that test and lint use
 
@@ -84,7 +84,7 @@ $(FOR_RUN): requirements.txt
 
 $(FOR_DEV): $(LOCK)
 	$(venv)
-	@$(PIP) install --quiet -r $<
+	@$(PIP) install --quiet --require-hashes -r $<
 	@touch $@
 
 $(UV):
