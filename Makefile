@@ -9,13 +9,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := requirements-lock.txt
 FOR_RUN := $(VENV)/.installed-requirements
 FOR_DEV := $(VENV)/.installed-lock
-UV := .venv-uv/bin/uv
+TOOLS := .venv-tools
+FOR_TOOLS := $(TOOLS)/.installed-tools
 BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling guard imagenet_cost
 
 .DEFAULT_GOAL := help
+COMPILE = $(TOOLS)/bin/uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes \
+    --no-annotate --custom-compile-command "make lock" --quiet
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help ablate account chaos paper bench check test test-all lint docs format lock setup-dev clean
+.PHONY: help ablate account audit chaos paper bench check test test-all lint docs format lock setup-dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
@@ -57,14 +60,18 @@ format: $(FOR_DEV)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: $(UV)  ## resolve the development environment anew, for every supported Python
-	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
-	    --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet --output-file $(LOCK)
+lock: $(FOR_TOOLS)  ## resolve both locks anew, with hashes, for every supported Python
+	$(COMPILE) pyproject.toml --extra dev --output-file $(LOCK)
+	$(COMPILE) .ci/tools.in --output-file .ci/tools.txt
+
+audit: $(FOR_TOOLS)  ## look up the locked packages among known weaknesses; needs a network
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r $(LOCK)
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r .ci/tools.txt
 
 setup-dev: $(FOR_DEV)  ## only the environment that test and lint use
 
 clean:  ## remove the environment and what tools leave behind
-	rm -rf $(VENV) .venv-uv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # An environment that is already there is kept if its Python will do.
 define venv
@@ -82,11 +89,15 @@ $(FOR_RUN): requirements.txt
 	@$(PIP) install --quiet -r $<
 	@touch $@
 
+# setuptools first: with it, packages that come as source alone are built without fetching it again,
+# which pip would do without looking at hashes.
 $(FOR_DEV): $(LOCK)
 	$(venv)
-	@$(PIP) install --quiet --require-hashes -r $<
+	@sed -n '/^setuptools==/,/[^\]$$/p' $< | $(PIP) install --quiet --require-hashes -r /dev/stdin
+	@$(PIP) install --quiet --require-hashes --no-build-isolation -r $<
 	@touch $@
 
-$(UV):
-	$(PYTHON) -m venv .venv-uv
-	.venv-uv/bin/python -m pip --disable-pip-version-check install --quiet uv
+$(FOR_TOOLS): .ci/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	@touch $@
