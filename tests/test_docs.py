@@ -29,8 +29,8 @@ ROWS = ((1, 16, 1, 1), (6, 24, 1, 2), (6, 32, 1, 2), (6, 96, 1, 2), (6, 320, 1, 
 FEW = Spec(stem=32, stem_stride=2, rows=tuple(Row(*row) for row in ROWS), last=1280, divisor=8)
 # Commands of the system, of which only the name is checked.
 FOREIGN = {
-    "apt-get", "cd", "chmod", "export", "gcloud", "git", "mkdir", "mpirun", "nvidia-smi", "source",
-    "srun", "tail", "tensorboard", "wget", ".", ".ci/run", "pytest", "pre-commit",
+    "apt-get", "cd", "chmod", "export", "gcloud", "git", "mkdir", "model_signing", "mpirun",
+    "nvidia-smi", "openssl", "source", "srun", "tail", "tensorboard", "wget", ".", ".ci/run", "pytest", "pre-commit",
 }  # fmt: skip
 
 

@@ -194,7 +194,8 @@ def test_source_distribution_holds_what_the_checkout_does(tmp_path):
     source = tmp_path / "source"
     left_out = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "shared")
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out))
-    shutil.copytree(ROOT / ".ci", source / ".ci")
+    for name in (".ci", ".github"):
+        shutil.copytree(ROOT / name, source / name)
     run(
         sys.executable,
         "-m",
@@ -209,7 +210,7 @@ def test_source_distribution_holds_what_the_checkout_does(tmp_path):
     (built,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(built) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    for name in (*GRAFTED, ".ci", "mnv2_jax"):
+    for name in (*GRAFTED, ".ci", ".github", "mnv2_jax"):
         files = [path for path in (source / name).rglob("*") if path.is_file()]
         wanted = {str(path.relative_to(source)) for path in files}
         assert wanted and not wanted - held, name
