@@ -11,6 +11,7 @@ import pytest
 
 from mnv2_jax import UsageError
 from mnv2_jax.lab import cli
+from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.lab.train.sweep import run_sweep
 from mnv2_jax.lab.verify import verify
 from tests.lab.train.setting import tiny
@@ -115,6 +116,13 @@ def test_a_run_that_was_killed_may_have_a_cut_row_and_a_cut_event(copy):
     (events,) = (seed / "tensorboard").iterdir()
     events.write_bytes(events.read_bytes()[:-3])
     assert problems(copy) == {"linear/seed_0/result.json": "is missing, and the report has it"}
+
+
+def test_a_signature_inside_the_folder_of_a_model_is_let_be(whole, copy):
+    (copy / "linear/seed_0/model.sig").write_text("{}")
+    assert problems(copy) == {}
+    signed, plain = (load_model(folder / "linear/seed_0") for folder in (copy, whole))
+    assert signed.model == plain.model and signed.classes == plain.classes
 
 
 def test_another_folder_is_refused(tmp_path):
