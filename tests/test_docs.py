@@ -30,7 +30,8 @@ FEW = Spec(stem=32, stem_stride=2, rows=tuple(Row(*row) for row in ROWS), last=1
 # Commands of the system, of which only the name is checked.
 FOREIGN = {
     "apt-get", "cd", "chmod", "export", "gcloud", "git", "mkdir", "model_signing", "mpirun",
-    "nvidia-smi", "openssl", "source", "srun", "tail", "tensorboard", "wget", ".", ".ci/run", "pytest", "pre-commit",
+    "nvidia-smi", "openssl", "source", "srun", "tail", "tensorboard", "wget", ".", ".ci/run",
+    "pytest", "pre-commit",
 }  # fmt: skip
 
 
