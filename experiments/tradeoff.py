@@ -5,7 +5,7 @@
 The paper's grid: widths 0.35 to 1.0 at 96 to 224 pixels, and 1.4 at 224. Digits are shown at 8 and
 16 pixels. Presets are the scales of `scales.py`.
 
-Measured on digits with eight seeds: from 84.4 ± 3.4 % (width 0.35 at 8 pixels) to 98.8 ± 0.1 %
+Measured on digits with eight seeds: from 86.1 ± 4.9 % (width 0.35 at 8 pixels) to 98.5 ± 0.4 %
 (width 1.4 at 16). At every width 16 pixels are better than 8; at 16 pixels, widths 0.75 and 1.0
 differ by less than the noise (results/tradeoff).
 """
