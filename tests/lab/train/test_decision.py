@@ -1,0 +1,98 @@
+"""Decisions against enumeration, scipy's distributions, and simulations whose truth is known."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mnv2_jax.lab.train import decision
+from mnv2_jax.lab.train.decision import decide, detectable, equivalence, interval, sign_flip
+
+
+def draw(seed, n, mean=0.0, std=1.0):
+    return np.random.default_rng(seed).normal(mean, std, n)
+
+
+@pytest.mark.parametrize("n", [2, 5, 8, 11])
+def test_sign_flips_are_those_that_enumeration_finds(n):
+    differences = draw(n, n, 0.4)
+    signs = np.array(list(itertools.product((-1, 1), repeat=n)))
+    means = np.abs((signs * differences).mean(axis=1))
+    share = np.mean(means >= abs(differences.mean()) - 1e-12)
+    assert math.isclose(sign_flip(differences), share)
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    differences, delta = draw(0, 12, 0.2), 0.9
+    error = differences.std(ddof=1) / math.sqrt(12)
+    t = np.array([differences.mean() + delta, delta - differences.mean()]) / error
+    assert math.isclose(equivalence(differences, delta), stats.t.sf(t, df=11).max())
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    """Skewed differences, where a symmetric interval is off on one side."""
+    rng = np.random.default_rng(0)
+    samples = rng.exponential(1.0, (150, 24))
+    held = sum(low <= 1.0 <= high for low, high in map(interval, samples))
+    assert 0.87 <= held / 150 <= 0.985  # 95 % less what bootstraps lack at this n
+
+
+def test_what_is_detectable_is_found_in_nine_of_ten():
+    rng = np.random.default_rng(1)
+    spread = rng.normal(0.0, 1.0, 16)
+    effect = detectable(spread) / spread.std(ddof=1)
+    samples = rng.normal(effect, 1.0, (4000, 16))
+    found = stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05
+    assert 0.88 <= found.mean() <= 0.93
+
+
+@pytest.mark.parametrize("looks", [1, 4])
+def test_equal_variants_are_told_apart_in_no_more_than_alpha(looks, monkeypatch):
+    """With looks at 4, 6, 8 and 10 seeds, which stop at the first that decides."""
+    monkeypatch.setattr(decision, "interval", lambda _: (0.0, 0.0))  # which nothing is decided by
+    rng, wrong, times = np.random.default_rng(2), 0, 200
+    for differences in rng.normal(0.0, 1.0, (times, 10)):
+        ends = (10,) if looks == 1 else (4, 6, 8, 10)
+        every = (decide("ab", {"a": differences[:n], "b": np.zeros(n)}, 1e-9, looks) for n in ends)
+        wrong += any(d.outcome in ("confirmed", "refuted") for (d,) in every)
+    assert wrong / times <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / times)
+
+
+CLEAR = [0.9, 0.91, 0.92, 0.9, 0.93, 0.9, 0.92, 0.91, 0.9, 0.92]
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "outcome"),
+    [
+        (0.05, 0.01, "confirmed"), (-0.05, 0.01, "refuted"), (0.0, 0.001, "equivalent"),
+        (0.0, 0.05, "undecided"),
+    ],
+)  # fmt: skip
+def test_what_comes_out(shift, spread, outcome):
+    noise = draw(3, 10, 0.0, spread)
+    scores = {"a": np.add(CLEAR, shift) + noise - noise.mean(), "b": np.array(CLEAR)}
+    (found,) = decide(("a", "b"), scores, delta=0.01)
+    assert (found.outcome, found.n) == (outcome, 10)
+    assert math.isclose(found.mean, shift, abs_tol=1e-12)
+    assert found.low <= found.mean <= found.high
+
+
+def test_several_differences_share_alpha_as_holm_has_it():
+    """With 6 seeds the smallest p is 1/32 = 0.031: enough for one difference, not for two."""
+    up, noise = np.full(6, 0.1) + np.arange(6) / 1000, draw(4, 6, 0.0, 0.1)
+    alone = decide("ab", {"a": up, "b": np.zeros(6)}, 0.01)
+    both = decide("abc", {"a": up + noise, "b": noise, "c": np.zeros(6)}, 0.01)
+    assert alone[0].p == both[0].p == 1 / 32
+    assert (alone[0].outcome, both[0].outcome) == ("confirmed", "undecided")
+
+
+def test_one_seed_decides_nothing():
+    (decision,) = decide("ab", {"a": [0.9], "b": [0.1]}, 0.01)
+    assert decision[2:] == ("undecided", 1, 0.8, -math.inf, math.inf, 1.0, 1.0, math.inf)
+
+
+def test_the_same_scores_give_the_same_numbers():
+    scores = {"a": draw(5, 20, 0.3), "b": draw(6, 20)}
+    assert decide("ab", scores, 0.1) == decide("ab", scores, 0.1)
