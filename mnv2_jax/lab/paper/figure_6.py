@@ -10,7 +10,8 @@ import numpy as np
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, figure
 from mnv2_jax.lab.paper.results import Result, find, spread
-from mnv2_jax.lab.train.report import CURVES, paired_difference, plot_band, points, verdicts
+from mnv2_jax.lab.train.decision import decide, paired_difference
+from mnv2_jax.lab.train.report import CURVES, plot_band, points, verdict
 
 LABELS = {
     "linear": "linear bottleneck", "relu6": "ReLU6 in bottleneck", "none": "no residual",
@@ -45,8 +46,8 @@ def _ablation(
             rows.append((LABELS[name], len(scores), spread(scores), versus))
         header = ("variant", "seeds", "accuracy, %", "difference in points [95 % CI]")
         yield Table(header, rows, "-hhh")
-        for verdict in verdicts(claim, result.scores):
-            yield Text(verdict.removeprefix("- "))
+        for decision in decide(claim, result.scores, result.delta):
+            yield Text(verdict(decision))
     command += ":imagenet2012 --config.data.root=…"
     yield Missing("The paper's own setting, ImageNet", command)
 

@@ -10,6 +10,7 @@ import numpy as np
 from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
+from mnv2_jax.lab.train.decision import DELTA
 from mnv2_jax.lab.train.log import read_curves
 from mnv2_jax.lab.train.record import CONFIG, check_seal, read_json
 from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of, spread
@@ -44,6 +45,7 @@ class Result(NamedTuple):
     data: str  # name of the data set; empty where it is not known
     what: str  # the sentence that says what was measured
     networks: dict[str, Network]  # by variant, as far as they are known
+    delta: float  # the smallest difference of interest
 
     @property
     def first(self) -> list[float]:
@@ -114,7 +116,9 @@ def read(folder: Path) -> Result:
         data = str(setting.get("data") or sweep_config(folder).get("data.name", ""))
         what = measured(setting) if setting else UNKNOWN
         command = str(content["command"])
-        return Result(folder, content["metric"], scores, seeds, command, data, what, networks)
+        delta = float(content.get("config", {}).get("sweep.delta", DELTA))
+        known = (seeds, command, data, what, networks, delta)
+        return Result(folder, content["metric"], scores, *known)
 
 
 def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Evaluation]:

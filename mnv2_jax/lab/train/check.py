@@ -58,6 +58,7 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
                            "eval_every_epochs"),
         (number(1, 2**20), "batch_size eval_batch_size parallel.accumulate keep_checkpoints"),
         (number(0, 2**20), "parallel.devices sweep.at_once"),
+        (number(1e-6, 1.0), "sweep.delta"),
         (number(1, MAX_STEPS), "log_every stop_after_skipped"),
     )
     for key in keys.split()

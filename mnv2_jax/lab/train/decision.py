@@ -15,21 +15,45 @@ from typing import NamedTuple
 import numpy as np
 
 ALPHA = 0.05  # of all differences of a claim together (Holm), and of each equivalence
+DELTA = 0.01  # the smallest difference of interest, unless `sweep.delta` says another
 POWER = 0.9  # with which the smallest detectable difference would be found
 RESAMPLES = 9999
 CONFIRMED, REFUTED, EQUIVALENT, UNDECIDED = "confirmed", "refuted", "equivalent", "undecided"
 
 
+class Difference(NamedTuple):
+    """The mean of two variants' differences, seed by seed, and its 95 % confidence interval."""
+
+    mean: float
+    low: float  # Student's t; infinite for one seed
+    high: float
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Compares two variants seed by seed, which cancels what a seed does to both.
+
+    >>> paired_difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
+    Difference(mean=2.0, low=2.0, high=2.0)
+    >>> round(paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0]).high, 3)
+    6.128
+    """
+    from scipy.special import stdtrit  # a tenth of all imports, and needed only at the end
+
+    differences = np.subtract(a, b)
+    n, mean, margin = len(differences), float(differences.mean()), math.inf
+    if n > 1:
+        margin = float(stdtrit(n - 1, 1 - ALPHA / 2) * differences.std(ddof=1) / math.sqrt(n))
+    return Difference(mean, mean - margin, mean + margin)
+
+
 class Decision(NamedTuple):
-    """What seeds say of one variant against another; scores and differences are shares of 1."""
+    """What seeds say of one variant against another, whose scores are shares of 1."""
 
     better: str  # as the claim has it
     worse: str
     outcome: str  # confirmed, refuted, equivalent or undecided
     n: int  # seeds that both have
-    mean: float  # of better less worse
-    low: float  # the 95 % interval of the mean: BCa bootstrap; infinite for one seed
-    high: float
+    difference: Difference  # of better less worse
     p: float  # two-sided, of no difference: sign flips, exact for up to 13 seeds
     p_equivalent: float  # of a difference of at least delta: two one-sided t-tests
     detectable: float  # the smallest mean that as many seeds would find in nine of ten sweeps
@@ -44,41 +68,22 @@ def decide(
     (Holm). Equivalence asks two one-sided tests (TOST) for a difference within ±`delta`, alone.
     `looks` is how often the results are looked at, from the first seeds to the last.
     """
-    found = [_measure(a, b, np.subtract(scores[a], scores[b]), delta) for a, b in pairwise(claim)]
+    found = []
+    for better, worse in pairwise(claim):
+        apart = np.subtract(scores[better], scores[worse])
+        difference = paired_difference(scores[better], scores[worse])
+        tests = sign_flip(apart), equivalence(apart, delta), detectable(apart)
+        found.append(Decision(better, worse, UNDECIDED, len(apart), difference, *tests))
     alpha, left = ALPHA / looks, len(found)
     for i in sorted(range(len(found)), key=lambda i: found[i].p):
         if found[i].p > alpha / left:
             break
-        found[i] = found[i]._replace(outcome=CONFIRMED if found[i].mean > 0 else REFUTED)
+        found[i] = found[i]._replace(outcome=CONFIRMED if found[i].difference.mean > 0 else REFUTED)
         left -= 1
     return [
         d._replace(outcome=EQUIVALENT) if d.outcome == UNDECIDED and d.p_equivalent <= alpha else d
         for d in found
     ]
-
-
-def _measure(better: str, worse: str, differences: np.ndarray, delta: float) -> Decision:
-    n, mean = len(differences), float(differences.mean())
-    low, high = interval(differences)
-    tests = sign_flip(differences), equivalence(differences, delta), detectable(differences)
-    return Decision(better, worse, UNDECIDED, n, mean, low, high, *tests)
-
-
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean, by the bias-corrected and accelerated bootstrap (BCa).
-
-    >>> interval(np.array([2.0, 2.0, 2.0]))
-    (2.0, 2.0)
-    """
-    from scipy.stats import bootstrap  # a tenth of all imports, and needed only at the end
-
-    if len(differences) < 2:
-        return -math.inf, math.inf
-    if np.ptp(differences) == 0:
-        return float(differences[0]), float(differences[0])
-    options = {"n_resamples": RESAMPLES, "method": "BCa", "rng": np.random.default_rng(0)}
-    found = bootstrap((differences,), np.mean, **options).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def sign_flip(differences: np.ndarray) -> float:
@@ -87,7 +92,7 @@ def sign_flip(differences: np.ndarray) -> float:
     >>> sign_flip(np.array([0.1, 0.3, 0.2, 0.1, 0.2, 0.1, 0.4, 0.2])) == 2 / 2**8
     True
     """
-    from scipy.stats import permutation_test
+    from scipy.stats import permutation_test  # with all of scipy.stats it takes a second
 
     if len(differences) < 2 or not differences.any():
         return 1.0

@@ -22,7 +22,7 @@ MODEL = (TENSORS, DESCRIPTION, CARD)
 # What another start may change in the folder of a run: no step computes anything else with it.
 # Of the length, see `sweep.check_owner`.
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
-FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time")
+FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time", "sweep.delta")
 LENGTH = ("steps", "epochs")
 # What a result has at least, as all releases wrote it.
 FIELDS = {"seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "skipped": int}

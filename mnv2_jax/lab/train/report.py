@@ -8,9 +8,9 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import cycle, pairwise, product
+from itertools import cycle, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +21,15 @@ from mnv2_jax.files import replacing, write_file, write_json
 from mnv2_jax.lab.model_folder import DESCRIPTION, read_description
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import plain
+from mnv2_jax.lab.train.decision import (
+    DELTA,
+    EQUIVALENT,
+    UNDECIDED,
+    Decision,
+    Difference,
+    decide,
+    paired_difference,
+)  # fmt: skip
 from mnv2_jax.lab.train.log import read_curves
 from mnv2_jax.lab.train.record import OF, RESULT, SEAL, hash_file, read_json, sealed
 from mnv2_jax.markdown import markdown_table
@@ -33,36 +42,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 LINES = ("-", "--", ":")  # the next one is taken when the colors are used up
 MAX_OF_START = 0.05  # of running statistics, at the end of a training
 IMAGES = ("train_images", "eval_images")  # numbers in a model's description
-OUTCOMES = {  # of a claim, by the sign of the confidence interval
-    1: "**as in the paper**", -1: "**the opposite of the paper**",
-    0: "**within noise**: neither as in the paper nor against it",
-}  # fmt: skip
 Results = dict[str, Any]  # the content of `results.json`
-
-
-class Difference(NamedTuple):
-    """The mean of two variants' differences, seed by seed, and its 95 % confidence interval."""
-
-    mean: float
-    low: float  # Student's t; infinite for one seed
-    high: float
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Compares two variants seed by seed, which cancels what a seed does to both.
-
-    >>> paired_difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
-    Difference(mean=2.0, low=2.0, high=2.0)
-    >>> round(paired_difference([1.0, 2.0, 4.0], [0.0, 0.0, 0.0]).high, 3)
-    6.128
-    """
-    from scipy.special import stdtrit  # a tenth of all imports, and needed only at the end
-
-    differences = np.subtract(a, b)
-    n, mean, margin = len(differences), float(differences.mean()), math.inf
-    if n > 1:
-        margin = float(stdtrit(n - 1, 0.975) * differences.std(ddof=1) / math.sqrt(n))
-    return Difference(mean, mean - margin, mean + margin)
 
 
 def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
@@ -142,6 +122,7 @@ def report_text(results: Results) -> str:
     """Composes the Markdown report."""
     setting, config, machine = results["setting"], results["config"], results["environment"]
     runs, scores, reference = results["runs"], scores_of(results), config["sweep.reference"]
+    claim, delta = config["sweep.claim"], config.get("sweep.delta", DELTA)
     rows = []
     for name, values in scores.items():
         mean, _, std = spread(values).partition(" ± ")
@@ -163,12 +144,12 @@ def report_text(results: Results) -> str:
     ]
     paragraphs = [
         f"# {setting['title']}",
-        f"{measured(setting)}. Differences are paired by seed; a confidence interval that "
-        "holds 0 is within noise.",
+        f"{measured(setting)}. Differences are paired by seed; intervals are Student's t."
+        + f" {tested(delta)}" * bool(claim),
         markdown_table(header, rows),
         "\n".join(_other_metrics(results)),
         "\n".join(_low_precision(config, scores, runs)),
-        "\n".join(verdicts(config["sweep.claim"], scores)),
+        "\n".join(f"- {verdict(decision)}" for decision in decide(claim, scores, delta)),
         f"![{setting['metric']} over training]({CURVES})",
         "\n".join(facts),
     ]
@@ -245,15 +226,24 @@ def _low_precision(config: Results, scores: dict[str, list[float]], runs: Result
     return lines
 
 
-def verdicts(claim: Sequence[str], scores: dict[str, list[float]]) -> list[str]:
-    """Says for each two neighbors in the order that the paper claims what came out here."""
-    lines = []
-    for better, worse in pairwise(claim):
-        difference = paired_difference(scores[better], scores[worse])
-        outcome = OUTCOMES[int(difference.low > 0) - int(difference.high < 0)]
-        here = f"Here: {points(difference)}, {outcome}."
-        lines.append(f"- The paper has *{better}* above *{worse}*. {here}")
-    return lines
+def tested(delta: float) -> str:
+    """Says how `decide` decides, in a sentence or two."""
+    return (
+        "What the paper claims is tested by flipping the signs of the differences, at 5 % for all "
+        f"of it together (Holm); equivalent is what differs by less than {100 * delta:g} points "
+        "(two one-sided t-tests)."
+    )
+
+
+def verdict(decision: Decision) -> str:
+    """Says what the paper claims, and what came out here."""
+    better, worse, outcome, n, difference, p, p_equivalent, detectable = decision
+    here = f"{points(difference)}, n = {n}, p = {p:.2g}: **{outcome}**"
+    if outcome == EQUIVALENT:
+        here += f" (p = {p_equivalent:.2g})"
+    if outcome == UNDECIDED and math.isfinite(detectable):
+        here += f"; of differences of {100 * detectable:.1f} points, so many seeds find 90 %"
+    return f"The paper has *{better}* above *{worse}*. Here: {here}."
 
 
 def points(difference: Difference, unit: str = " points") -> str:

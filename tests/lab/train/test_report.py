@@ -1,4 +1,4 @@
-"""Statistics over seeds against scipy's, the wording of verdicts, and the report's numbers."""
+"""The wording of verdicts, and the report's numbers."""
 
 import json
 import math
@@ -10,63 +10,27 @@ import pytest
 from scipy import stats
 
 from mnv2_jax import account, build
+from mnv2_jax.lab.train.decision import decide
 from mnv2_jax.lab.train.log import RunLog, read_rows, rows_before
-from mnv2_jax.lab.train.report import (
-    cautions,
-    measured,
-    paired_difference,
-    report_text,
-    verdicts,
-    write_report,
-)
+from mnv2_jax.lab.train.report import cautions, measured, report_text, verdict, write_report
 from tests.events import scalars
 from tests.lab.train.setting import tiny
 
 
-@pytest.mark.parametrize("n", [2, 3, 8, 30])
-def test_intervals_are_those_of_a_paired_t_test(n):
-    rng = np.random.default_rng(n)
-    a, b = rng.normal(0.8, 0.02, n), rng.normal(0.78, 0.03, n)
-    found = paired_difference(a, b)
-    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
-    np.testing.assert_allclose(found, (np.mean(a - b), interval.low, interval.high), rtol=1e-9)
-
-
-def test_pairing_cancels_what_a_seed_does_to_both():
-    seeds = np.random.default_rng(0).normal(size=8)
-    found = paired_difference(seeds + 0.01, seeds)
-    np.testing.assert_allclose(found, (0.01, 0.01, 0.01), rtol=1e-9)
-
-
-def test_one_seed_has_no_interval():
-    assert paired_difference([0.5], [0.25]) == (0.25, -math.inf, math.inf)
-
-
-NOISE = [0.80, 0.82, 0.79, 0.81]
-
-
 @pytest.mark.parametrize(
-    ("linear", "relu6", "outcome"),
+    ("scores", "said"),
     [
-        ([0.91, 0.93, 0.90, 0.93], NOISE, "**as in the paper**"),
-        (NOISE, [0.91, 0.93, 0.90, 0.93], "**the opposite of the paper**"),
-        (NOISE, [0.82, 0.80, 0.80, 0.80], "**within noise**"),
-        (NOISE, NOISE, "**within noise**"),
-        ([0.9], [0.1], "**within noise**"),
+        ([0.91] * 7 + [0.93], "+11.2 points [+10.7, +11.8], n = 8, p = 0.0078: **confirmed**."),
+        ([0.69] * 7 + [0.71], "-10.8 points [-11.3, -10.2], n = 8, p = 0.0078: **refuted**."),
+        ([0.8] * 6 + [0.799, 0.801], "n = 8, p = 1: **equivalent** (p = 1e-09)."),
+        ([0.7, 0.9] * 4, "p = 1: **undecided**; of differences of 14.3 points, so many seeds find"),
+        ([0.9], "+10.0 points, n = 1, p = 1: **undecided**."),
     ],
 )
-def test_a_verdict_is_as_sure_as_its_interval(linear, relu6, outcome):
-    (line,) = verdicts(("linear", "relu6"), {"linear": linear, "relu6": relu6})
-    assert line.count("**") == 2 and outcome in line
-    assert line.startswith("- The paper has *linear* above *relu6*.")
-    mean = 100 * (np.mean(linear) - np.mean(relu6))
-    assert f"{mean:+.1f} points" in line
-
-
-def test_a_claim_of_three_is_two_verdicts_and_none_is_none():
-    lines = verdicts(("a", "b", "c"), {"a": [0.9, 0.91], "b": [0.5, 0.51], "c": [0.1, 0.12]})
-    assert len(lines) == 2 and all("as in the paper" in line for line in lines)
-    assert verdicts((), {"a": [0.9]}) == []
+def test_a_verdict_says_what_came_out_and_how_sure_that_is(scores, said):
+    (decision,) = decide(("a", "b"), {"a": scores, "b": [0.8] * len(scores)}, 0.01)
+    assert verdict(decision).startswith("The paper has *a* above *b*. Here: ")
+    assert said in verdict(decision)
 
 
 def result(seed, score, skipped=0, **more):

@@ -1,0 +1,30 @@
+"""How often intervals of a mean of few differences hold the truth: BCa bootstrap and Student's t.
+
+    python docs/intervals.py
+
+For docs/protocol.md. The differences are drawn from a normal distribution with mean 0.
+"""
+
+import numpy as np
+from scipy import stats
+
+TIMES, SEEDS = 4000, (8, 16, 32)
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    print("| seeds | BCa | Student's t |\n|---|---|---|")
+    for n in SEEDS:
+        samples = rng.normal(size=(TIMES, n))
+        bca = [
+            stats.bootstrap((own,), np.mean, method="BCa", n_resamples=1999, rng=rng)
+            for own in samples
+        ]
+        held = np.mean([b.confidence_interval.low <= 0 <= b.confidence_interval.high for b in bca])
+        interval = stats.ttest_1samp(samples, 0.0, axis=1).confidence_interval()
+        student = np.mean((interval.low <= 0) & (interval.high >= 0))
+        print(f"| {n} | {held:.1%} | {student:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
