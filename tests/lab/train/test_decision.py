@@ -103,8 +103,8 @@ def test_several_differences_share_alpha_as_holm_has_it():
 
 
 def test_one_seed_decides_nothing():
-    (decision,) = decide("ab", {"a": [0.9], "b": [0.1]}, 0.01)
-    assert decision[2:] == ("undecided", 1, 0.8, -math.inf, math.inf, 1.0, 1.0, math.inf)
+    (found,) = decide("ab", {"a": [0.75], "b": [0.25]}, 0.01)
+    assert found[2:] == ("undecided", 1, (0.5, -math.inf, math.inf), 1.0, 1.0, math.inf)
 
 
 def test_the_same_scores_give_the_same_numbers():

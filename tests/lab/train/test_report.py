@@ -22,7 +22,7 @@ from tests.lab.train.setting import tiny
     [
         ([0.91] * 7 + [0.93], "+11.2 points [+10.7, +11.8], n = 8, p = 0.0078: **confirmed**."),
         ([0.69] * 7 + [0.71], "-10.8 points [-11.3, -10.2], n = 8, p = 0.0078: **refuted**."),
-        ([0.8] * 6 + [0.799, 0.801], "n = 8, p = 1: **equivalent** (p = 1e-09)."),
+        ([0.8] * 6 + [0.799, 0.801], "n = 8, p = 1: **equivalent** (p = 1.1e-10)."),
         ([0.7, 0.9] * 4, "p = 1: **undecided**; of differences of 14.3 points, so many seeds find"),
         ([0.9], "+10.0 points, n = 1, p = 1: **undecided**."),
     ],
