@@ -1,6 +1,7 @@
 """Settings of the whole test run, made before JAX starts, and fixtures that several rooms share."""
 
 import os
+import signal
 import warnings
 
 # Eight virtual CPU devices, so that every sharding is tested on any machine.
@@ -19,6 +20,13 @@ import numpy as np
 import pytest
 
 from tests import runtime_types
+
+# A shell's background and nohup hand these signals on as ignored, and tests send them.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL),
+):  # fmt: skip
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # Before the first import of the package: every call checks the shapes and dtypes that it states.
 # An array of numpy's is as good as one of JAX's.
