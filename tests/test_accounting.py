@@ -25,6 +25,7 @@ MADDS = {
 AT_224 = {0.35: 59.3, 0.5: 97.1, 0.75: 209.1, 1.0: 300.8, 1.3: 509.4, 1.4: 582.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", PARAMS)
 def test_parameters_and_madds_of_the_published_widths(width):
     result = account(MobileNetV2(width=width), (1, 224, 224, 3))
@@ -43,6 +44,7 @@ def test_madds_of_all_22_published_pairs():
         assert int(counted / 1e6) <= published <= round(counted / 1e6), (width, resolution)
 
 
+@pytest.mark.slow
 def test_table_1s_formula_on_random_blocks():
     rng = np.random.default_rng(0)
     for _ in range(12):
@@ -51,6 +53,7 @@ def test_table_1s_formula_on_random_blocks():
         assert result.madds == h * w * d * t * (d + 3**2 + out)
 
 
+@pytest.mark.slow
 def test_account_is_the_same_for_any_form_of_computing():
     base = account(MobileNetV2(width=0.35), (1, 96, 96, 3))
     for other in (
@@ -90,6 +93,7 @@ def test_loops_count_every_pass():
     assert account(Looped(), (2, 4)).madds == 5 * 2 * 4 * 4
 
 
+@pytest.mark.slow
 def test_arguments_pass_through_and_arrays_are_welcome():
     result = account(MobileNetV2(num_classes=10), np.zeros((1, 32, 32, 3), np.float32), train=True)
     assert result.madds == account(MobileNetV2(num_classes=10), (1, 32, 32, 3)).madds
@@ -116,6 +120,7 @@ def test_layer_rows_of_the_account():
     assert result.grouped().madds == result.madds
 
 
+@pytest.mark.slow
 def test_the_verb_prints_the_table_and_json(capsys):
     assert main(["account", "--width", "0.75", "--resolution", "160"]) == 0
     text = capsys.readouterr().out

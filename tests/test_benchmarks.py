@@ -36,6 +36,7 @@ def test_contenders_are_timed_in_rounds():
     assert all(0 < row["best_ms"] <= row["median_ms"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [

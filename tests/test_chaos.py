@@ -95,6 +95,7 @@ def test_damaged_checkpoints_never_come_back_wrong(tmp_path):
     assert found.fell_back >= 5  # damage to what is not read does no harm
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_run_are_never_passed_over(tmp_path):
     done, silent = corrupt_files(60, tmp_path)
     assert done > 50 and silent == 0

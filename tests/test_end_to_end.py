@@ -163,6 +163,7 @@ def test_a_damaged_checkpoint_is_one_warning_and_all_damaged_one_line(place, und
     assert outcome(workdir) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_at_once(place, tmp_path):
     process = start(place, tmp_path / "new", "--config.optimizer.schedule=cosin")
     out, err = finish(process, 2)

@@ -99,6 +99,7 @@ def test_it_loads_and_could_be_trained(path):
         assert flatten(variant).keys() == flatten(config).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EVERY, ids=title)
 def test_its_network_can_be_built(path):
     config = load_config(path)

@@ -90,6 +90,7 @@ WORDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_configurations_and_overrides(seed):
     """Random values for random keys, some of them misspelt: 300 for each seed."""
@@ -191,6 +192,7 @@ SETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_data_sets(tmp_path, name):
     make, split = SETS[name]
@@ -212,6 +214,7 @@ def test_data_sets(tmp_path, name):
     assert refused > 10
 
 
+@pytest.mark.slow
 def test_saved_models(tmp_path, randomize):
     from mnv2_jax import MobileNetV2
     from tests.lab.train.setting import SPEC, tiny

@@ -38,6 +38,7 @@ def test_is_read_in_one_sitting_and_needs_four_packages():
     assert imported - sys.stdlib_module_names == {"jax", "flax", "optax", "numpy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
 def test_parameters_and_logits_are_the_packages(minimal, randomize, bottleneck, shortcut):
@@ -66,6 +67,7 @@ def test_parameters_and_logits_are_the_packages(minimal, randomize, bottleneck, 
     np.testing.assert_allclose(logits, jax.jit(theirs.apply)(variables, images), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [0.35, 1.0, 1.4])
 def test_counts_are_the_packages(minimal, width):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -78,6 +80,7 @@ def test_counts_are_the_packages(minimal, width):
     assert minimal.multiply_adds(minimal.TABLE_2, 224, 1000, width) == counted.madds
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
 def test_a_short_training_learns(minimal):
     model = minimal.MobileNetV2(classes=10, architecture=minimal.TINY)

@@ -33,6 +33,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_importing_every_module_loads_no_heavy_framework():
     """They are imported inside the functions that need them, so `import mnv2_jax` stays light."""
     script = """
@@ -171,6 +172,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_whole_package(wheel):
     """Every file of the package directory: modules, `py.typed`, embedded data and its licences."""
     with zipfile.ZipFile(wheel) as archive:
@@ -217,6 +219,7 @@ def test_source_distribution_holds_what_the_checkout_does(tmp_path):
     assert {"main.py", "Makefile", "mkdocs.yml", "CHANGELOG.md", "requirements-lock.txt"} <= held
 
 
+@pytest.mark.slow
 def test_wheel_installs_and_runs_away_from_the_checkout(wheel, tmp_path):
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=tmp_path)

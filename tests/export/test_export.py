@@ -93,6 +93,7 @@ def assert_same(found, expected, tolerance=1e-5):
         assert np.abs(theirs - ours).max() <= tolerance * np.abs(ours).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_computes_what_its_network_does(networks, name):
     model, variables, images, expected = networks(name)
@@ -100,6 +101,7 @@ def test_a_graph_computes_what_its_network_does(networks, name):
     assert_same(jax.jit(lambda x: run(graph, x))(images), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "to", "preprocessing"), [*by_day()])
 def test_a_file_computes_what_its_network_does_for_any_batch(
     tmp_path, networks, name, to, preprocessing
@@ -118,6 +120,7 @@ def test_a_file_computes_what_its_network_does_for_any_batch(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -172,6 +175,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("name", OWN)
 def test_blocks_of_ones_own(tmp_path, networks, name, to):
@@ -200,6 +204,7 @@ def test_what_a_format_lacks_is_refused_by_name(tmp_path, randomize, to, calibra
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_operations_of_a_classifier(tmp_path, randomize):
     """Of the paper's depth: 17 depthwise, 16 expansions, 17 projections, stem and last."""
     pytest.importorskip("onnxruntime")
@@ -217,6 +222,7 @@ def test_operations_of_a_classifier(tmp_path, randomize):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_files_name_their_classes(tmp_path, randomize):
     onnx = pytest.importorskip("onnx")
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
@@ -232,6 +238,7 @@ def test_files_name_their_classes(tmp_path, randomize):
     assert json.loads(bytes(read.buffers[entry.buffer].data)) == names
 
 
+@pytest.mark.slow
 def test_stablehlo_names_its_classes_behind_its_end(tmp_path, randomize):
     model, size = NETWORKS["relu"]
     variables, path = randomize(model, (1, size, size, 3)), tmp_path / "a.stablehlo"
@@ -241,6 +248,7 @@ def test_stablehlo_names_its_classes_behind_its_end(tmp_path, randomize):
         assert json.loads(archive.read(CLASSES)) == ["left", "right"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "to", "preprocessing"), [*by_day(("classifier", "detector", "pyramid"))]
 )
@@ -258,6 +266,7 @@ def test_int8_files_round_as_simulated(tmp_path, networks, name, to, preprocessi
     assert Counter(report.operations)["QuantizeLinear" if to == "onnx" else "QUANTIZE"] >= 1
 
 
+@pytest.mark.slow
 def test_int8_files_have_a_scale_for_every_channel_and_signed_bottlenecks(tmp_path, randomize):
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
     model, size = NETWORKS["classifier"]
@@ -289,6 +298,7 @@ def folder(tmp_path, randomize):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_the_verb(folder, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     path = tmp_path / "digits.onnx"

@@ -71,6 +71,7 @@ def test_operations(randomize, then, ops):
     assert " ".join(node.op for node in graph.nodes) == ops
 
 
+@pytest.mark.slow
 def test_layers_are_named_by_their_modules(randomize):
     class Named(nn.Module):
         @nn.compact

@@ -77,6 +77,7 @@ def small(randomize):
     return trace(model, variables, (8, 8)), images
 
 
+@pytest.mark.slow
 def test_bottlenecks_are_signed_and_wide_layers_are_not(small):
     graph, images = small
     ranges = calibrate(graph, [images])
@@ -101,6 +102,7 @@ def test_equalisation_changes_no_relu_network_and_evens_out_its_channels(small):
     assert spread(even) < spread(graph)
 
 
+@pytest.mark.slow
 def test_training_with_rounding_learns_in_integers():
     """One layer learns another one's outputs; what its integers then miss is rounding."""
     rng = np.random.default_rng(2)

@@ -34,11 +34,13 @@ def check(randomize, model, shape, tolerance=1e-5, bands=(None,)):
             np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_dialects(randomize, dialect):
     check(randomize, MobileNetV2(7, spec=THIN, dialect=DIALECTS[dialect]), (2, 9, 8, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shortcut", "bottleneck"),
     [
@@ -53,6 +55,7 @@ def test_wirings_and_bottlenecks(randomize, shortcut, bottleneck):
     check(randomize, model, (1, 8, 8, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -82,6 +85,7 @@ BANDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["slim", "torchvision"])
 @pytest.mark.parametrize("case", BANDED)
 def test_bands_of_rows(randomize, case, padding):
@@ -90,6 +94,7 @@ def test_bands_of_rows(randomize, case, padding):
     check(randomize, model, shape, bands=(1, 1500))  # bytes: a row a band; a few, and not all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size"),
     [
@@ -101,6 +106,7 @@ def test_detectors_and_segmenters(randomize, model, size):
     check(randomize, model, (3, size, size + 1, 3), bands=(1500,))
 
 
+@pytest.mark.slow
 def test_a_block_in_bands_never_holds_its_expanded_tensor():
     """At the paper's size, of its first blocks, by XLA's own account of memory (Sec. 5.1)."""
     model = MobileNetV2(None, spec=IMAGENET._replace(rows=IMAGENET.rows[:2], last=None))
@@ -115,6 +121,7 @@ def test_a_block_in_bands_never_holds_its_expanded_tensor():
     assert temporaries(5e5) < 0.4 * temporaries(np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [0, 1, 2, 4, 7])
 def test_any_batch(randomize, batch):
     model = MobileNetV2(7, spec=THIN._replace(rows=THIN.rows[:1]))
@@ -124,6 +131,7 @@ def test_any_batch(randomize, batch):
     assert folded_apply(model, folded, jnp.zeros((0, 8, 8, 3))).shape == (0, 7)
 
 
+@pytest.mark.slow
 def test_folding_is_a_pure_function_under_jit_and_keeps_the_dtype(randomize):
     model = MobileNetV2(7, spec=THIN, dtype=jnp.bfloat16)
     variables = randomize(model, (1, 8, 8, 3))
@@ -133,6 +141,7 @@ def test_folding_is_a_pure_function_under_jit_and_keeps_the_dtype(randomize):
     check(randomize, model, (3, 8, 8, 3), 0.1)
 
 
+@pytest.mark.slow
 def test_nothing_of_batch_norm_or_grouped_convolution_is_left(randomize):
     model = MobileNetV2(7, spec=THIN)
     folded = fold(model, randomize(model, (1, 8, 8, 3)))

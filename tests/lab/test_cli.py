@@ -267,6 +267,7 @@ def test_completion_without_its_package(refused, monkeypatch):
     assert "pip install 'mnv2_jax[completion]'" in refused("--print-completion", "bash")
 
 
+@pytest.mark.slow
 def test_help_needs_no_accelerator_library():
     """It answers at once: nothing heavy is imported for it."""
     code = (

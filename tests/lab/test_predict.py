@@ -80,6 +80,7 @@ def logits_of(model, images):
     )
 
 
+@pytest.mark.slow
 def test_a_saved_model_comes_back_bit_for_bit(kept, randomize):
     model = load_model(kept)
     assert model.model == build(**MODEL) and model.task is TASKS["classify"]
@@ -101,6 +102,7 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     assert host.prediction_options.__wrapped__() == {}
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_image_once(kept):
     model, source = load_model(kept), open_source("digits", "test")
     arrays = source.arrays()
@@ -118,6 +120,7 @@ def test_evaluation_counts_every_image_once(kept):
         np.testing.assert_allclose(scores["loss"], losses.mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_classes_of_files_and_arrays(kept, tmp_path):
     pixels = open_source("digits", "test")[3]["image"]
     path = tmp_path / "three.png"
@@ -136,6 +139,7 @@ def test_classes_of_files_and_arrays(kept, tmp_path):
     np.testing.assert_allclose(shares, np.sort(expected)[::-1][:3], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image",
     [np.zeros((8, 8)), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8), np.uint8), None],
@@ -146,6 +150,7 @@ def test_an_array_that_is_no_image_is_one_line(kept, image):
         list(predict(load_model(kept), [image]))
 
 
+@pytest.mark.slow
 def test_the_verbs(kept, tmp_path, capsys):
     path = tmp_path / "digit.png"
     Image.fromarray(open_source("digits", "test")[0]["image"][..., 0]).save(path)
@@ -168,6 +173,7 @@ def test_the_verbs(kept, tmp_path, capsys):
     assert find_evaluations((tmp_path / "kept",), "imagenet2012", "accuracy") == []
 
 
+@pytest.mark.slow
 def test_folders_are_searched_and_what_cannot_be_read_is_passed_over(
     kept, tmp_path, monkeypatch, capsys
 ):
@@ -202,6 +208,7 @@ def test_folders_are_searched_and_what_cannot_be_read_is_passed_over(
     assert not out and "empty' has no images" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_drawings_of_a_folder_lie_as_its_images_do_and_replace_none(
     drawing, scenes, tmp_path, monkeypatch, capsys
 ):
@@ -268,10 +275,12 @@ def refused(place, task, capsys):
         assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_mistakes_with_a_classifier(kept, capsys):
     refused(kept, "classify", capsys)
 
 
+@pytest.mark.slow
 def test_mistakes_with_a_detector_or_segmenter(drawing, trained, scenes, capsys, monkeypatch):
     monkeypatch.setattr("mnv2_jax.lab.data.open_source", lambda *_: scenes)
     refused(drawing, trained.task.name, capsys)
@@ -284,6 +293,7 @@ PARTS = {"shortcut": {"mine_of_a_test": between_bottlenecks}}
 """
 
 
+@pytest.mark.slow
 def test_a_model_with_a_part_of_ones_own_needs_its_code(folder, tmp_path, capsys):
     described("model", shortcut="mine_of_a_test")(folder)
     words = ["evaluate", "--model", str(folder), "--data", "digits", "--json"]
@@ -306,6 +316,7 @@ def test_data_of_other_classes_than_the_model_is_refused(kept):
         evaluate(load_model(kept), few)
 
 
+@pytest.mark.slow
 def test_data_whose_classes_are_listed_in_another_order_has_the_same_score(kept):
     digits = open_source("digits", "test")
     arrays, order = digits.arrays(), np.random.default_rng(0).permutation(10)
@@ -326,6 +337,7 @@ def test_data_without_annotations_is_refused(trained, scenes):
         evaluate(trained._replace(task=TASKS["classify"]), scenes)
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_tasks_own_over_all_images_at_once(trained, scenes):
     """Folded and spread over devices, in batches whose last rows are masked."""
     records = [scenes[i] for i in range(len(scenes))]
@@ -343,6 +355,7 @@ def test_evaluation_is_the_tasks_own_over_all_images_at_once(trained, scenes):
         np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_image_gives_a_picture_and_values(drawing, trained, scenes, tmp_path, capsys):
     path = tmp_path / "scene.png"
     pixels = scenes[0]["image"][:, :24]
@@ -392,6 +405,7 @@ def test_images_alone_are_prepared_as_for_evaluation(trained, scenes, crop):
         np.testing.assert_array_equal(found["image"], expected["image"])
 
 
+@pytest.mark.slow
 def test_evaluate_draws_examples(drawing, tmp_path, capsys, monkeypatch, scenes):
     monkeypatch.setattr("mnv2_jax.lab.data.open_source", lambda *_: scenes)
     picture = tmp_path / "examples.png"
@@ -404,6 +418,7 @@ def test_evaluate_draws_examples(drawing, tmp_path, capsys, monkeypatch, scenes)
         assert sheet.size == (4 * 192 + 3 * 4, 4 * 192 + 3 * 4)
 
 
+@pytest.mark.slow
 def test_several_looks_at_an_image(trained, scenes):
     """Table 7's setting; the probabilities are averaged, not the labels."""
     if trained.task.name == "detect":

@@ -39,6 +39,7 @@ def problems(folder):
     return {found.path: found.problem for found in verify(folder) if found.problem}
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_sound(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     kinds = [found.what.split()[0] for found in verify(whole)]
@@ -52,6 +53,7 @@ def test_a_finished_training_is_sound(whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_devices_need_not_be_those_of_the_training(whole):
     """The training had two devices; a process without their settings has one."""
     ours = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
@@ -86,6 +88,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
 def test_each_damage_is_found_where_it_is(copy, name):
     damage, message = DAMAGE[name]
@@ -96,6 +99,7 @@ def test_each_damage_is_found_where_it_is(copy, name):
     assert any(part in found[f"linear/{name.strip()}"] for part in message.split("|"))
 
 
+@pytest.mark.slow
 def test_damaged_events_and_checkpoints(copy, capsys):
     (events,) = (copy / "linear/seed_0/tensorboard").iterdir()
     flip(events)

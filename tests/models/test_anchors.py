@@ -28,6 +28,7 @@ def test_coder_against_its_formula_and_back():
     np.testing.assert_allclose(back, boxes, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_codes_of_padding_are_finite_and_huge_codes_stay_in_the_image():
     anchors = ssd_anchors([(2, 2), (1, 1)])
     padding = jnp.zeros_like(anchors)

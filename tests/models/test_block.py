@@ -71,6 +71,7 @@ def test_against_loops_in_numpy(randomize, dialect, expansion, stride, dilation)
     np.testing.assert_allclose(out, numpy_block(variables, images(), block), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_shortcut_adds_the_input_where_shapes_agree(randomize):
     x = images()
     for channels, stride, added in ((8, 1, True), (10, 1, False), (8, 2, False)):
@@ -111,6 +112,7 @@ def test_between_expansions_passes_the_expanded_tensor_on():
     np.testing.assert_array_equal(between_expansions(*maps, thin, other, 1)[0], thin * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("wiring", [between_bottlenecks, no_shortcut])
 def test_split_inference_is_the_same_block(randomize, stride, wiring):
@@ -209,6 +211,7 @@ OWN = {"expand": no_activation, "filter": five, "project": excited}
 SPEC = Spec(stem=8, stem_stride=2, rows=(Row(1, 8, 1, 1), Row(3, 8, 2, 2)), last=16)
 
 
+@pytest.mark.slow
 def test_every_layer_of_ones_own_trains_when_the_network_does(randomize):
     model = MobileNetV2(None, spec=SPEC, **OWN)
     variables = randomize(model, (4, 16, 16, 3))
@@ -227,6 +230,7 @@ def test_every_layer_of_ones_own_trains_when_the_network_does(randomize):
     jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
 
 
+@pytest.mark.slow
 def test_maps_of_ones_own_against_their_parts(randomize):
     """Each layer of a block is a ConvNorm with the block's settings."""
     block = InvertedResidual(8, 3, 2, dialect=DIALECTS["torchvision"], **OWN)

@@ -85,6 +85,7 @@ def test_matching_against_loops():
     assert several > 15
 
 
+@pytest.mark.slow
 def test_every_object_has_an_anchor_and_the_first_of_two_wins():
     anchors = jnp.array([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
     tiny = [0.1, 0.1, 0.12, 0.12]  # IoU far below the threshold
@@ -116,6 +117,7 @@ def suppressed_by_loops(boxes, scores, threshold, floor, per_class, total):
     return [(i, c) for _, c, i in sorted(kept)][:total]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_class", "total"), [(100, 100), (100, 10), (3, 20)])
 def test_suppression_against_loops(per_class, total):
     rng = np.random.default_rng(3)
@@ -213,6 +215,7 @@ def test_matching_against_torchvision():
     assert compared > 100
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_suppression_against_onnx_runtime():
     """Its operator is greedy class by class; the best of all classes are compared."""

@@ -89,6 +89,7 @@ def test_unknown_parts_say_how_to_give_ones_own(kind):
     assert "add_parts in Python" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_detector_and_a_segmenter_take_them_too():
     add_parts({"filter": {"five": five}})
     for network in (tables.build_ssdlite, tables.build_deeplab):

@@ -30,6 +30,7 @@ def structure(model, size):
     return jax.eval_shape(model.init_with_output, jax.random.key(0), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "params", "madds"),
     [
@@ -46,6 +47,7 @@ def test_counts_of_table_7(options, params, madds):
         np.testing.assert_allclose(counted.madds, madds, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "options"),
     [
@@ -133,6 +135,7 @@ def head_in_numpy(model, params, stats, x, low):
     return y @ params["classifier"]["kernel"][0, 0] + params["classifier"]["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -162,6 +165,7 @@ def test_the_head_against_numpy(randomize, options):
     assert np.abs(found).max() > 6
 
 
+@pytest.mark.slow
 def test_output_stride_keeps_resolution_and_parameters():
     whole, half = (small(stride=s, rates=(1,)) for s in (None, 2))
     assert jax.tree.map(jnp.shape, structure(whole, (32, 32))[1]) == jax.tree.map(
@@ -170,6 +174,7 @@ def test_output_stride_keeps_resolution_and_parameters():
     assert account(half, (1, 32, 32, 3)).madds > 2 * account(whole, (1, 32, 32, 3)).madds
 
 
+@pytest.mark.slow
 def test_training_drops_features_and_spares_masked_rows(randomize):
     model = small(dropout=0.5)
     variables = randomize(model, (3, 16, 16, 3))

@@ -43,6 +43,7 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", PARAMS)
 def test_parameters_of_the_published_widths(width):
     logits, variables = structure(MobileNetV2(width=width))
@@ -50,6 +51,7 @@ def test_parameters_of_the_published_widths(width):
     assert logits.shape == (2, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [0.1, 0.27, 1.0, 1.8, 3])
 @pytest.mark.parametrize("size", [(32, 32), (97, 130), (224, 160), (1, 5)])
 def test_any_width_and_size_gives_logits(width, size):
@@ -57,6 +59,7 @@ def test_any_width_and_size_gives_logits(width, size):
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_the_shape_at_every_row_of_table_2():
     model = MobileNetV2()
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -74,6 +77,7 @@ def test_the_shape_at_every_row_of_table_2():
     assert len(found) == 1 + 2 * 17 + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_stride_sets_the_final_resolution(output_stride):
     model = MobileNetV2(num_classes=None, output_stride=output_stride)
@@ -82,6 +86,7 @@ def test_output_stride_sets_the_final_resolution(output_stride):
     assert count(variables["params"]) == PARAMS[1.0] - 1_281_000  # no classifier, same backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"output_stride": 16, "width": 0.5}, {"spec": SPECS["tiny_8"]}]
 )
@@ -97,6 +102,7 @@ def test_the_pyramid_has_the_features_of_every_stride(options):
     assert list(maps) == sorted(set(model.layout.strides))
 
 
+@pytest.mark.slow
 def test_six_ablations_have_the_same_parameters():
     shapes = []
     for shortcut, bottleneck in itertools.product(SHORTCUTS, ("linear", "relu6")):
@@ -106,6 +112,7 @@ def test_six_ablations_have_the_same_parameters():
     assert all(shape == shapes[0] for shape in shapes) and len(shapes) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wiring", "expected"), [(between_bottlenecks, 10), (between_expansions, 10), (no_shortcut, 0)]
 )
@@ -122,6 +129,7 @@ def test_number_of_shortcuts(wiring, expected):
     assert sum(a == b and len(a) == 4 and a[1] > 1 for a, b in shapes if len(b)) == expected
 
 
+@pytest.mark.slow
 def test_small_specs_keep_resolution_for_small_images():
     for spec, size, final in (("small_32", 32, 4), ("tiny_8", 8, 2)):
         model = MobileNetV2(spec=SPECS[spec], num_classes=None, in_channels=1)
@@ -136,6 +144,7 @@ def test_features_only_without_the_last_convolution():
     assert count(variables["params"]) == 3_504_872 - 1_281_000 - 320 * 1280 - 2 * 1280
 
 
+@pytest.mark.slow
 def test_training_updates_statistics_and_evaluation_does_not(randomize):
     model = MobileNetV2(spec=SMALL, num_classes=5, dropout=0.0)
     variables = randomize(model, (4, 16, 16, 3))
@@ -166,6 +175,7 @@ def test_frozen_norm_uses_running_statistics_in_training(randomize):
     jax.tree.map(np.testing.assert_array_equal, update["batch_stats"], variables["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite_and_parameters_stay_float32(randomize, dtype):
     model = MobileNetV2(spec=SMALL, num_classes=5, dtype=dtype)

@@ -40,6 +40,7 @@ def keras_weights(variables):
     yield "predictions", [classifier["kernel"], classifier["bias"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "size"),
     [

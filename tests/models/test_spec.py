@@ -80,6 +80,7 @@ def test_every_spec_is_tested_above():
     assert set(SPECS.values()) == {IMAGENET, SMALL_32, SMALL_96, TINY_8, TIMM_110D, TIMM_120D}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "millions"), [("timm_110d", 4.52), ("timm_120d", 5.83)]
 )  # timm's own table of results

@@ -24,6 +24,7 @@ def small(heads=SSDLITE, extras=(32,)):
     return SSDLite(3, backbone, heads, extras)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "params", "madds"), [(80, 4.337e6, 0.789e9), (90, 4.501e6, 0.804e9)]
 )
@@ -33,6 +34,7 @@ def test_counts_of_table_6(classes, params, madds):
     np.testing.assert_allclose(counted.madds, madds, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "params", "madds"), [(SSDLITE, 2.11e6, 0.178e9), (SSD, 14.78e6, 1.26e9)]
 )
@@ -46,6 +48,7 @@ def test_counts_of_table_5(heads, params, madds):
     assert both[0] - both[1] == backbone.params == 2_223_872
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "size"), [(0.35, (129, 514)), (1.0, (300, 300)), (1.4, (20, 33))]
 )
@@ -62,6 +65,7 @@ def test_any_width_and_size_has_an_output_for_every_anchor(width, size):
         assert squeezed == max(int(d / 2 * width), 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "dialect", "tap", "channels"),
     [
@@ -103,6 +107,7 @@ def test_outputs_are_in_the_order_of_the_anchors(randomize, heads):
     np.testing.assert_array_equal(logits[0], shapes[:, None] * 4 + np.arange(4))
 
 
+@pytest.mark.slow
 def test_a_predictor_sees_its_cell_and_the_eight_around_it(randomize):
     """The predictor alone, against its formula written with numpy loops."""
     model, size = small(), (16, 16)
@@ -142,6 +147,7 @@ def test_parameter_names_are_a_public_format():
     assert set(full["boxes_0"]) == {"project"} and set(full["extra_0"]) == {"squeeze", "expand"}
 
 
+@pytest.mark.slow
 def test_training_with_a_mask_leaves_other_rows_alone(randomize):
     model = small()
     variables = randomize(model, (3, 16, 16, 3))

@@ -70,6 +70,7 @@ def same(ours, theirs, tolerance=1e-6):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @settings(max_examples=12, deadline=None)
 @given(
@@ -109,6 +110,7 @@ def test_gradients_are_exact(together):
     same(grads(ours), grads(ours.clone(peer=True)), 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("how", ["vmap", "shard_map"])
@@ -164,6 +166,7 @@ def test_bfloat16_keeps_statistics_in_float32():
     np.testing.assert_allclose(out.astype(np.float32), theirs.astype(np.float32), atol=0.06)
 
 
+@pytest.mark.slow
 def test_an_expansion_is_not_normalised_in_passes_of_its_own():
     """Of 3 → 24 channels, no sum over the 24 remains in the forward pass."""
     layer, x = ConvNorm(24), jnp.ones((2, 8, 8, 3))
@@ -174,6 +177,7 @@ def test_an_expansion_is_not_normalised_in_passes_of_its_own():
     assert "reduce_sum[axes=(0, 1, 2)" not in text
 
 
+@pytest.mark.slow
 def test_interceptors_of_convolutions_are_heard():
     """What one does to a convolution's input counts, in whatever form the layer is computed."""
     layer, x = ConvNorm(24), jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))

@@ -54,6 +54,7 @@ def python(program, *options, **environment):
     return done.stdout.strip(), done.stderr.strip()
 
 
+@pytest.mark.slow
 def test_sums_that_were_wrong_are_right_under_our_settings():
     assert python(PROGRAMS)[0] == "right"
 
@@ -109,6 +110,7 @@ def test_a_program_of_someone_else_is_warned_in_one_line(wrong, monkeypatch):
             compiler.warn()
 
 
+@pytest.mark.slow
 def test_importing_warns_once_where_needed_and_changes_nothing():
     program = """
 import os

@@ -66,6 +66,7 @@ def check(x, k, options):
         np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(convolutions(groups=True), st.sampled_from([1, 8]), st.sampled_from([1, 40, 1 << 17]))
 def test_depthwise_equals_xla(case, devices, band):
@@ -76,6 +77,7 @@ def test_depthwise_equals_xla(case, devices, band):
         check(*case)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(convolutions(groups=False))
 def test_full_and_pointwise_equal_xla(case):
@@ -102,6 +104,7 @@ def depthwise(x, k, stride=2, convolve=convolution):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_once():
     x, k = example(jnp.bfloat16)
     exact = depthwise(x.astype(jnp.float32), k.astype(jnp.float32), 1)
@@ -113,6 +116,7 @@ def test_bfloat16_rounds_once():
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_it_composes_with_vmap_remat_and_jit(devices, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: devices)

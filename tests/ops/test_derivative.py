@@ -110,6 +110,7 @@ def same(ours, theirs, tolerance=1e-9):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * (1 + abs(b).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_mode_equals_what_jax_makes_of_the_plain_form(case):
     *ours, plain, k = CASES[case]
@@ -124,12 +125,14 @@ def test_every_mode_equals_what_jax_makes_of_the_plain_form(case):
                 raise AssertionError(name) from error
 
 
+@pytest.mark.slow
 def test_it_works_outside_of_jit():
     ours, plain, k = CASES["depthwise"]
     for mode in ("jvp", "jvp of grad"):
         same(*(MODES[mode](f, X, k) for f in (ours, plain)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["normalized", "expanded"])
 @pytest.mark.parametrize("how", ["vmap", "shard_map"])
 def test_statistics_over_an_axis(how, form):
@@ -157,6 +160,7 @@ def test_statistics_over_an_axis(how, form):
     same(run(form), run("plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_types_are_those_of_the_operands(dtype):
     for name in ("depthwise", "stem", "pointwise"):
@@ -168,6 +172,7 @@ def test_types_are_those_of_the_operands(dtype):
         np.testing.assert_allclose(*wide, atol=float(jnp.finfo(dtype).eps) * 40)
 
 
+@pytest.mark.slow
 def test_a_whole_network_in_training_equals_its_plain_form():
     """Jacobian-vector and Hessian-vector products through every kind of layer at once."""
     spec = Spec(4, 2, (Row(1, 4, 1, 1), Row(6, 4, 2, 1), Row(6, 6, 1, 2)), last=None, divisor=2)
@@ -194,6 +199,7 @@ def test_a_whole_network_in_training_equals_its_plain_form():
         same(ours, products(params, x), 1e-8)
 
 
+@pytest.mark.slow
 def test_relu6_and_masks_of_any_type():
     x = jnp.asarray(X) @ POINTWISE
     setting = Setting(1e-3, relu6, None, jnp.float64)

@@ -169,6 +169,7 @@ def test_what_a_keras_model_does_to_pixels_is_obeyed(tmp_path, before, mean, std
     assert loaded.dialect.mean == mean and loaded.dialect.std == std
 
 
+@pytest.mark.slow
 def test_what_a_keras_model_computes_otherwise_is_obeyed_or_refused(tmp_path):
     assert load_weights(keras(tmp_path, epsilon=1e-5)).dialect.bn_epsilon == 1e-5
     for before in (layer("Lambda"), layer("Normalization"), op("Power", 2.0)):

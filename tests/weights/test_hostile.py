@@ -321,6 +321,7 @@ def mutated(data, rng):
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ecosystem", "name", "count"),
     [

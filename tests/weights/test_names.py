@@ -111,6 +111,7 @@ def test_names_and_shapes(ecosystem):
     assert len(found) == 52 * 5 + 2
 
 
+@pytest.mark.slow
 def test_tensors_are_those_of_the_model():
     model = MobileNetV2()
     variables = jax.eval_shape(

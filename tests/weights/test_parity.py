@@ -109,6 +109,7 @@ def test_transformers_reads_the_exported_segmenter(tmp_path):
     assert np.array_equal(found.logits(images), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
 def test_every_file_of_keras_is_read(tmp_path, suffix):
     found = keras_peer(0.35, CLASSES, seed=0)
@@ -131,6 +132,7 @@ def test_every_file_of_keras_is_read(tmp_path, suffix):
     assert np.array_equal(params["classifier"]["bias"], theirs["predictions/bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
 def test_keras_reads_what_is_exported(tmp_path, suffix):
     found = keras_peer(0.35, CLASSES, seed=0)

@@ -37,6 +37,7 @@ def slim(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_import_keeps_what_belongs_to_the_weights(slim):
     path = slim / "mobilenet_v2_0.35_96.npz"
     loaded = load_weights(f"slim:{path}", drop_background=True)
@@ -55,6 +56,7 @@ def test_import_keeps_what_belongs_to_the_weights(slim):
     assert card.startswith("---\nlibrary_name: mnv2_jax\n") and loaded.sha256 in card
 
 
+@pytest.mark.slow
 def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
     assert main(["import", str(slim / "mobilenet_v2_0.35_96.npz"), str(tmp_path / "model")]) == 0
     assert same(load_model(tmp_path / "model").variables, load_model(slim / "model").variables)
@@ -98,6 +100,7 @@ def test_weights_leave_as_they_came(slim, tmp_path):
     assert again.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["timm_110d", "timm_120d"])
 def test_deeper_networks_of_timm_are_saved_by_name(tmp_path, spec):
     model, variables = network("timm", 5, SPECS[spec])
@@ -107,6 +110,7 @@ def test_deeper_networks_of_timm_are_saved_by_name(tmp_path, spec):
     assert saved.model.spec == SPECS[spec] and same(saved.variables, variables)
 
 
+@pytest.mark.slow
 def test_features_without_a_head(slim, tmp_path, capsys):
     folder = tmp_path / "features"
     source = f"slim:{slim / 'mobilenet_v2_0.35_96.npz'}"
@@ -142,6 +146,7 @@ def test_import_refuses_in_one_line(slim, tmp_path, capsys, argv, message):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_export_refuses_what_an_ecosystem_cannot_hold(slim, tmp_path, capsys):
     argv = ["export-weights", "--model", str(slim / "model"), "--to"]
     assert main([*argv, "torchvision", str(tmp_path / "a.npz")]) == 2
@@ -177,6 +182,7 @@ def hostile(slim):
     return made
 
 
+@pytest.mark.slow
 def test_what_is_no_file_of_weights_ends_in_one_line(slim, tmp_path, capsys):
     made = hostile(slim)
     for name, message in {
@@ -212,6 +218,7 @@ def small(path, ecosystem="hf", **options):
     return variables
 
 
+@pytest.mark.slow
 def test_what_lies_beside_is_saved_with_the_model(tmp_path, monkeypatch):
     small(tmp_path / "model.safetensors")
     config = {"image_size": 96, "tf_padding": False, "id2label": {"0": "a", "1": "b", "2": "c"}}
@@ -233,6 +240,7 @@ def test_what_lies_beside_is_saved_with_the_model(tmp_path, monkeypatch):
     assert (saved.model.dialect.mean, saved.model.dialect.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
+@pytest.mark.slow
 def test_one_output_is_two_classes(tmp_path):
     """The softmax of one number is 1 for every image."""
     head = small(tmp_path / "a.npz", classes=1)["params"]["classifier"]
@@ -243,6 +251,7 @@ def test_one_output_is_two_classes(tmp_path):
     assert not kernel[:, 0].any() and np.array_equal(kernel[:, 1:], head["kernel"])
 
 
+@pytest.mark.slow
 def test_import_speaks_of_its_own_flags(tmp_path, capsys):
     small(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as file:

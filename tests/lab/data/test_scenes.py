@@ -133,6 +133,7 @@ def test_there_is_no_scene_beyond_the_set(index):
         make()[index]
 
 
+@pytest.mark.slow
 def test_items_of_any_content_can_be_placed():
     """Black pictures and single pixels are objects too, and the smallest canvas holds them."""
     images = np.zeros((3, 8, 8, 1), np.uint8)

@@ -60,6 +60,7 @@ def test_collapsed_points_are_those_that_cannot_be_told_apart():
         assert collapsed_share(x, embedding) == pytest.approx(collapsed / len(x))
 
 
+@pytest.mark.slow
 def test_collapse_has_its_expectation():
     _, (collapsed,) = losses(dimensions=(4,), draws=3000, seed=1)
     # Every T is a draw; points of one T depend on each other.
@@ -68,6 +69,7 @@ def test_collapse_has_its_expectation():
     assert expected_collapse(4) == 5 / 16
 
 
+@pytest.mark.slow
 def test_the_item_shows_the_papers_dimensions():
     parts = list(figure_1(Sources()))
     drawn = [part for part in parts if isinstance(part, Picture)]

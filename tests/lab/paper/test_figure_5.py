@@ -8,6 +8,7 @@ from mnv2_jax.lab.paper.results import read
 from tests.lab.paper.sweeps import SWEEPS, network, write_evaluation, write_results, write_sweep
 
 
+@pytest.mark.slow
 def test_points_of_a_trade_off_are_its_networks(tmp_path):
     place = write_sweep(tmp_path, "tradeoff")
     found = points(read(place))

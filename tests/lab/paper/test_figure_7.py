@@ -20,6 +20,7 @@ def network():
     return build(num_classes=None, in_channels=1).clone(spec=TWO_BLOCKS)
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_a_loop(randomize):
     model, shape = network(), (3, 6, 6, 1)
     variables = randomize(model, shape)
@@ -59,6 +60,7 @@ def test_lemma_2_at_the_threshold():
     assert min(told.values()) > 5  # both sides of the threshold were seen
 
 
+@pytest.mark.slow
 def test_step_0_takes_the_statistics_of_the_images():
     """Batch norm by the batch leaves about half of each channel positive; nothing else does."""
     model = network()

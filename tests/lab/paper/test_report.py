@@ -77,6 +77,7 @@ def test_all_items_are_there_in_order():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_parses_and_needs_nothing_else(written):
     files, lines = written
     text = files[0].read_text()
@@ -147,6 +148,7 @@ def test_the_committed_page_has_the_committed_results(name):
             assert f"| {spread(scores)} |" in text, f"{result.name}, {variant}: {REFRESH}"
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_page(tmp_path):
     write_sweep(tmp_path / "runs", "ablate_linear", logs=True)
     texts = []

@@ -52,6 +52,7 @@ def test_what_was_measured_and_its_curves(tmp_path):
     assert read(write_sweep(tmp_path, "tradeoff")).curves("small") is None
 
 
+@pytest.mark.slow
 def test_results_of_earlier_versions_have_no_setting(tmp_path):
     """Their networks are those of the sweep's models, where these are at hand."""
     options = {"spec": "tiny_8", "width": 0.5, "num_classes": 3, "in_channels": 1}

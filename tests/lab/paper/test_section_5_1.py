@@ -1,11 +1,14 @@
 """Sec. 5.1: the memory of inference falls with t."""
 
+import pytest
+
 from mnv2_jax.lab.paper import section_5_1
 from mnv2_jax.lab.paper.content import Sources
 from mnv2_jax.models.build import build
 from tests.lab.paper.sweeps import fake_bytes
 
 
+@pytest.mark.slow
 def test_memory_falls_with_groups(monkeypatch):
     """On a thin network, for compiling the paper's takes long; the count is the paper's own."""
     tiny = build(spec="tiny_8", num_classes=None)

@@ -48,6 +48,7 @@ def test_mobilenet_v2_and_its_wide_version():
     assert by_name["MobileNetV2"][-3] == "not run"
 
 
+@pytest.mark.slow
 def test_other_resolutions_are_counted_without_tracing_them():
     for width, resolution in ((0.35, 96), (0.5, 160)):
         traced = account(MobileNetV2(width=width), (1, resolution, resolution, 3)).madds
@@ -131,6 +132,7 @@ def test_table_6_detector():
     assert cells(table, 3) == ["–"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "aspp", "params", "madds"),
     [(16, False, 2.114, 2.741), (16, True, 4.524, 5.36), (8, False, 2.114, 8.83)],

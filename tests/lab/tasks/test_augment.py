@@ -97,6 +97,7 @@ def test_mixup_is_one_convex_combination_of_images_and_targets(alpha):
     assert np.std(shares) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_cutmix_pastes_one_rectangle_and_counts_its_pixels(alpha):
     images, targets = batch()

@@ -40,6 +40,7 @@ def training_logits(model, variables, rows):
     return np.asarray(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_cross_entropy_with_smoothed_targets(variables, smoothing):
     model, rows = network(), batch(16, masked=(3, 8))
@@ -75,6 +76,7 @@ def rows_labelled(labels, mask=None):
     }
 
 
+@pytest.mark.slow
 def test_accuracy_counts_ties_against_the_label():
     logits = np.zeros((4, 7), np.float32)
     logits[0, 2] = 1  # alone at the top
@@ -86,6 +88,7 @@ def test_accuracy_counts_ties_against_the_label():
     assert float(sums["top5"][0]) == 3
 
 
+@pytest.mark.slow
 def test_random_logits_rank_as_sorting_does():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(200, 9)).astype(np.float32), rng.integers(0, 9, 200)
@@ -99,6 +102,7 @@ def test_random_logits_rank_as_sorting_does():
     )
 
 
+@pytest.mark.slow
 def test_a_network_that_answers_nan_is_never_right():
     logits = np.full((3, 7), np.nan, np.float32)
     logits[1, 2] = 1.0  # even where the label's own logit is finite
@@ -106,6 +110,7 @@ def test_a_network_that_answers_nan_is_never_right():
     assert float(sums["accuracy"][0]) == float(sums["top5"][0]) == 0
 
 
+@pytest.mark.slow
 def test_five_classes_have_no_top_5():
     assert set(constant_logits(np.zeros((2, 5))).metrics({}, rows_labelled([0, 1]))) == {
         "loss", "accuracy"
@@ -123,6 +128,7 @@ def test_masked_rows_of_evaluation_count_nowhere(variables):
         assert float(pair[1]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "options", [{}, {"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}]
@@ -150,6 +156,7 @@ def test_what_a_masked_row_holds_changes_nothing(variables, options):
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
+@pytest.mark.slow
 def test_distillation_against_numpy(variables, randomize):
     """Hinton et al. (2015), Sec. 2: the term of the soft targets is scaled by T squared."""
     model, weight, t = network(), 0.3, 2.5

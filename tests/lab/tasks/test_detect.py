@@ -78,6 +78,7 @@ def losses_by_loops(codes, logits, boxes, classes, anchors):
     return box_loss, sum(positives) + sum(hardest), len(positives)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [4, 1, 0])
 def test_the_loss_of_an_image_against_loops(objects):
     rng = np.random.default_rng(objects)
@@ -109,6 +110,7 @@ def test_hard_negatives_are_the_largest_three_for_each_positive():
         np.testing.assert_array_equal(run(losses, positive), expected)
 
 
+@pytest.mark.slow
 def test_the_batch_is_normalised_by_its_matches(task, variables):
     batch = rows()
     sums, _ = task.loss(variables, batch, jax.random.key(0))
@@ -128,6 +130,7 @@ def test_the_batch_is_normalised_by_its_matches(task, variables):
     assert count == each[2] >= 8  # three objects in each of four images
 
 
+@pytest.mark.slow
 def test_what_a_masked_row_holds_changes_nothing(task, variables):
     """Neither loss, gradient nor statistics, nor any metric."""
     batch = rows(6)
@@ -157,6 +160,7 @@ def test_what_a_masked_row_holds_changes_nothing(task, variables):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_bad_objects_count_nowhere(task, variables):
     batch = rows()
     sums = task.metrics(variables, batch)
@@ -301,6 +305,7 @@ def test_without_any_object_precision_is_nan():
     assert found.pop("classes_scored") == 0 and np.isnan(list(found.values())).all()
 
 
+@pytest.mark.slow
 def test_training_on_scenes_lowers_the_loss(variables):
     """Through the one step that every task is trained with."""
     items = open_source("fashion_mnist_small", "train")
@@ -320,6 +325,7 @@ def test_training_on_scenes_lowers_the_loss(variables):
     assert losses[-1] < 0.5 * losses[0] and int(state.skipped) == 0
 
 
+@pytest.mark.slow
 def test_predictions_of_pixels(variables):
     found = jax.jit(lambda v, x: det.predict(network(), v, x))(variables, rows(2)["image"])
     assert found.boxes.shape == (2, 100, 4) and found.valid.any()

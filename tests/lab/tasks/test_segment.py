@@ -74,6 +74,7 @@ def evaluate(model, variables, images):
     return np.asarray(jax.jit(model.apply)(variables, pixels))
 
 
+@pytest.mark.slow
 def test_metrics_against_a_confusion_matrix_in_numpy(task, variables):
     """Summed over batches of which the last is padded."""
     data = rows(7)
@@ -114,6 +115,7 @@ def test_mean_iou_of_random_maps_against_numpy():
             assert found == pytest.approx(miou(confusion(predicted, label, classes)))
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_mean_iou_against_scikit_learns_confusion_matrix():
     """Over batches of several sizes, with ignored pixels, and a class that is nowhere."""
@@ -156,6 +158,7 @@ def test_labels_that_are_no_class_count_nowhere(task, variables, wrong):
     assert float(ours["loss"][1]) == (rows()["label"] != 255).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_what_a_masked_row_holds_changes_nothing(task, variables):
     batch = rows(6)
@@ -183,6 +186,7 @@ def test_what_a_masked_row_holds_changes_nothing(task, variables):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_multi_scale_averages_probabilities(variables):
     model, images = network(), rows(2)["image"]
 
@@ -204,6 +208,7 @@ def test_multi_scale_averages_probabilities(variables):
     np.testing.assert_array_equal(plain, evaluate(model, variables, images).argmax(-1))
 
 
+@pytest.mark.slow
 def test_training_on_scenes_lowers_the_loss(randomize):
     """Through the one step that every task is trained with."""
     items = open_source("fashion_mnist_small", "train")

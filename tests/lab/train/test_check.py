@@ -46,6 +46,7 @@ def test_every_key_of_the_base_has_a_rule_and_no_rule_is_of_another():
     check(tiny())
 
 
+@pytest.mark.slow
 def test_every_number_has_bounds():
     assert {key for key, value in LEAVES.items() if type(value) in (int, float)} <= set(NUMBERS)
     for key in NUMBERS:

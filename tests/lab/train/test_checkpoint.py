@@ -93,6 +93,7 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path):
     assert (tmp_path / "1").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_saving_does_not_wait_and_the_state_may_be_donated(tmp_path):
     """Every array is overwritten in place while the save still runs."""
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
@@ -138,6 +139,7 @@ def two_steps(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_never_silent(two_steps, tmp_path, caplog, damage):
     """Whichever file of the newest step it hits: that step comes back whole, or the one before."""
@@ -168,6 +170,7 @@ def test_damage_is_never_silent(two_steps, tmp_path, caplog, damage):
     assert_same(read(whole).state, state_at(2))
 
 
+@pytest.mark.slow
 def test_array_data_that_orbax_reads_without_complaint_is_told_from_what_was_saved(tmp_path):
     """A step whose values were exchanged for others of the same shapes: only the hash can tell."""
     write(tmp_path / "a", [0.5, 0.7])
@@ -198,6 +201,7 @@ def test_what_is_no_file_is_refused_before_orbax_opens_it(two_steps, tmp_path, n
             Checkpoints(tmp_path / "run", keep)
 
 
+@pytest.mark.slow
 def test_all_damaged_is_one_line_and_nothing_is_removed(tmp_path):
     write(tmp_path, [0.5, 0.7])
     for step in ("1", "2"):
@@ -210,6 +214,7 @@ def test_all_damaged_is_one_line_and_nothing_is_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -292,6 +297,7 @@ def until(condition, seconds=30):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_hundred_saves_leave_nothing_behind(tmp_path):
     """Files and memory after 100 saves are those after 20."""
     counts = {}
@@ -326,6 +332,7 @@ def test_the_checkpoint_of_an_older_release_restores_bit_equal(tmp_path):
     assert found.progress == Progress(2 / 3)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_as_a_difference(tmp_path):
     write(tmp_path, [0.5])
     wanted = state_at(1).replace(params={"a": {"kernel": jnp.zeros((50, 5)), "bias": jnp.zeros(5)}})

@@ -136,6 +136,7 @@ LEAVES = {key: value for key, value in flatten(base()).items() if ".variants" no
 ANY_TEXT = {key for key, value in LEAVES.items() if check_module.RULES[key] is check_module.text}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", LEAVES)
 def test_what_a_file_may_give_a_key(key):
     """Whatever its type, a value is refused in one line that names the key, or is of its kind."""

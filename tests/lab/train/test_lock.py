@@ -44,6 +44,7 @@ def left_by(folder, host, process, began=""):
     (folder / LOCK).write_text(json.dumps([host, process, began]))
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, holder):
     for _ in range(2):
         with pytest.raises(UsageError, match=f"in use by process {holder.pid} on ") as error:
@@ -65,6 +66,7 @@ def test_one_process_holds_it_once(tmp_path):
     take(tmp_path)
 
 
+@pytest.mark.slow
 def test_where_the_system_knows_no_locks_process_ids_decide(tmp_path, holder, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(UsageError, match=f"in use by process {holder.pid} on "):

@@ -57,6 +57,7 @@ def setting(task, devices=1, launcher="jit", **changes):
     return c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", BOTH)
 def test_a_killed_run_goes_on_bit_for_bit(task, tmp_path, monkeypatch):
     def outcome(workdir):
@@ -112,6 +113,7 @@ def test_the_launchers_agree(task):
         )
 
 
+@pytest.mark.slow
 def test_a_classifier_becomes_the_backbone(tmp_path, randomize):
     """Its classes and what the segmenter leaves out stay behind; the head is fresh."""
     config = setting("segment")
@@ -132,6 +134,7 @@ def test_a_classifier_becomes_the_backbone(tmp_path, randomize):
         jax.tree.map(np.testing.assert_array_equal, found[kind], plain[kind])
 
 
+@pytest.mark.slow
 def test_a_classifier_of_another_width_is_refused(tmp_path, randomize):
     options = {"spec": "one_strided", "num_classes": 6, "width": 3.0}
     variables = randomize(build(**options), (1, 32, 32, 3))

@@ -39,12 +39,14 @@ def copy(tmp_path):
     return shutil.copytree(RUN, tmp_path / "run", ignore=ignored)
 
 
+@pytest.mark.slow
 def test_it_is_sound(copy):
     found = list(verify(copy))
     assert not [f for f in found if f.problem]
     assert {f.what.split()[0] for f in found} >= {"checkpoint", "log", "events", "result", "model"}
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_its_golden_losses(copy):
     finished = copy / "linear/seed_0"
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
@@ -72,6 +74,7 @@ def test_another_configuration_is_refused(copy):
         run_sweep(configuration(optimizer={"momentum": 0.5}), copy, ("c",), quiet=True)
 
 
+@pytest.mark.slow
 def test_damage_to_it_is_found_as_far_as_it_kept_hashes(copy):
     model = copy / "linear/seed_0/model.safetensors"
     content = bytearray(model.read_bytes())

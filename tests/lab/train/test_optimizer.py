@@ -93,6 +93,7 @@ def test_only_kernels_decay(depthwise):
     assert marked == (dense | filters if depthwise else dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rmsprop", "sgd"])
 def test_l2_is_added_to_the_gradient_of_the_recipes_of_the_paper(name):
     params, decay = network(), 0.1

@@ -123,6 +123,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_to_a_seed_is_found_and_it_is_finished_again(light, tmp_path, caplog, name):
     for how, damage in DAMAGE[name].items():
@@ -224,6 +225,7 @@ def restore(folder, variant="linear", seed=0):
         checkpoints.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), CHECKPOINTS)
 def test_checkpoints_that_were_exchanged_are_never_gone_on_from(copy, first, second, caplog):
     """All of them: refused in one line. The newest: the one before, with a warning."""
@@ -240,6 +242,7 @@ def test_checkpoints_that_were_exchanged_are_never_gone_on_from(copy, first, sec
     assert len(caplog.messages) == 1 and "step 6" in caplog.messages[0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_passed_over(copy, tmp_path):
     other = fabricate(tmp_path / "other")
     content = {k: v for k, v in json.loads((other / "config.json").read_text()).items()}
@@ -291,6 +294,7 @@ def test_models_are_made_of_what_is_there(copy, capsys):
     assert left(copy)["linear"] == []  # the training is as it was
 
 
+@pytest.mark.slow
 def test_a_model_is_made_of_the_checkpoint_before_a_damaged_one(copy, tmp_path, caplog):
     for seed in copy.glob("*/checkpoints_*"):
         shutil.rmtree(seed / "6/state")

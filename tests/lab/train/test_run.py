@@ -77,6 +77,7 @@ def expected_scores(model, variables, arrays):
     return {"accuracy": (rank < 1).mean(), "top5": (rank < 5).mean(), "loss": loss.mean()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_evaluation_counts_every_example_once(monkeypatch, devices, resident):
@@ -133,6 +134,7 @@ def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
         assert evaluate({}) == {name: [total] for name, total in expected.items()}, count
 
 
+@pytest.mark.slow
 def test_several_seeds_are_evaluated_each_for_itself():
     run, alone = make_run(one(), 4), make_run(one(parallel={"devices": 1}), 1)
     states = run.fresh(run.keys((3, 4, 5, 6)))
@@ -206,6 +208,7 @@ def folder_config(root, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_trained_with_a_corrupt_one_masked(tmp_path, caplog):
     """The very first file is the corrupt one: the number of channels comes from another."""
     root = write_folder(tmp_path / "images", corrupt={"dark/0"})
@@ -234,6 +237,7 @@ def test_masked_rows_of_a_stream_are_counted_and_change_nothing_else(tmp_path):
     assert np.sum(masks) == 46
 
 
+@pytest.mark.slow
 def test_too_many_corrupt_files_stop_the_run_with_one_line(tmp_path):
     corrupt = {f"{name}/{i}" for name in ("dark", "light") for i in range(8)}
     root = write_folder(tmp_path / "images", corrupt=corrupt)
@@ -260,6 +264,7 @@ def test_a_corrupt_image_of_the_evaluation_set_is_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_set_prepared_for_tensorflow_datasets_is_trained(tmp_path):
     from mnv2_jax.lab.data import prepare
 
@@ -286,6 +291,7 @@ def trained(tmp_path_factory):
     return str(workdir / "linear/seed_0")
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_at_the_saved_model(trained):
     run = make_run(one(init={"model": trained}), 1)
     state = run.fresh(run.keys((0,)))
@@ -356,6 +362,7 @@ def test_a_saved_model_of_another_dialect_is_refused(trained):
     make_run(one(init={"model": trained}, model={"dialect": "keras", "bn_decay": 0.5}), 1)
 
 
+@pytest.mark.slow
 def test_frozen_modules_stay_and_the_others_learn(trained, tmp_path):
     config = one(
         init={"model": trained, "frozen": ("stem", "block_"), "frozen_norm": True},
@@ -370,6 +377,7 @@ def test_frozen_modules_stay_and_the_others_learn(trained, tmp_path):
     assert (old != new).any()
 
 
+@pytest.mark.slow
 def test_a_teacher_teaches(trained, tmp_path):
     """A student that only listens to its teacher comes to agree with it, whatever the labels."""
     config = one(teacher={"model": trained, "weight": 1.0}, parallel={"devices": 1})
@@ -509,6 +517,7 @@ def test_a_set_without_any_example_is_refused(monkeypatch):
             make_run(one(), 1)
 
 
+@pytest.mark.slow
 def test_a_training_step_holds_no_grouped_convolution():
     """XLA's is ten times too slow on CPUs, forward and in both gradients."""
     run = make_run(one(), 1)

@@ -47,6 +47,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_it_learns_32_images_by_heart():
     task = make_task()
     step, state = simple_step(task, optax.sgd(0.2, 0.9))
@@ -86,6 +87,7 @@ def launched(launcher, scope, rows, devices=8, accumulate=1, augmentations=()):
 EVENLY = tuple(4 * device + device % 4 for device in range(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "device"])
 def test_the_launchers_agree(scope):
     """With augmentation and masked rows; in the global scope one device agrees with eight too."""
@@ -141,6 +143,7 @@ def test_device_scope_is_what_each_device_alone_would_see(launcher):
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_is_a_bigger_batch_where_norms_are_frozen():
     task = make_task(frozen_norm=True)
     rows, key = batch(32, masked=(1, 17, 18, 31)), jax.random.key(0)
@@ -163,6 +166,7 @@ def poisoned(rows):
     return bad
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_a_batch_that_is_not_finite_changes_nothing_but_the_counters():
     step, state = simple_step(make_task(), optax.adam(0.01), ema_decay=0.9)
@@ -197,6 +201,7 @@ def test_one_bad_row_on_one_device_skips_the_step_on_all(launcher):
     assert int(bad.skipped) == 1
 
 
+@pytest.mark.slow
 def test_an_update_that_overflows_is_skipped_too():
     """The loss and the gradient are finite; what they would make of the parameters is not."""
     task = make_task()
@@ -208,6 +213,7 @@ def test_an_update_that_overflows_is_skipped_too():
     assert int(state.skipped) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_one_seed_that_goes_astray_leaves_the_others_alone():
     task, optimizer = make_task(), optax.sgd(0.1)
@@ -227,6 +233,7 @@ def test_one_seed_that_goes_astray_leaves_the_others_alone():
     assert_close(jax.tree.map(lambda v: v[1], state.params), alone.params, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_averages_follow_tensorflows_rule_in_numpy():
     """tf.train.ExponentialMovingAverage: decay = min(decay, (1 + step) / (10 + step))."""
     decay = 0.3  # reached at step 3
@@ -255,6 +262,7 @@ def test_a_batch_without_any_row_is_no_reason_to_stop():
     assert float(metrics["sums"]["loss"][1]) == 0
 
 
+@pytest.mark.slow
 def test_every_step_draws_anew():
     task = make_task(augmentations=(random_shift(2),))
     step, state = simple_step(task, optax.sgd(0.0))
@@ -278,6 +286,7 @@ def test_devices_with_unequal_numbers_of_masked_rows(scope, masked):
         assert_close(states[0], launched("jit", "global", rows, 1, augmentations=(SHIFT,)))
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_compiled_once():
     plan = make_plan("jit", "global", 8, batch_size=32)
     task, optimizer = make_task(plan), optax.sgd(0.1)

@@ -89,6 +89,7 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_what_a_sweep_writes(undisturbed):
     seed = undisturbed / "linear" / "seed_0"
     assert sorted(p.name for p in undisturbed.iterdir()) == [
@@ -119,6 +120,7 @@ def test_what_a_sweep_writes(undisturbed):
     assert not list(undisturbed.rglob("*partial*")) + list(undisturbed.rglob("*tmp*"))
 
 
+@pytest.mark.slow
 def test_the_same_again_is_bit_equal_and_its_training_rows_are_means(
     undisturbed, tmp_path, monkeypatch
 ):
@@ -169,6 +171,7 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM, times=1):
     monkeypatch.setattr(loop.RunLog, "write", write)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "step"),
     [(signal.SIGTERM, 9), (signal.SIGINT, 2), (signal.SIGTERM, 6)],  # at 6 before its evaluation
@@ -220,6 +223,7 @@ def ended(config, workdir, step, why):
     assert outcome(workdir) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [None, 4, 6, 9])
 def test_a_training_ends_where_patience_does_also_if_it_was_stopped_before(
     undisturbed, tmp_path, monkeypatch, cut
@@ -236,6 +240,7 @@ def test_a_training_ends_where_patience_does_also_if_it_was_stopped_before(
     assert rows_until(tmp_path, 9) == rows_until(undisturbed, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [None, 4, 5])
 def test_a_training_ends_evaluated_when_its_time_is_up(undisturbed, tmp_path, monkeypatch, cut):
     """One step after that was told, as all hosts are told at the same step."""
@@ -256,6 +261,7 @@ def test_a_training_ends_evaluated_when_its_time_is_up(undisturbed, tmp_path, mo
     assert splits == ["train", "eval", "eval_ema"]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(tmp_path, monkeypatch):
     interrupt_at(monkeypatch, 2, signal.SIGINT, times=2)
     with pytest.raises(KeyboardInterrupt) as raised:
@@ -267,6 +273,7 @@ class Killed(BaseException):
     """Stands for a process that ends here: nothing of ours may catch it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4, 12])
 def test_what_was_done_after_the_last_checkpoint_is_done_again(
     undisturbed, tmp_path, monkeypatch, step
@@ -287,6 +294,7 @@ def test_what_was_done_after_the_last_checkpoint_is_done_again(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_while_the_result_is_written(undisturbed, tmp_path, monkeypatch):
     def die(*_):
         raise Killed
@@ -299,6 +307,7 @@ def test_killed_while_the_result_is_written(undisturbed, tmp_path, monkeypatch):
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_log_line_that_was_cut_is_left_out(undisturbed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9)
@@ -310,6 +319,7 @@ def test_a_log_line_that_was_cut_is_left_out(undisturbed, tmp_path, monkeypatch)
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_some_steps_and_one_warning(
     undisturbed, tmp_path, monkeypatch, caplog
 ):
@@ -343,6 +353,7 @@ def test_every_launcher_goes_on_from_its_checkpoint(tmp_path, monkeypatch, launc
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_seeds_at_once_train_to_the_same_as_one_by_one(tmp_path):
     seeds = (0, 9)
     alone, together = one(6, seeds), one(6, seeds, sweep={"at_once": 0})
@@ -401,6 +412,7 @@ def test_each_seed_has_its_own_order_whoever_trains_beside_it():
     assert (np.asarray(together["id"][0]) != np.asarray(together["id"][1])).any()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_astray_stops_with_one_line(tmp_path):
     config = one(
         12, optimizer={"learning_rate": 1e38, "schedule": "constant"}, stop_after_skipped=3
@@ -478,6 +490,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_training_in_another_thread_leaves_signals_alone(tmp_path):
     failures = []
 
@@ -585,6 +598,7 @@ def stop_in(monkeypatch, module, name, number=signal.SIGTERM):
     monkeypatch.setattr(module, name, stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name"),
     [
@@ -614,6 +628,7 @@ def test_a_signal_before_and_after_the_training_is_not_lost(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_signal_that_something_swallows_stops_before_the_next_seed(tmp_path, monkeypatch):
     """As an exception in a finalizer or a callback is."""
     save = record.save_model
@@ -630,6 +645,7 @@ def test_a_signal_that_something_swallows_stops_before_the_next_seed(tmp_path, m
     assert not (tmp_path / "linear/seed_1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_hang_up_is_a_signal_too_unless_it_is_ignored(tmp_path, monkeypatch, number):
     before = signal.signal(number, signal.SIG_IGN)  # as nohup, or a shell's background, does
@@ -648,6 +664,7 @@ def test_a_hang_up_is_a_signal_too_unless_it_is_ignored(tmp_path, monkeypatch, n
             stop.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["result.json", "metrics.jsonl", "model.safetensors", "config.json"]
 )
@@ -663,6 +680,7 @@ def test_damage_to_a_finished_seed_is_mended_from_its_checkpoint(
     assert outcome(workdir) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_shorter_training_ends_where_it_is(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9)

@@ -220,6 +220,7 @@ def logged(folder, after=-1):
     ]
 
 
+@pytest.mark.slow
 def test_a_training_tells_each_row_once(tracked_run):
     workdir, (first, *rows, (name, told)) = tracked_run
     folder = workdir / "linear/seed_0"
@@ -232,6 +233,7 @@ def test_a_training_tells_each_row_once(tracked_run):
     assert again == []  # it is finished
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_says_where(tmp_path, monkeypatch):
     calls, folder, log_write = [], tmp_path / "linear/seed_0", RunLog.write
     tracker = noting(calls)
@@ -298,6 +300,7 @@ def test_a_tracker_that_raises_is_left_out_after_one_warning(tmp_path, caplog, t
     assert len(logged(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_a_broken_tracker_costs_nothing_and_is_no_part_of_a_run(tracked_run, tmp_path):
     run_sweep(one(), tmp_path, (), True, broken_write)
     assert outcome(tmp_path) == outcome(tracked_run[0])
@@ -305,6 +308,7 @@ def test_a_broken_tracker_costs_nothing_and_is_no_part_of_a_run(tracked_run, tmp
     assert configs[0] == configs[1]  # of which the identity is made
 
 
+@pytest.mark.slow
 def test_only_the_first_of_several_processes_calls_it(tmp_path, monkeypatch):
     class Second:
         """JAX as the loop of another process has it."""

@@ -82,6 +82,7 @@ def gzip_of(length: int) -> bytes:
     return part * (length >> 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar-10-binary.tar.gz", "train-images-idx3-ubyte.gz"])
 def test_a_bomb_is_refused_before_it_is_large(tmp_path, name):
     (tmp_path / name).write_bytes(gzip_of(1 << 33))
