@@ -112,6 +112,7 @@ def test_activation_memory_of_the_paper():
     assert peaks == sorted(peaks, reverse=True)
 
 
+@pytest.mark.slow
 def test_layer_rows_of_the_account():
     result = account(MobileNetV2(), (1, 224, 224, 3))
     assert result.activation_sum == 6_679_112  # every convolution's output, and the logits

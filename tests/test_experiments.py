@@ -117,6 +117,7 @@ def test_the_variants_of_an_ablation_have_the_same_parameters(path):
     assert len({(m.bottleneck, m.shortcut) for m in models}) == len(models)
 
 
+@pytest.mark.slow
 def test_no_two_experiments_share_a_folder():
     """The default preset and its own name are one experiment."""
     names = {}

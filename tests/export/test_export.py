@@ -188,6 +188,7 @@ def test_blocks_of_ones_own(tmp_path, networks, name, to):
         assert kinds["HARDSWISH"] == 7 and "MUL" not in kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "calibration", "message"),
     [
@@ -333,6 +334,7 @@ def test_a_detector_is_exported_from_its_folder(tmp_path, randomize, capsys):
     assert_same(open_litert(path, 1).call(images), jax.jit(model.apply)(variables, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

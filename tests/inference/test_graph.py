@@ -40,6 +40,7 @@ def graph_of(randomize, module):
     return graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "ops"),
     [

@@ -307,6 +307,7 @@ def test_a_model_with_a_part_of_ones_own_needs_its_code(folder, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["images"] == 360
 
 
+@pytest.mark.slow
 def test_data_of_other_classes_than_the_model_is_refused(kept):
     many = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 11]), ("x",) * 12)
     with pytest.raises(UsageError, match=r"12 classes of another name .*\+ 'x', .* - '0', '1'"):
@@ -561,6 +562,7 @@ def test_a_description_without_a_seal_is_read_as_it_is(folder):
     assert load_model(folder).class_name(3) == "digit 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

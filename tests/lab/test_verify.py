@@ -122,6 +122,7 @@ def test_a_run_that_was_killed_may_have_a_cut_row_and_a_cut_event(copy):
     assert problems(copy) == {"linear/seed_0/result.json": "is missing, and the report has it"}
 
 
+@pytest.mark.slow
 def test_a_signature_inside_the_folder_of_a_model_is_let_be(whole, copy):
     (copy / "linear/seed_0/model.sig").write_text("{}")
     assert problems(copy) == {}

@@ -128,6 +128,7 @@ def test_split_inference_is_the_same_block(randomize, stride, wiring):
         np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_split_makes_the_same_parameters_and_trains_like_the_whole(randomize):
     block, split = InvertedResidual(8), InvertedResidual(8, split=3)
     shapes = [jax.eval_shape(b.init, jax.random.key(0), images()) for b in (block, split)]
@@ -162,6 +163,7 @@ def test_split_refuses_a_shortcut_that_needs_the_whole_expansion():
         InvertedResidual(8, split=2, shortcut=between_expansions)
 
 
+@pytest.mark.slow
 def test_rows_masked_out_leave_statistics_and_other_rows_alone(randomize):
     block = InvertedResidual(8)
     variables = randomize(block, SHAPE)

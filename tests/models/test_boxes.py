@@ -153,6 +153,7 @@ def test_the_threshold_itself_is_not_suppressed():
         assert int(found.valid.sum()) == kept
 
 
+@pytest.mark.slow
 def test_nan_is_never_detected():
     boxes = jnp.array([*BAD, [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
     scores = jnp.full((len(boxes), 2), 0.9).at[-1].set(jnp.nan)

@@ -206,6 +206,7 @@ def test_values_of_the_authors():
     assert fast.dialect.bn_decay == fast.backbone.dialect.bn_decay == 0.9
 
 
+@pytest.mark.slow
 def test_the_decoders_tap_has_stride_4_and_144_channels():
     x = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
     backbone = build_deeplab().backbone

@@ -165,6 +165,7 @@ def test_training_updates_statistics_and_evaluation_does_not(randomize):
     np.testing.assert_allclose(new["mean"], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_norm_uses_running_statistics_in_training(randomize):
     model = MobileNetV2(spec=SMALL, num_classes=5, dropout=0.0, frozen_norm=True)
     variables = randomize(model, (2, 16, 16, 3))
@@ -198,6 +199,7 @@ def test_gradients_are_finite_and_parameters_stay_float32(randomize, dtype):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(randomize):
     model = MobileNetV2(spec=SMALL, num_classes=5)
     variables = randomize(model, (2, 16, 16, 3))
@@ -208,6 +210,7 @@ def test_bfloat16_is_close_to_float32(randomize):
     np.testing.assert_allclose(half, exact, atol=0.05 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [2, 5])
 def test_split_network_gives_the_same_logits(randomize, t):
     model = MobileNetV2(spec=SMALL, num_classes=5)

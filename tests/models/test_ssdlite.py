@@ -87,6 +87,7 @@ def test_the_numbers_of_anchors():
     assert len(SSDLite().anchors((300, 300))) == 1917
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [SSDLITE, SSD])
 def test_outputs_are_in_the_order_of_the_anchors(randomize, heads):
     """With only biases left, every cell says which shape, class or coordinate an output is."""
@@ -133,6 +134,7 @@ def test_a_predictor_sees_its_cell_and_the_eight_around_it(randomize):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parameter_names_are_a_public_format():
     _, variables = structure(small(extras=EXTRAS), (16, 16))
     params = variables["params"]

@@ -255,6 +255,7 @@ def test_what_is_too_large(tmp_path):
     refused(f"timm:{path}", "larger than 256 MiB")
 
 
+@pytest.mark.slow
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
     """Nor read without end; beside the weights as little."""
     os.mkfifo(tmp_path / "model.safetensors")

@@ -20,6 +20,7 @@ def found(source):
     return {finding.topic: finding for finding in findings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ecosystem", ECOSYSTEMS)
 def test_a_healthy_file(tmp_path, ecosystem):
     path = tmp_path / "model.npz"

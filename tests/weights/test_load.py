@@ -23,6 +23,7 @@ def test_options_build_the_model(tmp_path, ecosystem):
         load_weights(f"{ecosystem}:{path}").options  # noqa: B018
 
 
+@pytest.mark.slow
 def test_class_offset_is_what_the_classifier_has(tmp_path):
     path = tmp_path / "model.npz"
     for classes, offset in ((1001, 1), (1000, 0), (10, 0)):

@@ -11,6 +11,7 @@ from mnv2_jax.weights import ECOSYSTEMS, export_weights, infer_ecosystem, load_w
 from tests.weights.networks import network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ecosystem", ECOSYSTEMS)
 def test_other_ecosystems_are_named(tmp_path, ecosystem):
     path = tmp_path / "model.npz"

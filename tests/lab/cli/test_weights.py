@@ -93,6 +93,7 @@ def test_background_is_no_answer(slim, tmp_path):
     assert dropped.classes[int(expected[0])] == f"name {expected[0]}"
 
 
+@pytest.mark.slow
 def test_weights_leave_as_they_came(slim, tmp_path):
     source, again = slim / "mobilenet_v2_0.35_96.npz", tmp_path / "again.npz"
     argv = ["export-weights", "--model", str(slim / "kept"), "--to", "slim", str(again)]

@@ -9,6 +9,7 @@ from mnv2_jax.lab.data import prepare
 from tests.lab.data.pictures import write_mnist
 
 
+@pytest.mark.slow
 def test_preparing_another_set_needs_tensorflow(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no set 'fashion_mnits'"):
         prepare("fashion_mnits", str(tmp_path))

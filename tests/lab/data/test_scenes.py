@@ -46,6 +46,7 @@ def test_one_scene_is_as_it_was():
     assert scene.corners.tolist() == PINNED["boxes"]
 
 
+@pytest.mark.slow
 def test_records_have_the_shapes_that_are_promised(scenes):
     source = make(max_objects=5)
     assert len(source) == 200 and len(source.classes) == 10

@@ -115,6 +115,7 @@ def refusals(path, use):
     return refused
 
 
+@pytest.mark.slow
 def test_values_of_another_type_in_results_are_one_line(tmp_path):
     """What is not refused can be shown as it is."""
     networks = {"small": network(0.35, 8, 38_032)}

@@ -120,6 +120,7 @@ def test_cutmix_pastes_one_rectangle_and_counts_its_pixels(alpha):
     assert min(areas) < 0.3 < max(areas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [mixup, cutmix])
 def test_a_row_is_not_mixed_with_one_that_is_masked(mix):
     images, targets = batch()

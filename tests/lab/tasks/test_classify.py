@@ -117,6 +117,7 @@ def test_five_classes_have_no_top_5():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_masked_rows_of_evaluation_count_nowhere(variables):
     task = classify(network(), SHAPE)
     rows = batch(8)

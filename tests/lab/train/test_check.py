@@ -54,6 +54,7 @@ def test_every_number_has_bounds():
             assert key in refused(key, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key in LEAVES if key not in FREE])
 def test_values_of_another_type_are_refused(key):
     """Also None, which ConfigDict takes for any key."""

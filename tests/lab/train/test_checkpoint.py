@@ -80,6 +80,7 @@ def test_a_relative_folder_works(tmp_path, monkeypatch):
     assert_same(read(Path("here")).state, state_at(1))
 
 
+@pytest.mark.slow
 def test_the_latest_and_the_best_are_kept(tmp_path):
     write(tmp_path, [0.1, 0.9, 0.3, None, 0.2, None])
     assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 5, 6]

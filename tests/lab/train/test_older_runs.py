@@ -87,6 +87,7 @@ def test_damage_to_it_is_found_as_far_as_it_kept_hashes(copy):
     assert set(found) == {str(path.relative_to(copy)) for path in (model, log)}
 
 
+@pytest.mark.slow
 def test_no_models_are_made_of_its_checkpoints(copy):
     with pytest.raises(UsageError, match=r"is of release 0.1.0.*smaller --config.steps"):
         list(finish(copy))

@@ -54,6 +54,7 @@ def numpy_tf_rmsprop(start, gradients, decay, momentum, epsilon):
         yield w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decay", "momentum", "epsilon"), [(0.9, 0.9, 1.0), (0.8, 0.5, 0.01)])
 def test_rmsprop_is_tensorflows(decay, momentum, epsilon):
     start, gradients = np.linspace(-1, 1, 5, dtype=np.float32), random_gradients()
@@ -141,6 +142,7 @@ def test_sgd_with_momentum(nesterov):
         np.testing.assert_allclose(found[step]["bias"], w, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_frozen_modules_stay_bit_equal(name):
     params = network()

@@ -273,6 +273,7 @@ def test_what_changes_no_step_may_be_changed_and_a_shorter_training_without_resu
         left(copy)
 
 
+@pytest.mark.slow
 def test_models_are_made_of_what_is_there(copy, capsys):
     shutil.rmtree(copy / "relu6")
     made = list(finish(copy))

@@ -256,6 +256,7 @@ def test_a_folder_of_only_corrupt_files_is_refused(tmp_path):
         make_run(folder_config(root), 1)
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_of_the_evaluation_set_is_named(tmp_path):
     root = write_folder(tmp_path / "images")
     (tmp_path / "images/val/dark/02.jpg").write_bytes(b"\xff\xd8 no image")

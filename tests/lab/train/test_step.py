@@ -108,6 +108,7 @@ def test_the_launchers_agree_on_accumulated_gradients(scope):
         assert_close(other, states[0])
 
 
+@pytest.mark.slow
 def test_the_scope_of_batch_norm_and_the_augmentation_matter():
     """So that the agreement above is one of programs that do these things."""
     rows = batch(32, masked=EVENLY)
@@ -248,11 +249,13 @@ def test_averages_follow_tensorflows_rule_in_numpy():
         assert_close(numbers(state.ema), average, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_decay_nothing_is_averaged():
     step, state = simple_step(make_task(), optax.sgd(0.1))
     assert step(state, batch(16), jax.random.key(0))[0].ema == {}
 
 
+@pytest.mark.slow
 def test_a_batch_without_any_row_is_no_reason_to_stop():
     """All rows masked, as where a whole batch of files is damaged."""
     step, state = simple_step(make_task(frozen_norm=True), optax.sgd(0.1))

@@ -62,6 +62,7 @@ def slim_checkpoint(tmp_path, classes=3):
     return variables
 
 
+@pytest.mark.slow
 def test_averages_are_preferred(tmp_path):
     variables = slim_checkpoint(tmp_path)
     loaded = load_weights(f"slim:{tmp_path / 'model.ckpt'}")
