@@ -10,7 +10,7 @@ be said, as **undecided**. Results may be looked at several times while seeds ar
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,8 +113,9 @@ def equivalence(differences: np.ndarray, delta: float) -> float:
         return 1.0
     if np.ptp(differences) == 0:
         return float(abs(differences[0]) >= delta)
-    above = ttest_1samp(differences, -delta, alternative="greater").pvalue
-    return float(max(above, ttest_1samp(differences, delta, alternative="less").pvalue))
+    above: Any = ttest_1samp(differences, -delta, alternative="greater")
+    below: Any = ttest_1samp(differences, delta, alternative="less")
+    return float(max(above.pvalue, below.pvalue))
 
 
 def detectable(differences: np.ndarray) -> float:
