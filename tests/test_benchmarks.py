@@ -23,7 +23,7 @@ SMOKE = [
 TINY = {"batch": 4, "size": 8, "width": 1.0, "spec": "tiny_8", "classes": 10}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_contenders_are_timed_in_rounds():
     contenders = [
         Contender("ours", "jax_train", TINY, threads=1, allocator="kept"),

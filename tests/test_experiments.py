@@ -100,7 +100,11 @@ def test_it_loads_and_could_be_trained(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", EVERY, ids=title)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.nightly] * (":" in path)) for path in EVERY],
+    ids=title,
+)
 def test_its_network_can_be_built(path):
     config = load_config(path)
     assert shapes(variant_config(config, list(config.sweep.variants)[-1]))

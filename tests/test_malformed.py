@@ -91,7 +91,9 @@ WORDS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))]
+)
 def test_configurations_and_overrides(seed):
     """Random values for random keys, some of them misspelt: 300 for each seed."""
     rng = np.random.default_rng(seed)

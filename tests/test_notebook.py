@@ -81,7 +81,7 @@ def test_away_from_a_checkout_it_clones_one(notebook, execute, tmp_path, monkeyp
     assert (place / "mnv2_jax" / "mnv2_jax" / "version.py").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_runs_to_the_end(notebook, execute, tmp_path, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setenv("MNV2_NOTEBOOK_SHORT", str(out))

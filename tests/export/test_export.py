@@ -176,8 +176,14 @@ OWN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        pytest.param(name, to, marks=[pytest.mark.nightly] * ((i + j) % 3 > 0))
+        for i, name in enumerate(OWN)
+        for j, to in enumerate(FORMATS)
+    ],
+)
 def test_blocks_of_ones_own(tmp_path, networks, name, to):
     pytest.importorskip(PACKAGES[to])
     model, variables, images, _ = networks(name)

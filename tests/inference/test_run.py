@@ -86,7 +86,9 @@ BANDED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("padding", ["slim", "torchvision"])
+@pytest.mark.parametrize(
+    "padding", ["slim", pytest.param("torchvision", marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("case", BANDED)
 def test_bands_of_rows(randomize, case, padding):
     spec, shape, options = BANDED[case]

@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_bit_for_bit(task, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", [pytest.param("detect", marks=pytest.mark.nightly), "segment"])
 def test_the_launchers_agree(task):
     """Also where a device has no object to match: losses are sums over all devices."""
     found = {}
