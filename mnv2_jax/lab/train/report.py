@@ -228,10 +228,11 @@ def _low_precision(config: Results, scores: dict[str, list[float]], runs: Result
 
 def tested(delta: float) -> str:
     """Says how `decide` decides, in a sentence or two."""
+    size = f"{100 * delta:g} point" + "s" * (delta != DELTA)
     return (
         "What the paper claims is tested by flipping the signs of the differences, at 5 % for all "
-        f"of it together (Holm); equivalent is what differs by less than {100 * delta:g} points "
-        "(two one-sided t-tests)."
+        f"of it together (Holm); equivalent is what differs by less than {size} (two one-sided "
+        "t-tests)."
     )
 
 
