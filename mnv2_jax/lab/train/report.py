@@ -8,7 +8,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +228,21 @@ def _low_precision(config: Results, scores: dict[str, list[float]], runs: Result
 
 def tested(delta: float) -> str:
     """Says how `decide` decides, in a sentence or two."""
-    size = f"{100 * delta:g} point" + "s" * (delta != DELTA)
+    size = points_of(delta)
     return (
         "What the paper claims is tested by flipping the signs of the differences, at 5 % for all "
         f"of it together (Holm); equivalent is what differs by less than {size} (two one-sided "
         "t-tests)."
     )
+
+
+def points_of(delta: float) -> str:
+    """Formats a difference of interest.
+
+    >>> points_of(0.01), points_of(0.025)
+    ('1 point', '2.5 points')
+    """
+    return f"{100 * delta:g} point" + "s" * (delta != DELTA)
 
 
 def verdict(decision: Decision) -> str:
@@ -282,29 +291,69 @@ def plot_band(ax: Any, x: Any, series: Any, color: str, mark: str = "-", **look:
     return mean
 
 
+def plot_differences(
+    ax: Any, claim: Sequence[str], scores: Mapping[str, Sequence[float]], delta: float
+) -> None:
+    """Draws a strip for each two neighbours of a claim: how far the better is above the worse.
+
+    A dot is the difference of a seed, in percentage points; below are their mean and its interval.
+    The band holds what is smaller than `delta`.
+    """
+    for row, (better, worse) in enumerate(pairwise(claim)):
+        apart = 100 * np.subtract(scores[better], scores[worse])
+        mean, low, high = (100 * d for d in paired_difference(scores[better], scores[worse]))
+        top, bottom, size = row + 0.44, row + 0.98, 100 * delta
+        ax.fill_between((-size, size), top, bottom, color="0.5", alpha=0.18, linewidth=0)
+        ax.vlines(0, top, bottom, color="0.4", linewidth=0.9)
+        text = f"{_label(better)}\n− {_label(worse)}"
+        # Above the strip, for nothing is to cross it.
+        ax.text(0, top - 0.03, text, va="bottom", fontsize=9, transform=ax.get_yaxis_transform())
+        heights = row + 0.63 + np.linspace(-0.09, 0.09, len(apart))
+        ax.plot(apart, heights, "o", color=COLORS[0], alpha=0.6, markersize=5.5, markeredgewidth=0)
+        interval = [[mean - low], [high - mean]] if len(apart) > 1 else None
+        look = {"color": "black", "markersize": 6, "linewidth": 1.6, "capsize": 3}
+        ax.errorbar(mean, row + 0.86, xerr=interval, fmt="D", **look)
+    ax.set(ylim=(len(claim) - 1, 0.2 * (len(claim) < 4)), yticks=[], xlabel="difference, points")
+    ax.set_title(f"every seed, mean and 95 % interval\nband: below {points_of(delta)}", fontsize=9)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.grid(visible=False)
+
+
+def _label(variant: str) -> str:
+    return variant.replace("_", " ")
+
+
 def plot_curves(workdir: Path, results: Results) -> None:
-    """Draws the metric over training, as Fig. 6 does: mean over seeds, one standard deviation."""
+    """Draws the metric over training, as Fig. 6 does: mean over seeds, one standard deviation.
+
+    Beside it are the differences that a claim is decided by, where there are several seeds.
+    """
     from matplotlib.figure import Figure
 
-    setting, seeds, ends = results["setting"], results["config"]["sweep.seeds"], []
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    setting, config, ends = results["setting"], results["config"], []
+    seeds, claim = config["sweep.seeds"], config["sweep.claim"]
+    strips = max(len(claim) - 1, 0) * (len(seeds) > 1)
+    size, ratios = ((9, max(4.2, 1 + 0.9 * strips)), (5, 3)) if strips else ((7, 4.2), (1,))
+    figure = Figure(figsize=size, layout="constrained")
+    axes, *beside = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios).flat
     looks = cycle(product(LINES, COLORS))
     for variant, (line, color) in zip(results["runs"], looks, strict=False):
         logs = [workdir / variant / f"seed_{seed}" for seed in seeds]
         if (curves := read_curves(logs, results["metric"])) is None:
             continue
-        label = variant.replace("_", " ")
-        mean = plot_band(axes, curves[0], curves[1].T, color, line, linewidth=1.8, label=label)
+        look = {"linewidth": 1.8, "label": _label(variant)}
+        mean = plot_band(axes, curves[0], curves[1].T, color, line, **look)
         ends.append(mean[-1])
     order = np.argsort(ends)[::-1]  # the legend in the order of the curves' ends
     if len(order) > 1:
         axes.legend(handles=[axes.lines[i] for i in order], frameon=False)
     axes.set(xlabel="training step", ylabel=f"{setting['metric']}, %")
-    band = f" (mean of {len(seeds)} seeds, band ±1 std)" * (len(seeds) > 1)
-    place = one_line(setting.get("root") or setting["data"])
-    axes.set_title(f"{setting['title']}\n{place}{band}", fontsize=10)
+    band = f"\nmean of {len(seeds)} seeds, band ±1 std" * (len(seeds) > 1)
+    axes.set_title(f"{one_line(setting.get('root') or setting['data'])}{band}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    for ax in beside:
+        plot_differences(ax, claim, scores_of(results), config.get("sweep.delta", DELTA))
+    figure.suptitle(setting["title"], fontsize=11)
     with replacing(workdir / CURVES) as partial:
         figure.savefig(partial, dpi=150, format="png")

@@ -4,15 +4,25 @@ import json
 import math
 import os
 import shutil
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from scipy import stats
 
 from mnv2_jax import account, build
 from mnv2_jax.lab.train.decision import decide
 from mnv2_jax.lab.train.log import RunLog, read_rows, rows_before
-from mnv2_jax.lab.train.report import cautions, measured, report_text, verdict, write_report
+from mnv2_jax.lab.train.report import (
+    cautions,
+    measured,
+    plot_differences,
+    report_text,
+    verdict,
+    write_report,
+)
 from tests.events import scalars
 from tests.lab.train.setting import tiny
 
@@ -146,6 +156,50 @@ def test_averaged_weights_are_compared_where_all_have_them(tmp_path, splits, met
     assert ("averaged weights" in text) == metric.startswith("eval_ema")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [run["seed"] for run in results["runs"]["linear"]] == [0, 1]
+
+
+def overlap(a, b):
+    """Whether two boxes of a picture share more than a pixel."""
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+
+
+@pytest.mark.parametrize("strips", [1, 2, 6])
+def test_differences_are_drawn_as_they_are_tested_and_nothing_overlaps(tmp_path, strips):
+    rng = np.random.default_rng(strips)
+    scores = {f"variant_{'abcdefg'[i] * 9}": rng.uniform(0.5, 0.9, 5) for i in range(strips + 1)}
+    claim = list(scores)
+    figure = Figure(figsize=(3.4, max(4.2, 1 + 0.9 * strips)), layout="constrained")
+    ax = figure.subplots()
+    plot_differences(ax, claim, scores, 0.02)
+    figure.savefig(tmp_path / "strips.png")  # which lays it out
+    boxes = [text.get_window_extent() for text in ax.texts]
+    for row, (a, b) in enumerate(pairwise(claim)):
+        dots = [line for line in ax.lines if len(line.get_xdata()) == 5][row]
+        np.testing.assert_allclose(dots.get_xdata(), 100 * (scores[a] - scores[b]))
+        bar = ax.containers[row]
+        assert math.isclose(bar.lines[0].get_xdata()[0], 100 * np.mean(scores[a] - scores[b]))
+        interval = 100 * np.array(stats.ttest_rel(scores[a], scores[b]).confidence_interval())
+        np.testing.assert_allclose(bar.lines[2][0].get_segments()[0][:, 0], interval)
+        assert ax.texts[row].get_text() == f"{a}\n− {b}".replace("_", " ")
+        boxes += [dots.get_window_extent(), bar.lines[2][0].get_window_extent()]
+    boxes += [ax.title.get_window_extent(), ax.xaxis.label.get_window_extent()]
+    assert not any(overlap(a, b) for a, b in combinations(boxes, 2))
+    band = ax.collections[0].get_paths()[0].get_extents()
+    np.testing.assert_allclose((band.x0, band.x1), (-2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seeds", "claim", "inches"),
+    [((0, 1), ("linear", "relu6"), 9), ((0, 1), (), 7), ((0,), ("linear", "relu6"), 7)],
+)
+def test_differences_stand_beside_the_curves_where_there_are_any(tmp_path, seeds, claim, inches):
+    config = tiny(seeds=seeds, sweep={"claim": claim})
+    scores = {"linear": [0.5, 0.6][: len(seeds)], "relu6": [0.6, 0.9][: len(seeds)]}
+    write_runs(tmp_path, config, scores)
+    write_report(tmp_path, config, ("c",))
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.width == 150 * inches
 
 
 @pytest.mark.parametrize("damage", ["none", "changed", "deleted", "another's"])
