@@ -79,10 +79,19 @@ SCALES: dict[str, Callable[[ConfigDict], None]] = {
 }
 
 
+# By experiment and variant, the learning rates that `rates.py` chose; without one, the scale's.
+RATES: dict[str, dict[str, float]] = {}
+
+
 def set_scale(config: ConfigDict, preset: str) -> None:
-    """Changes a configuration to one of the scales; its name tells all but the default."""
+    """Changes a configuration to one of the scales; its name tells all but the default.
+
+    Variants get their own learning rate where one was chosen.
+    """
     if preset not in SCALES:
         raise unknown("preset", preset, SCALES)
     SCALES[preset](config)
     if preset != "digits":
         config.name += f"-{preset}"
+    for variant, rate in RATES.get(config.name, {}).items():
+        config.sweep.variants[variant].optimizer = {"learning_rate": rate}

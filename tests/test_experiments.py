@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import imagenet, scales
+from experiments import imagenet, rates, scales
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.paper.results import read
 from mnv2_jax.lab.tasks import TASKS, make_model
 from mnv2_jax.lab.train.config import flatten, load_config
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
@@ -145,3 +146,59 @@ def test_the_base_comments_on_what_a_reader_must_know():
     for key in ("optimizer.name", "optimizer.schedule", "parallel.launcher", "model.shortcut"):
         (line,) = [row for row in source.splitlines() if row.strip().startswith(f"c.{key} =")]
         assert "# " in line and "or" in line, line
+
+
+def of_one(config, variant):
+    """What one variant trains with, but for its learning rate and what names it."""
+    given = flatten(variant_config(config, variant)).items()
+    other = ("sweep.", "name", "title", "optimizer.learning_rate")
+    return {key: value for key, value in given if not key.startswith(other)}
+
+
+@pytest.mark.parametrize("preset", [*rates.ABLATIONS, "ablate_linear.fashion_mnist_small"])
+def test_rates_are_tried_as_the_variants_are_compared_with_other_seeds(preset):
+    name, _, scale = preset.partition(".")
+    ablation = load_config(str(FOLDER / f"{name}.py") + f":{scale}" * bool(scale))
+    config = load_config(f"{FOLDER}/rates.py:{preset}")
+    assert len(set(config.sweep.seeds)) == 8
+    assert not set(config.sweep.seeds) & set(ablation.sweep.seeds)
+    tried = {}
+    for variant in config.sweep.variants:
+        own = variant.partition("@")[0]
+        tried.setdefault(own, []).append(variant_config(config, variant).optimizer.learning_rate)
+        assert of_one(config, variant) == of_one(ablation, own)
+    assert tried == {own: [0.025, 0.05, 0.1, 0.2, 0.4] for own in ablation.sweep.variants}
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate"),
+    [
+        (((0.80, 0.82), (0.90, 0.92), (0.70, 0.72)), 0.1),
+        (((0.90, 0.92), (0.88, 0.90), (0.70, 0.72)), 0.05),  # 0.1 is two standard errors below
+        (((0.88, 0.96), (0.90, 0.90), (0.70, 0.72)), 0.1),  # and here half of one
+        (((0.90, 0.94), (0.70, 0.72), (0.91, 0.95)), 0.2),  # as near to 0.1, and better
+        (((0.90,), (0.89,), (0.88,)), 0.05),  # one seed has no error
+    ],
+)
+def test_a_rate_is_chosen_by_its_mean_and_ties_by_their_distance(scores, rate):
+    names = ("v@50e-3", "v@100e-3", "v@200e-3")
+    assert rates.choose(dict(zip(names, scores, strict=True))) == {"v": rate}
+
+
+def test_rates_are_not_chosen_from_another_experiment():
+    with pytest.raises(UsageError, match="'linear' names no learning rate: give the folder"):
+        rates.choose({"linear": [0.9]})
+
+
+def test_the_rates_of_the_ablations_are_those_that_were_chosen():
+    found = (FOLDER.parent / "results").glob("rates_*")
+    chosen = {f.name.removeprefix("rates_"): rates.choose(read(f).scores) for f in found}
+    assert chosen == scales.RATES
+
+
+def test_a_variant_gets_the_rate_that_was_chosen_at_its_scale(monkeypatch):
+    monkeypatch.setitem(scales.RATES, "ablate_linear", {"linear": 0.2, "relu6": 0.05})
+    for preset, expected in (("digits", [0.2, 0.05]), ("fashion_mnist", [0.1, 0.1])):
+        config = load_config(f"{FOLDER}/ablate_linear.py:{preset}")
+        variants = check_variants(config).values()
+        assert [variant.optimizer.learning_rate for variant in variants] == expected
