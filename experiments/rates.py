@@ -17,13 +17,14 @@ from statistics import mean, stdev
 
 from ml_collections import ConfigDict
 
-from experiments import ablate_expansion, ablate_linear, ablate_shortcut
+from experiments import ablate_expansion, ablate_linear, ablate_sandglass, ablate_shortcut
 from mnv2_jax.errors import UsageError, unknown
 
 ABLATIONS = {
     "ablate_linear": ablate_linear, "ablate_shortcut": ablate_shortcut,
-    "ablate_expansion": ablate_expansion,
+    "ablate_expansion": ablate_expansion, "ablate_sandglass": ablate_sandglass,
 }  # fmt: skip
+PARTS = ablate_sandglass.PARTS
 # In thousandths, as variants are named, whose names have no dots.
 GRID = ("25e-3", "50e-3", "100e-3", "200e-3", "400e-3")
 SEEDS = tuple(range(1000, 1008))

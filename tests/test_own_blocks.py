@@ -1,4 +1,5 @@
-"""The experiments of docs/how-to/ablation.md as a reader runs them, from training to export.
+"""The experiments of docs/how-to/ablation.md, and the one here that has a block of its own, as a
+reader runs them, from training to export.
 
 What every layer of such a block computes is tested in tests/models/test_block.py, and what each
 format holds of it in tests/export; here the same file goes through every door.
@@ -30,9 +31,10 @@ FILES = {
     for text in blocks(ROOT / "docs/how-to/ablation.md", "python")
     if "def get_config" in text
 }
+OURS = "ablate_sandglass"
 VARIANTS = {
     "own_five": "five", "own_hard_swish": "hard_swish", "own_excited": "excited",
-    "own_linear_expand": "linear", "own_four": "four",
+    "own_linear_expand": "linear", "own_four": "four", OURS: "sandglass",
 }  # fmt: skip
 PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
 SMALL = (
@@ -43,7 +45,7 @@ SMALL = (
 
 
 def test_the_page_has_the_experiments_and_each_is_short():
-    assert FILES.keys() == VARIANTS.keys()
+    assert FILES.keys() == VARIANTS.keys() - {OURS}
     assert all(text.count("\n") <= 50 for text in FILES.values())
 
 
@@ -53,7 +55,8 @@ def trained(request, tmp_path_factory):
     tiny()  # names the small network
     place = tmp_path_factory.mktemp(request.param)
     file = place / f"{request.param}.py"
-    file.write_text(FILES[request.param])
+    own = ROOT / f"experiments/{request.param}.py"
+    file.write_text(FILES.get(request.param) or own.read_text())
     with only_the_paper_s_parts():
         train(file, place / "run")
     return file, place / "run" / VARIANTS[request.param] / "seed_0"
@@ -81,7 +84,9 @@ def train(file, workdir):
     with config.unlocked():
         for name in set(config.sweep.variants) - {variant}:
             del config.sweep.variants[name]
-        config.sweep.reference = variant
+        config.sweep.reference, config.sweep.claim = variant, ()
+        for key in {"spec", "width"} & set(model := config.sweep.variants[variant].model):
+            del model[key]
     run_sweep(config, workdir, ("python", "main.py"), quiet=True)
 
 
