@@ -8,9 +8,11 @@ arXiv 2007.02269) turns the block over: shortcuts between wide tensors, a depthw
 either end, and the thin tensor in the middle. It reports 74.0 % on ImageNet, against 72.3 %.
 
 Here both have the same multiply-adds to within 2 %: the sandglass side's `WIDTHS` were chosen for
-that, and fit the width that each scale gives the inverted residual. Every block has both depthwise
-convolutions, as that paper draws it; its released code leaves some out where channels change. So
-MobileNeXt-1.0 has 3.58 M parameters and 314 M multiply-adds; published are 3.4 M and 300 M.
+that, and fit the width that each scale gives the inverted residual. The last row shrinks with them,
+which that paper's does not, so that parameters are alike too. Every block has both depthwise
+convolutions, as that paper draws it; its released code leaves some out where channels change. Of
+MobileNeXt-1.0, 3.4 M parameters and 300 M multiply-adds are published; by one count, the first
+convolution included, the released code has 3.54 M and 311 M, and the network here 3.58 M and 314 M.
 
 Not measured yet. Presets are the scales of `scales.py`.
 """

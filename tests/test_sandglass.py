@@ -75,7 +75,7 @@ def counted(rows, size, classes):
 
 @pytest.mark.slow
 def test_the_whole_network_has_the_size_of_mobilenext():
-    """Its Table 2 with t = 6; the paper rounds its network to 3.4 M and 300 M."""
+    """Its Table 2 with t = 6; published are 3.4 M and 300 M, as without the first layer."""
     rows = (
         (96, 16, 1, 2), (144, 24, 1, 1), (192, 32, 3, 2), (288, 48, 3, 2), (384, 64, 4, 1),
         (576, 96, 4, 2), (960, 160, 3, 1), (1280, 214, 1, 1),
@@ -83,7 +83,7 @@ def test_the_whole_network_has_the_size_of_mobilenext():
     cost = account(MobileNetV2(spec=MOBILENEXT, **MAPS), (1, 224, 224, 3))
     assert (cost.params, cost.madds) == counted(rows, 224, 1000)
     assert cost.params == pytest.approx(3.4e6, rel=0.06)
-    assert cost.madds == pytest.approx(300e6, rel=0.05)
+    assert cost.madds - 27 * 32 * 112**2 == pytest.approx(300e6, rel=0.02)
 
 
 @pytest.mark.slow
@@ -99,3 +99,4 @@ def test_both_blocks_cost_the_same_at_every_scale(scale):
         for name in config.sweep.claim
     )
     assert sandglass.madds == pytest.approx(inverted.madds, rel=0.02)
+    assert sandglass.params == pytest.approx(inverted.params, rel=0.15)

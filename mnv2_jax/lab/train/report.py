@@ -137,6 +137,7 @@ def report_text(results: Results) -> str:
         f"- command: `{results['command']}`",
         *_networks(setting["networks"]),
         f"- seeds: {', '.join(map(str, config['sweep.seeds']))}",
+        *_learning_rates(config, list(runs)),
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
         *[f"- {skipped} steps were not finite and were skipped."] * bool(skipped),
@@ -195,6 +196,13 @@ def _networks(networks: dict[str, dict[str, Any]]) -> list[str]:
             line += "; {:,} training images, {:,} for evaluation".format(*map(network.get, IMAGES))
         lines.setdefault(line, []).append(name)
     return [f"- {', '.join(names)}: {line}" for line, names in lines.items()]
+
+
+def _learning_rates(config: Mapping[str, Any], variants: Sequence[str]) -> list[str]:
+    key = "optimizer.learning_rate"
+    rates = {name: config.get(f"sweep.variants.{name}.{key}", config[key]) for name in variants}
+    listed = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    return [f"- learning rates: {listed}"] * bool(set(rates.values()) - {config[key]})
 
 
 def _other_metrics(results: Results) -> list[str]:

@@ -135,6 +135,9 @@ def test_the_report_gives_n_mean_std_and_how_to_repeat_it(tmp_path):
     assert "at 8×8; 7 training images, 1,000 for evaluation" in text
     assert results["config"]["model.spec"] == "one_block"
     assert report_text(results) == text
+    assert "learning rates" not in text
+    results["config"]["sweep.variants.relu6.optimizer.learning_rate"] = 0.05
+    assert "\n- learning rates: linear 0.1, relu6 0.05\n" in report_text(results)
     results["runs"]["linear"][0]["skipped"] = 4
     assert "\n- 4 steps were not finite" in report_text(results)
 
