@@ -69,6 +69,7 @@ def base() -> ConfigDict:
     c.data.eval_split = "test"
     c.data.resolution = 224
     c.data.on_device = True  # sets that fit in memory live on the device and are augmented there
+    c.data.resplit = False  # train and test split anew for each seed, of sets on the device
     c.data.threads = Optional(int)  # that read and decode; None: one a core
     c.data.bad_record_budget = 0.01  # share of undecodable images that stops a run
     c.data.train = Config()  # see mnv2_jax.lab.data.transforms.train_transform
@@ -147,6 +148,7 @@ def base() -> ConfigDict:
 
     c.sweep = Config()
     c.sweep.seeds = (0,)
+    c.sweep.looks = ()  # numbers of seeds after which a sweep ends if its claim is decided
     c.sweep.variants = ConfigDict({"default": ConfigDict()})  # name -> {key: value}
     c.sweep.reference = "default"  # the variant that the others are compared with
     c.sweep.claim = ()  # variants in the order the paper claims, best first; the report tests it

@@ -45,6 +45,7 @@ def get_config(preset: str = "ablate_linear") -> ConfigDict:
         sort_keys=False,
     )
     c.sweep.reference, c.sweep.claim, c.sweep.seeds = f"{c.sweep.reference}@100e-3", (), SEEDS
+    c.sweep.looks = ()
     return c
 
 

@@ -15,12 +15,16 @@ def digits(c: ConfigDict) -> None:
     """The 1,797 embedded 8×8 digits, eight very thin blocks."""
     c.data.name, c.data.resolution = "digits", 8
     c.data.train.crop, c.data.train.pad, c.data.train.flip = "pad", 1, 0.0
-    c.data.eval.crop = "none"
+    c.data.eval.crop, c.data.resplit = "none", True
     c.model.spec, c.model.dialect, c.model.dropout = "tiny_8", "torchvision", 0.0
     c.batch_size, c.eval_batch_size, c.steps = 64, 360, 300
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.1, 1.0
-    c.sweep.seeds, c.sweep.at_once = tuple(range(8)), 0
+    c.sweep.at_once = 8
+    if c.sweep.claim:
+        c.sweep.seeds, c.sweep.looks = tuple(range(64)), (8, 16, 32, 64)
+    else:
+        c.sweep.seeds = tuple(range(8))
     c.log_every, c.eval_every_epochs = 20, 1.0
 
 

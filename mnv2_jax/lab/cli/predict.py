@@ -17,7 +17,9 @@ EXAMPLES = 8
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("--data", required=True, help="data set, e.g. fashion_mnist or folder")
-    parser.add_argument("--split", default="test", help="train or test (test)")
+    parser.add_argument(
+        "--split", help="train, test, or test@3: split anew by seed 3 (what training held out)"
+    )
     parser.add_argument("--root", help="folder of the data; embedded sets take none")
     parser.add_argument(
         "--examples",
@@ -53,8 +55,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     host.use_compilation_cache()
     host.split_cpu(host.cores())  # images are independent, so each core takes some
     views = TestTimeAugmentation(tuple(arguments.scales), arguments.flip)
-    source = open_source(arguments.data, arguments.split, arguments.root)
     model = trained_model(arguments)
+    name, held_out = model.description.get("held_out", (arguments.data, "test"))
+    held_out = held_out if name == arguments.data else "test"
+    arguments.split = arguments.split or held_out
+    if "@" in held_out and arguments.split != held_out:
+        print(f"note: this model has not seen {held_out} of {name} alone", file=sys.stderr)
+    source = open_source(arguments.data, arguments.split, arguments.root)
     if arguments.examples:
         picture = predict.examples(model, source, EXAMPLES, augmentation=views)
         write_picture(picture, arguments.examples)

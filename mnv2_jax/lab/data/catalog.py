@@ -13,7 +13,7 @@ from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.files import user_path
 from mnv2_jax.lab.data.readers import cifar, cityscapes, coco, folder, idx, imagenet, prepared, voc
 from mnv2_jax.lab.data.scenes import Scenes
-from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split
+from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split, resplit, split_kind
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +86,14 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     The name is one in `CATALOG`, or `tfds:NAME` for a set prepared by TensorFlow Datasets;
     `tfds_masks:NAME` reads the label maps of a set whose images have labels too. The split is
     "train", "val" or "test", the last two the same in a set that has only one of them; sets on disk
-    take their own names too. The root is the folder of the data: embedded sets have none,
-    `fashion_mnist` and `tfds:` a default one. What is left out is told in the log. `UsageError` if
-    there is no such name or split, or the data is missing, damaged or empty.
+    take their own names too; "test@3" is a part of train and test together, split anew by seed 3
+    (`source.resplit`). The root is the folder of the data: embedded sets have none, `fashion_mnist`
+    and `tfds:` a default one. What is left out is told in the log. `UsageError` if there is no such
+    name or split, or the data is missing, damaged or empty.
     """
+    split, again, seed = split.partition("@")
+    if again:
+        return _resplit(name, split, seed, root)
     root = root if root is None else str(user_path(root, "root of the data"))
     for prefix, masks in PREPARED.items():
         if name.startswith(prefix):
@@ -108,3 +112,23 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
         parts = ", ".join(f"{n:,} {what}" for what, n in sorted(left_out.items()))
         log.warning("%s of %s: left out: %s", split, root, parts)
     return source
+
+
+def _resplit(name: str, split: str, seed: str, root: str | None) -> Source:
+    if not seed.isdecimal() or (kind := split_kind(split)) is None:
+        raise UsageError(f"split {split}@{seed} is not train@SEED or test@SEED, with an integer.")
+    train, test = (open_source(name, part, root) for part in ("train", "test"))
+    pool = pooled(train, test, name)
+    images, labels = pool.arrays().values()
+    ids = resplit(labels[: len(train)], labels[len(train) :], int(seed))[kind != "train"]
+    return ArraySource(images[ids], labels[ids], pool.classes)
+
+
+def pooled(train: Source, test: Source, place: str) -> ArraySource:
+    """Returns train and test as one set, in this order; a UsageError where that cannot be."""
+    one, two = train.arrays(), test.arrays()
+    if one is None or two is None or train.classes != test.classes:
+        why = "its records are not in memory, or its parts have other classes"
+        raise UsageError(f"{place} cannot be split anew: {why}. Set data.resplit to False.")
+    images, labels = (np.concatenate((one[key], two[key])) for key in ("image", "label"))
+    return ArraySource(images, labels, train.classes)

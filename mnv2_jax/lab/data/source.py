@@ -187,6 +187,23 @@ def share(names: Sequence[str], split: str) -> list[int]:
     return [i for i, score in enumerate(scores) if (score <= bound) == held_out]
 
 
+def resplit(train: np.ndarray, test: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits a set anew, from its labels: as many records of each class as before in either part.
+
+    Returns the indices of train and test into both together, train first.
+
+    >>> train, test = resplit(np.array([0, 0, 1, 1]), np.array([1, 0]), seed=0)
+    >>> sorted([*train.tolist(), *test.tolist()]), len(test)
+    ([0, 1, 2, 3, 4, 5], 2)
+    """
+    rng, labels, held_out = np.random.default_rng(seed), np.concatenate((train, test)), []
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        held_out.append(own[: np.sum(test == label)])
+    ids = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), ids), ids
+
+
 def class_name(name: str) -> str:
     r"""Returns the name of a class as it can be compared and printed, whatever the file calls it.
 

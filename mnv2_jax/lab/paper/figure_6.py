@@ -46,7 +46,7 @@ def _ablation(
             rows.append((LABELS[name], len(scores), spread(scores), versus))
         header = ("variant", "seeds", "accuracy, %", "difference in points [95 % CI]")
         yield Table(header, rows, "-hhh")
-        for decision in decide(claim, result.scores, result.delta):
+        for decision in decide(claim, result.scores, result.delta, result.looks):
             yield Text(verdict(decision))
     command += ":imagenet2012 --config.data.root=…"
     yield Missing("The paper's own setting, ImageNet", command)

@@ -10,7 +10,7 @@ import numpy as np
 from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
-from mnv2_jax.lab.train.decision import DELTA
+from mnv2_jax.lab.train.decision import DELTA, planned_looks
 from mnv2_jax.lab.train.log import read_curves
 from mnv2_jax.lab.train.record import CONFIG, check_seal, read_json
 from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of, spread
@@ -46,6 +46,7 @@ class Result(NamedTuple):
     what: str  # the sentence that says what was measured
     networks: dict[str, Network]  # by variant, as far as they are known
     delta: float  # the smallest difference of interest
+    looks: list[int]  # the numbers of seeds at which it was looked at
 
     @property
     def first(self) -> list[float]:
@@ -116,8 +117,11 @@ def read(folder: Path) -> Result:
         data = str(setting.get("data") or sweep_config(folder).get("data.name", ""))
         what = measured(setting) if setting else UNKNOWN
         command = str(content["command"])
-        delta = float(content.get("config", {}).get("sweep.delta", DELTA))
-        known = (seeds, command, data, what, networks, delta)
+        config = content.get("config", {})
+        delta = float(config.get("sweep.delta", DELTA))
+        most = len(config.get("sweep.seeds", ())) or max(map(len, seeds.values()))
+        looks = planned_looks(config.get("sweep.looks", ()), most)
+        known = (seeds, command, data, what, networks, delta, looks)
         return Result(folder, content["metric"], scores, *known)
 
 

@@ -45,8 +45,8 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
                "data.train.policy sweep.reference"),
         (each(text), "needs low_precision init.frozen sweep.claim"),
         (optional(text), "data.root init.model teacher.model"),
-        (flag, "data.on_device optimizer.staircase optimizer.nesterov optimizer.decay_depthwise "
-               "init.frozen_norm"),
+        (flag, "data.on_device data.resplit optimizer.staircase optimizer.nesterov "
+               "optimizer.decay_depthwise init.frozen_norm"),
         (number(0.0, 1e38), "optimizer.learning_rate optimizer.power optimizer.epsilon "
                       "optimizer.weight_decay optimizer.clip_norm loss.mixup loss.cutmix "
                       "checkpoint_minutes"),
@@ -71,7 +71,8 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
     "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
     "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
-    "sweep.seeds": each(number(0, MAX_SEED)), "teacher.temperature": number(0.01, 1e38),
+    "sweep.seeds": each(number(0, MAX_SEED)), "sweep.looks": each(number(2, 2**20)),
+    "teacher.temperature": number(0.01, 1e38),
     "data.threads": optional(number(1, 1024)), "data.train.pad": number(0, rules.MAX_SIDE),
     "time": duration, "patience": number(0, MAX_STEPS), "steps": number(0, MAX_STEPS),
 }  # fmt: skip
@@ -111,6 +112,10 @@ def check_sweep(config: Any) -> None:
     seeds, variants = config.sweep.seeds, config.sweep.variants
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"sweep.seeds is {seeds!r}: give at least one integer, each once.")
+    looks = config.sweep.looks
+    if sorted(set(looks)) != list(looks) or (looks and not config.sweep.claim):
+        want = "give rising numbers of seeds, and a sweep.claim to decide"
+        raise UsageError(f"sweep.looks is {looks!r}: {want}.")
     for key, names in (("reference", (config.sweep.reference,)), ("claim", config.sweep.claim)):
         for name in (name for name in names if name not in variants):
             raise unknown(f"variant in sweep.{key}", name, variants)

@@ -3,8 +3,9 @@
 Every seed gives both variants the same initialisation, order and augmentation, so their difference
 is tested, seed by seed. A claim "better above worse" ends as **confirmed** or **refuted** (the
 difference is not 0), as **equivalent** (it is smaller than what is of interest) or, if neither can
-be said, as **undecided**. Results may be looked at several times while seeds are added: each of
-`looks` looks spends an equal part of alpha, which holds whatever the looks have in common.
+be said, as **undecided**. Results may be looked at several times while seeds are added: each look
+spends an equal part of alpha, which holds whatever the looks have in common, and what one decides
+stands.
 """
 
 import math
@@ -17,7 +18,7 @@ import numpy as np
 ALPHA = 0.05  # of all differences of a claim together (Holm), and of each equivalence
 DELTA = 0.01  # the smallest difference of interest, unless `sweep.delta` says another
 POWER = 0.9  # with which the smallest detectable difference would be found
-RESAMPLES = 9999
+EXACT, RESAMPLES = 13, 9999  # differences of which all subsets are looked at, or so many
 CONFIRMED, REFUTED, EQUIVALENT, UNDECIDED = "confirmed", "refuted", "equivalent", "undecided"
 
 
@@ -25,12 +26,14 @@ class Difference(NamedTuple):
     """The mean of two variants' differences, seed by seed, and its 95 % confidence interval."""
 
     mean: float
-    low: float  # Student's t; infinite for one seed
+    low: float  # infinite where there are too few seeds
     high: float
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+def paired_difference(a: Sequence[float], b: Sequence[float], alpha: float = ALPHA) -> Difference:
     """Compares two variants seed by seed, which cancels what a seed does to both.
+
+    The interval misses the true mean with probability `alpha`.
 
     >>> paired_difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
     Difference(mean=2.0, low=2.0, high=2.0)
@@ -46,63 +49,102 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(mean, mean - margin, mean + margin)
 
 
+def planned_looks(looks: Sequence[int], seeds: int) -> list[int]:
+    """The numbers of seeds at which results are looked at, of all there may be; the last is all.
+
+    >>> planned_looks((8, 16, 32), seeds=20), planned_looks((), seeds=8)
+    ([8, 16, 20], [8])
+    """
+    return sorted({look for look in looks if look < seeds} | {seeds})
+
+
 class Decision(NamedTuple):
     """What seeds say of one variant against another, whose scores are shares of 1."""
 
     better: str  # as the claim has it
     worse: str
     outcome: str  # confirmed, refuted, equivalent or undecided
-    n: int  # seeds that both have
-    difference: Difference  # of better less worse
+    at: int  # seeds of the look that decided; 0 where none did
+    n: int  # seeds that both have, which the following is of
+    wins: int  # seeds of which `better` scores higher
+    difference: Difference  # of better less worse, and what `sign_flip` leaves, at all looks
     p: float  # two-sided, of no difference: sign flips, exact for up to 13 seeds
     p_equivalent: float  # of a difference of at least delta: two one-sided t-tests
     detectable: float  # the smallest mean that as many seeds would find in nine of ten sweeps
 
 
 def decide(
-    claim: Sequence[str], scores: Mapping[str, Sequence[float]], delta: float, looks: int = 1
-) -> list[Decision]:
+    claim: Sequence[str], scores: Mapping[str, Sequence[float]], delta: float,
+    looks: Sequence[int] = (),
+) -> list[Decision]:  # fmt: skip
     """Judges each two neighbours of a claim, best first, on the scores of common seeds.
 
-    Differences are judged together: the smallest p first, against alpha over as many as are left
-    (Holm). Equivalence asks two one-sided tests (TOST) for a difference within ±`delta`, alone.
-    `looks` is how often the results are looked at, from the first seeds to the last.
+    `looks` are the numbers of seeds at which the results are looked at, as planned before the first
+    was trained, of which those there are count; () is one look at all seeds. At each, differences
+    are judged together: the smallest p first, against alpha over as many as are left (Holm).
+    Equivalence asks two one-sided tests (TOST) for a difference within ±`delta`, alone.
     """
+    n = min(len(scores[name]) for name in claim) if claim else 0
+    planned = sorted({*looks, n})  # all n seeds are looked at, planned or not
+    alpha, found = ALPHA / len(planned), list[Decision]()
+    for at in planned[: planned.index(n) + 1]:
+        now = _judge(claim, {name: own[:at] for name, own in scores.items()}, delta, alpha)
+        stands = [(d.outcome, d.at) if d.at else None for d in found] or [None] * len(now)
+        found = [
+            d if earlier is None else d._replace(outcome=earlier[0], at=earlier[1])
+            for d, earlier in zip(now, stands, strict=True)
+        ]
+    return found
+
+
+def _judge(
+    claim: Sequence[str], scores: Mapping[str, Sequence[float]], delta: float, alpha: float
+) -> list[Decision]:
+    """Judges the differences at one look, which spends `alpha`."""
     found = []
     for better, worse in pairwise(claim):
         apart = np.subtract(scores[better], scores[worse])
-        difference = paired_difference(scores[better], scores[worse])
-        tests = sign_flip(apart), equivalence(apart, delta), detectable(apart)
-        found.append(Decision(better, worse, UNDECIDED, len(apart), difference, *tests))
-    alpha, left = ALPHA / looks, len(found)
+        counts = (0, len(apart), int((apart > 0).sum()))
+        p, *interval = sign_flip(apart, alpha)
+        tests = p, equivalence(apart, delta), detectable(apart, alpha)
+        difference = Difference(float(apart.mean()), *interval)
+        found.append(Decision(better, worse, UNDECIDED, *counts, difference, *tests))
+    left = len(found)
     for i in sorted(range(len(found)), key=lambda i: found[i].p):
         if found[i].p > alpha / left:
             break
-        found[i] = found[i]._replace(outcome=CONFIRMED if found[i].difference.mean > 0 else REFUTED)
+        outcome = CONFIRMED if found[i].difference.mean > 0 else REFUTED
+        found[i] = found[i]._replace(outcome=outcome, at=found[i].n)
         left -= 1
     return [
-        d._replace(outcome=EQUIVALENT) if d.outcome == UNDECIDED and d.p_equivalent <= alpha else d
+        d._replace(outcome=EQUIVALENT, at=d.n) if not d.at and d.p_equivalent <= alpha else d
         for d in found
     ]
 
 
-def sign_flip(differences: np.ndarray) -> float:
-    """The two-sided p of a mean of 0 if every difference might as well have the other sign.
+def sign_flip(differences: np.ndarray, alpha: float = ALPHA) -> tuple[float, float, float]:
+    """Tests a mean of 0 by flipping signs: were it true, each might as well be the other.
 
-    >>> sign_flip(np.array([0.1, 0.3, 0.2, 0.1, 0.2, 0.1, 0.4, 0.2])) == 2 / 2**8
-    True
+    Returns the two-sided p, and the interval of all means that the same test does not reject at
+    `alpha`, which is infinite where n is too small to reject any. For a mean to be rejected, few of
+    the subsets of differences may have their own mean on its other side (Hartigan 1969). Up to
+    `EXACT` differences, all subsets count; of more, `RESAMPLES` random ones.
+
+    >>> p, low, high = sign_flip(np.array([0.1, 0.3, 0.2, 0.1, 0.2, 0.1, 0.4, 0.2]), alpha=1 / 64)
+    >>> p == 2 / 2**8, low, high
+    (True, 0.1, 0.35)
     """
-    from scipy.stats import permutation_test  # with all of scipy.stats it takes a second
-
-    if len(differences) < 2 or not differences.any():
-        return 1.0
-
-    def statistic(x: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean(x, axis=axis).round(12)  # what is equal but for rounding is equal
-
-    options = {"n_resamples": RESAMPLES, "permutation_type": "samples", "vectorized": True}
-    rng = np.random.default_rng(0)
-    return float(permutation_test((differences,), statistic, rng=rng, **options).pvalue)
+    n = len(differences)
+    if n <= EXACT:
+        chosen = np.arange(1, 2**n)[:, None] >> np.arange(n) & 1
+    else:
+        chosen = np.random.default_rng(0).integers(0, 2, (RESAMPLES, n))
+    # What is equal but for rounding is equal.
+    means = np.sort((chosen @ differences / chosen.sum(1)).round(12))
+    total, beyond = len(means) + 1, min((means <= 0).sum(), (means >= 0).sum())
+    outside = int(alpha / 2 * total + 1e-9)
+    low, high = (means[outside - 1], means[-outside]) if outside else (-math.inf, math.inf)
+    return min(1.0, 2 * (1 + int(beyond)) / total), float(low), float(high)
 
 
 def equivalence(differences: np.ndarray, delta: float) -> float:
@@ -118,12 +160,12 @@ def equivalence(differences: np.ndarray, delta: float) -> float:
     return float(max(above.pvalue, below.pvalue))
 
 
-def detectable(differences: np.ndarray) -> float:
+def detectable(differences: np.ndarray, alpha: float = ALPHA) -> float:
     """The smallest mean that a t-test of as many differences, as spread, finds with `POWER`."""
     from scipy.special import stdtrit
 
     n = len(differences)
     if n < 2:
         return math.inf
-    quantiles = stdtrit(n - 1, [1 - ALPHA / 2, POWER])
+    quantiles = stdtrit(n - 1, [1 - alpha / 2, POWER])
     return float(quantiles.sum() * differences.std(ddof=1) / math.sqrt(n))

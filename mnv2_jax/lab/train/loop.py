@@ -70,6 +70,7 @@ class Session:
 
     run: Run
     config: Any
+    seeds: tuple[int, ...]
     keys: Any
     rows: Iterator[Any]
     checkpoints: Checkpoints
@@ -110,9 +111,9 @@ def fit(
     requests = HostRequests(pause, stop, lambda: time.monotonic() - began >= limit)
     requests.over = before.seconds >= limit
     session = Session(
-        run=run, config=config, keys=keys, checkpoints=checkpoints, began=began, stop=stop,
-        requests=requests, sums=MetricSums(before.sums), losses=before.losses, end=before.end,
-        rows=run.rows(seeds, start, folder),
+        run=run, config=config, seeds=seeds, keys=keys, checkpoints=checkpoints, began=began,
+        stop=stop, requests=requests, sums=MetricSums(before.sums), losses=before.losses,
+        end=before.end, rows=run.rows(seeds, start, folder),
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
     )  # fmt: skip
@@ -256,7 +257,8 @@ def _evaluate(session: Session, state: Any, step: int) -> float | None:
     """Evaluates the weights and their averages; returns what ranks them, None if a signal came."""
     # Several hosts would not leave at one place.
     stopped = session.stop if jax.process_count() == 1 else bool
-    results = {split: session.run.evaluate(v, stopped) for split, v in _by_split(state).items()}
+    evaluate, seeds = session.run.evaluate, session.seeds
+    results = {split: evaluate(v, seeds, stopped) for split, v in _by_split(state).items()}
     if None in results.values():
         return None
     for split, means in results.items():
@@ -274,9 +276,10 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
     """Writes each seed's model and, last of all, its result; hosts leave together."""
     why = session.end.get("why", "") if step_of(state) < session.run.steps else ""
     run, config, seconds = session.run, session.config, time.monotonic() - session.began
-    scores = {split: run.evaluate(variables) for split, variables in _by_split(state).items()}
+    seeds, variables = session.seeds, _by_split(state).items()
+    scores = {split: run.evaluate(own, seeds) for split, own in variables}
     chosen, skipped = jax.device_get((list(_by_split(state).values())[-1], state.skipped))
-    for i, (seed, log) in enumerate(zip(identity.seeds, session.logs, strict=False)):
+    for i, (seed, log) in enumerate(zip(seeds, session.logs, strict=False)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], chosen) if run.seeds_at_once > 1 else chosen
         log.close()
         metrics = {
@@ -284,7 +287,7 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
             for split, means in scores.items()
             for name, values in means.items()
         }
-        metrics |= low_precision_scores(config, run.model, own)
+        metrics |= low_precision_scores(config, run.model, own, seed)
         result = {
             "seed": seed, "steps": step_of(state), "metrics": metrics,
             "seconds": round(seconds / run.seeds_at_once, 1),  # this seed's share
@@ -304,4 +307,5 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
     return {
         "task": config.task, "model": run.description, "classes": list(run.classes),
         "resolution": config.data.resolution, "eval": config.data.eval.to_dict(), **run.images,
+        "held_out": [config.data.name, config.data.eval_split + "@{seed}" * config.data.resplit],
     }  # fmt: skip

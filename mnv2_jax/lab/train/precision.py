@@ -90,10 +90,10 @@ def _trained(graph: Graph, compute: Callable[[Any, Any], Any], batches: Batches)
     return integer.with_weights(graph, jax.device_get(weights))
 
 
-def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, float]:
+def low_precision_scores(config: Any, model: Any, variables: Any, seed: int) -> dict[str, float]:
     """Returns {"PRECISION/accuracy": value} on the held-out split for each `config.low_precision`.
 
-    `variables` are those that one seed has trained.
+    `variables` are those that the seed has trained.
     """
     if not config.low_precision:
         return {}
@@ -102,7 +102,7 @@ def low_precision_scores(config: Any, model: Any, variables: Any) -> dict[str, f
     transform = eval_transform(data.resolution, **options)
 
     def rows(split: str) -> Iterator[Any]:
-        source = open_source(data.name, split, data.root)
+        source = open_source(data.name, split + f"@{seed}" * data.resplit, data.root)
         for batch in eval_batches(source, batch_size=min(BATCH, len(source)), transform=transform):
             images = normalize(jnp.asarray(batch["image"]), model.dialect)
             yield batch | {"image": np.asarray(images)}

@@ -22,7 +22,7 @@ MODEL = (TENSORS, DESCRIPTION, CARD)
 # What another start may change in the folder of a run: no step computes anything else with it.
 # Of the length, see `sweep.check_owner`.
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
-FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time", "sweep.delta")
+FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time", "sweep.delta", "sweep.looks")
 LENGTH = ("steps", "epochs")
 # What a result has at least, as all releases wrote it.
 FIELDS = {"seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "skipped": int}
@@ -84,6 +84,9 @@ def write_model(
 ) -> None:
     """Writes the model of a seed and, last, its result, with hashes of the files and of `more`."""
     of = whose.of(step=result["steps"])
+    if held_out := description.get("held_out"):
+        held_out = [part.format(seed=result["seed"]) for part in held_out]
+        description = description | {"held_out": held_out}
     save_model(folder, variables, description | {OF: of})
     files = [folder / name for name in MODEL] + [*more]
     hashes = {str(path.relative_to(folder)): hash_file(path) for path in files}

@@ -8,7 +8,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import cycle, pairwise, product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mnv2_jax.lab.train.decision import (
     Difference,
     decide,
     paired_difference,
+    planned_looks,
 )  # fmt: skip
 from mnv2_jax.lab.train.log import read_curves
 from mnv2_jax.lab.train.record import OF, RESULT, SEAL, hash_file, read_json, sealed
@@ -45,21 +46,18 @@ IMAGES = ("train_images", "eval_images")  # numbers in a model's description
 Results = dict[str, Any]  # the content of `results.json`
 
 
-def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
-    """Writes `results.json`, `curves.png` and `report.md` from the finished runs of a sweep."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in config.sweep.variants}
-    for name, seed in product(runs, config.sweep.seeds):
-        result = read_json(workdir / name / f"seed_{seed}" / RESULT)
-        # What a seed came to, without what seals it.
-        runs[name].append({k: v for k, v in result.items() if k not in (OF, SEAL, "files")})
-    name = next(iter(TASKS[config.task].metrics))
-    # Averaged weights are compared only where every variant has them.
-    every = [run["metrics"] for seeds in runs.values() for run in seeds]
-    averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
-    steps = next(iter(runs.values()))[0]["steps"]
-    results = {
-        "metric": f"eval_ema/{name}" if averaged else f"eval/{name}", "runs": runs,
-        "setting": make_setting(workdir, config, steps, averaged), "config": plain(config),
+def write_report(
+    workdir: Path, config: Any, command: Sequence[str], look: int | None = None
+) -> Path:
+    """Writes `results.json`, `curves.png` and `report.md` from the finished runs of a sweep.
+
+    They are of its first `look` seeds, or of all.
+    """
+    results = read_runs(workdir, config, look)
+    steps = next(iter(results["runs"].values()))[0]["steps"]
+    averaged = results["metric"].startswith("eval_ema/")
+    results |= {
+        "setting": make_setting(workdir, config, steps, averaged),
         "environment": environment(), "command": shlex.join(command),
     }  # fmt: skip
     plot_curves(workdir, results)
@@ -67,6 +65,34 @@ def write_report(workdir: Path, config: Any, command: Sequence[str]) -> Path:
     files = {name: hash_file(workdir / name) for name in (REPORT, CURVES)}
     write_json(workdir / RESULTS, sealed(results | {"files": files}))
     return workdir / REPORT
+
+
+def read_runs(workdir: Path, config: Any, look: int | None) -> Results:
+    """Reads what the first `look` seeds of each variant came to, and the metric they share."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in config.sweep.variants}
+    for name, seed in product(runs, config.sweep.seeds[:look]):
+        result = read_json(workdir / name / f"seed_{seed}" / RESULT)
+        # What a seed came to, without what seals it.
+        runs[name].append({k: v for k, v in result.items() if k not in (OF, SEAL, "files")})
+    name = next(iter(TASKS[config.task].metrics))
+    # Averaged weights are compared only where every variant has them.
+    every = [run["metrics"] for seeds in runs.values() for run in seeds]
+    averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
+    metric = f"eval_ema/{name}" if averaged else f"eval/{name}"
+    return {"metric": metric, "runs": runs, "config": plain(config)}
+
+
+def seeds_of(results: Results) -> list[int]:
+    """Returns the seeds that every variant was trained with."""
+    return results["config"]["sweep.seeds"][: len(next(iter(results["runs"].values())))]
+
+
+def judged(results: Results) -> list[Decision]:
+    """Returns what the seeds decide of the claim of a sweep, at the looks that it planned."""
+    config = results["config"]
+    looks = planned_looks(config.get("sweep.looks", ()), len(config["sweep.seeds"]))
+    delta = config.get("sweep.delta", DELTA)
+    return decide(config["sweep.claim"], scores_of(results), delta, looks)
 
 
 def make_setting(workdir: Path, config: Any, steps: int, averaged: bool) -> dict[str, Any]:
@@ -122,8 +148,7 @@ def report_text(results: Results) -> str:
     """Composes the Markdown report."""
     setting, config, machine = results["setting"], results["config"], results["environment"]
     runs, scores, reference = results["runs"], scores_of(results), config["sweep.reference"]
-    claim, delta = config["sweep.claim"], config.get("sweep.delta", DELTA)
-    rows = []
+    decisions, delta, rows = judged(results), config.get("sweep.delta", DELTA), []
     for name, values in scores.items():
         mean, _, std = spread(values).partition(" ± ")
         versus = points(paired_difference(values, scores[reference]))
@@ -136,7 +161,7 @@ def report_text(results: Results) -> str:
     facts = [
         f"- command: `{results['command']}`",
         *_networks(setting["networks"]),
-        f"- seeds: {', '.join(map(str, config['sweep.seeds']))}",
+        f"- seeds: {', '.join(map(str, seeds_of(results)))}",
         *_learning_rates(config, list(runs)),
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
@@ -146,11 +171,11 @@ def report_text(results: Results) -> str:
     paragraphs = [
         f"# {setting['title']}",
         f"{measured(setting)}. Differences are paired by seed; intervals are Student's t."
-        + f" {tested(delta)}" * bool(claim),
+        + f" {tested(delta, config.get('sweep.looks', ()))}" * bool(decisions),
         markdown_table(header, rows),
         "\n".join(_other_metrics(results)),
         "\n".join(_low_precision(config, scores, runs)),
-        "\n".join(f"- {verdict(decision)}" for decision in decide(claim, scores, delta)),
+        "\n".join(f"- {verdict(decision)}" for decision in decisions),
         f"![{setting['metric']} over training]({CURVES})",
         "\n".join(facts),
     ]
@@ -234,13 +259,14 @@ def _low_precision(config: Results, scores: dict[str, list[float]], runs: Result
     return lines
 
 
-def tested(delta: float) -> str:
+def tested(delta: float, looks: Sequence[int]) -> str:
     """Says how `decide` decides, in a sentence or two."""
     size = points_of(delta)
+    when = f" and all looks (after {', '.join(map(str, looks))} seeds)" if len(looks) > 1 else ""
     return (
         "What the paper claims is tested by flipping the signs of the differences, at 5 % for all "
-        f"of it together (Holm); equivalent is what differs by less than {size} (two one-sided "
-        "t-tests)."
+        f"of it together (Holm){when}; equivalent is what differs by less than {size} (two "
+        "one-sided t-tests)."
     )
 
 
@@ -254,14 +280,15 @@ def points_of(delta: float) -> str:
 
 
 def verdict(decision: Decision) -> str:
-    """Says what the paper claims, and what came out here."""
-    better, worse, outcome, n, difference, p, p_equivalent, detectable = decision
+    """Says what the paper claims, what came out here, and what that means for a single training."""
+    better, worse, outcome, at, n, wins, difference, p, p_equivalent, detectable = decision
     here = f"{points(difference)}, n = {n}, p = {p:.2g}: **{outcome}**"
-    if outcome == EQUIVALENT:
-        here += f" (p = {p_equivalent:.2g})"
+    here += f" (p = {p_equivalent:.2g})" * (outcome == EQUIVALENT)
+    here += f" after {at} seeds" * (0 < at < n)
     if outcome == UNDECIDED and math.isfinite(detectable):
         here += f"; of differences of {100 * detectable:.1f} points, so many seeds find 90 %"
-    return f"The paper has *{better}* above *{worse}*. Here: {here}."
+    times = f" *{better}* scores higher with {wins} of {n} seeds." * (n > 1)
+    return f"The paper has *{better}* above *{worse}*. Here: {here}.{times}"
 
 
 def points(difference: Difference, unit: str = " points") -> str:
@@ -300,16 +327,16 @@ def plot_band(ax: Any, x: Any, series: Any, color: str, mark: str = "-", **look:
 
 
 def plot_differences(
-    ax: Any, claim: Sequence[str], scores: Mapping[str, Sequence[float]], delta: float
+    ax: Any, decisions: Sequence[Decision], scores: Mapping[str, Sequence[float]], delta: float
 ) -> None:
     """Draws a strip for each two neighbours of a claim: how far the better is above the worse.
 
     A dot is the difference of a seed, in percentage points; below are their mean and its interval.
     The band holds what is smaller than `delta`.
     """
-    for row, (better, worse) in enumerate(pairwise(claim)):
+    for row, (better, worse, *_) in enumerate(decisions):
         apart = 100 * np.subtract(scores[better], scores[worse])
-        mean, low, high = (100 * d for d in paired_difference(scores[better], scores[worse]))
+        mean, low, high = (100 * value for value in decisions[row].difference)
         top, bottom, size = row + 0.44, row + 0.98, 100 * delta
         ax.fill_between((-size, size), top, bottom, color="0.5", alpha=0.18, linewidth=0)
         ax.vlines(0, top, bottom, color="0.4", linewidth=0.9)
@@ -318,10 +345,12 @@ def plot_differences(
         ax.text(0, top - 0.03, text, va="bottom", fontsize=9, transform=ax.get_yaxis_transform())
         heights = row + 0.63 + np.linspace(-0.09, 0.09, len(apart))
         ax.plot(apart, heights, "o", color=COLORS[0], alpha=0.6, markersize=5.5, markeredgewidth=0)
-        interval = [[mean - low], [high - mean]] if len(apart) > 1 else None
+        interval = [[mean - low], [high - mean]] if math.isfinite(low) else None
         look = {"color": "black", "markersize": 6, "linewidth": 1.6, "capsize": 3}
         ax.errorbar(mean, row + 0.86, xerr=interval, fmt="D", **look)
-    ax.set(ylim=(len(claim) - 1, 0.2 * (len(claim) < 4)), yticks=[], xlabel="difference, points")
+    ax.set(
+        ylim=(len(decisions), 0.2 * (len(decisions) < 3)), yticks=[], xlabel="difference, points"
+    )
     ax.set_title(f"every seed, mean and 95 % interval\nband: below {points_of(delta)}", fontsize=9)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.grid(visible=False)
@@ -338,9 +367,8 @@ def plot_curves(workdir: Path, results: Results) -> None:
     """
     from matplotlib.figure import Figure
 
-    setting, config, ends = results["setting"], results["config"], []
-    seeds, claim = config["sweep.seeds"], config["sweep.claim"]
-    strips = max(len(claim) - 1, 0) * (len(seeds) > 1)
+    setting, seeds, decisions, ends = results["setting"], seeds_of(results), judged(results), []
+    strips = len(decisions) * (len(seeds) > 1)
     size, ratios = ((9, max(4.2, 1 + 0.9 * strips)), (5, 3)) if strips else ((7, 4.2), (1,))
     figure = Figure(figsize=size, layout="constrained")
     axes, *beside = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios).flat
@@ -361,7 +389,8 @@ def plot_curves(workdir: Path, results: Results) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     for ax in beside:
-        plot_differences(ax, claim, scores_of(results), config.get("sweep.delta", DELTA))
+        delta = results["config"].get("sweep.delta", DELTA)
+        plot_differences(ax, decisions, scores_of(results), delta)
     figure.suptitle(setting["title"], fontsize=11)
     with replacing(workdir / CURVES) as partial:
         figure.savefig(partial, dpi=150, format="png")

@@ -14,7 +14,9 @@ from jaxtyping import Array
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import Source, Transform, batch_ids, open_source, train_transform
+from mnv2_jax.lab.data.catalog import pooled
 from mnv2_jax.lab.data.pipeline import eval_batches, first_record, train_batches
+from mnv2_jax.lab.data.source import resplit
 from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.lab.tasks import TASKS, Task, TaskSpec, evaluate, make_model, model_options
@@ -41,6 +43,11 @@ class Feed(NamedTuple):
     batches: Callable[..., Iterator[Rows]]
     fetch: Callable[[dict[str, Array], Batch], Batch]  # (resident, rows) -> batch, on the device
     augmentations: tuple[Augmentation, ...] = ()  # left for the device to do to a training image
+    by_seed: bool = False  # whether each of several seeds evaluates on images of its own
+
+
+# Of a seed, the indices of the records that are its own; None where all seeds have all of a set.
+Own = Callable[[int], np.ndarray] | None
 
 
 class Run(NamedTuple):
@@ -52,7 +59,7 @@ class Run(NamedTuple):
     fresh: Callable[[Array], TrainState]  # (keys) -> the state before the first step
     # (state, resident, rows, keys) -> (state, metrics), compiled
     step: Callable[..., tuple[TrainState, dict[str, Any]]]
-    # (variables[, stopped]) -> {metric: value for each seed}; None once `stopped()` is true
+    # (variables[, seeds, stopped]) -> {metric: value for each seed}; None once `stopped()` is true
     evaluate: Callable[..., Any]
     train: Feed
     schedule: optax.Schedule
@@ -106,7 +113,20 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
     schedule = make_schedule(config.optimizer, steps, epoch_steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.init.frozen)
     model = make_model(config, len(classes), channels, plan.norm_axis)
-    feed = train_feed(spec, config, source, channels)
+    images = {"train_images": len(source), "eval_images": len(held_out)}
+    own: tuple[Own, Own] = (None, None)
+    if data.resplit:
+        if not on_device:
+            raise UsageError(
+                f"{data.name} with this augmentation does not live on the device, so it cannot be "
+                "split anew for each seed: set data.resplit to False."
+            )
+        both = pooled(source, held_out, place)
+        labels = both.arrays()["label"]
+        split = cache(partial(resplit, labels[: len(source)], labels[len(source) :]))
+        own = (lambda seed: split(seed)[0], lambda seed: split(seed)[1])
+        source = held_out = both
+    feed = train_feed(spec, config, source, channels, own[0])
     teacher = load_model(config.teacher.model) if config.teacher.model else None
     size = (data.resolution, data.resolution, channels)
     task = spec.task(config, model, size, feed.augmentations, teacher)
@@ -123,14 +143,13 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
         return train_step(state, feed.fetch(resident, rows), key)
 
     spread = plan.mesh.size if seeds_at_once == 1 else 1
-    eval_set = eval_feed(spec, config, held_out, on_device, channels, spread)
+    eval_set = eval_feed(spec, config, held_out, on_device, channels, spread, own[1])
     return Run(
         seeds_at_once=seeds_at_once, steps=steps, epoch_steps=epoch_steps, train=feed, model=model,
         schedule=schedule, classes=classes, plan=plan, monitor=task.monitor,
         fresh=make_fresh(config, task, model, optimizer, plan, classes),
         step=launch(step, plan), evaluate=make_evaluate(task, eval_set, plan),
-        description=model_options(config, len(classes), channels),
-        images={"train_images": len(source), "eval_images": len(held_out)},
+        description=model_options(config, len(classes), channels), images=images,
     )  # fmt: skip
 
 
@@ -150,7 +169,8 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
         return task.metrics(variables, feed.fetch(resident, rows))
 
     many = plan.seeds_at_once > 1
-    compiled = jax.jit(jax.vmap(metrics, in_axes=(0, None, None)) if many else metrics)
+    axes = (0, None, 0 if feed.by_seed else None)
+    compiled = jax.jit(jax.vmap(metrics, in_axes=axes) if many else metrics)
     resident = cache(lambda: jax.device_put(feed.resident(), plan.everywhere))
 
     def sums(variables: Any, rows: Any) -> Any:
@@ -164,8 +184,8 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
         scores = [task.summarize(sums) for sums in seeds]
         return {name: np.array([metrics[name] for metrics in scores]) for name in scores[0]}
 
-    return lambda variables, stopped=lambda: False: evaluate(
-        partial(sums, variables), feed.batches((), 0), summarize, stopped
+    return lambda variables, seeds=(), stopped=lambda: False: evaluate(
+        partial(sums, variables), feed.batches(seeds, 0), summarize, stopped
     )
 
 
@@ -177,7 +197,7 @@ def lives_on_device(spec: TaskSpec, config: Any, source: Source) -> bool:
     return config.data.on_device and possible and source.arrays() is not None
 
 
-def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Feed:
+def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int, own: Own = None) -> Feed:
     """Opens a training set."""
     transform = spec.train_transform(config, channels)  # checks its options in any case
     train, size, local = config.data.train, config.batch_size, _share(config.batch_size)
@@ -200,8 +220,13 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
     )
 
     def batches(seeds: tuple[int, ...], start: int, folder: Any = None) -> Iterator[Rows]:
+        everything = np.arange(len(source))
+        parts = [own(seed) if own else everything for seed in seeds]
         for step in count(start):
-            ids = [batch_ids(len(source), size, seed, step)[local] for seed in seeds]
+            ids = [
+                part[batch_ids(len(part), size, seed, step)[local]]
+                for part, seed in zip(parts, seeds, strict=True)
+            ]
             ids = np.stack(ids).astype(np.int32)
             both = {"id": ids, "row": np.broadcast_to(row, ids.shape)}
             yield both if len(seeds) > 1 else {name: v[0] for name, v in both.items()}
@@ -210,8 +235,9 @@ def train_feed(spec: TaskSpec, config: Any, source: Source, channels: int) -> Fe
 
 
 def eval_feed(
-    spec: TaskSpec, config: Any, source: Source, on_device: bool, channels: int, devices: int
-) -> Feed:
+    spec: TaskSpec, config: Any, source: Source, on_device: bool, channels: int, devices: int,
+    own: Own = None,
+) -> Feed:  # fmt: skip
     """Opens an evaluation set: every example once, the last batch padded with masked rows.
 
     The batch, `eval_batch_size`, is rounded up to a multiple of the devices that it is spread over.
@@ -225,13 +251,16 @@ def eval_feed(
             yield {key: rows[key] for key in ("image", *spec.fields, "mask")}
 
     def batches(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
-        for first in range(0, len(source), size):
-            ids = np.arange(first, first + size)[_share(size)]
-            yield {"id": np.where(ids < len(source), ids, -1).astype(np.int32)}
+        parts = [own(seed) for seed in seeds] if own else [np.arange(len(source))]
+        for first in range(0, len(parts[0]), size):
+            inside = [part[first : first + size] for part in parts]
+            ids = np.stack([np.pad(i, (0, size - len(i)), constant_values=-1) for i in inside])
+            ids = ids[:, _share(size)].astype(np.int32)
+            yield {"id": ids if len(ids) > 1 else ids[0]}
 
     if not on_device or source.arrays() is None:
         return Feed(dict, stream, lambda _, rows: rows)
-    return Feed(partial(_resident, source, transform), batches, _gather_padded)
+    return Feed(partial(_resident, source, transform), batches, _gather_padded, (), bool(own))
 
 
 def _share(size: int) -> slice:

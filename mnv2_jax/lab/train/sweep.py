@@ -15,20 +15,23 @@ from ml_collections import ConfigDict
 from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.files import write_json
 from mnv2_jax.lab.data import Source, fingerprint, summary
-from mnv2_jax.lab.devices.hosts import agree, together
+from mnv2_jax.lab.devices.hosts import agree, gather, together
 from mnv2_jax.lab.devices.process import stoppable
 from mnv2_jax.lab.train import record
 from mnv2_jax.lab.train.check import check, check_sweep
 from mnv2_jax.lab.train.config import as_kind, difference, flatten, group_of, plain, unknown_key
+from mnv2_jax.lab.train.decision import planned_looks
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.log import Tracker
 from mnv2_jax.lab.train.loop import fit
-from mnv2_jax.lab.train.report import cautions, decay_of, write_report
-from mnv2_jax.lab.train.run import make_run, open_data
+from mnv2_jax.lab.train.report import cautions, decay_of, judged, read_runs, write_report
+from mnv2_jax.lab.train.run import Run, make_run, open_data
 from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
 ADDED = dict.fromkeys(("model.expand", "model.filter", "model.project"), "standard")
+ADDED |= {"data.resplit": False}
+Groups = list[tuple[str, tuple[int, ...]]]  # variants with the seeds that are trained together
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,8 @@ def run_sweep(
     config: Any, workdir: Path, command: Sequence[str], quiet: bool, tracker: Tracker | None = None
 ) -> Path | None:
     """Trains every variant with every seed that is not finished yet, and writes the report.
+
+    With `sweep.looks`, it ends after the first of so many seeds that decide all of the claim.
 
     A folder that holds the same configuration is continued; one of another is refused with a
     UsageError. Returns the path of the report, for which `command` is; None on other hosts.
@@ -45,19 +50,19 @@ def run_sweep(
         with together():
             variants = check_variants(config)
             waiting = _waiting(config, workdir, lock)
+            looks = planned_looks(config.sweep.looks, len(config.sweep.seeds))
         versions = {"version": __version__, "jax": jax.__version__}
         agree(plain(config) | {"left to train": waiting} | versions)
         sources: dict[Any, Any] = {}  # which variants share
         with together():  # all mistakes are found before the first is trained, or the folder made
-            runs = {
-                name: {n: make_run(variants[name], n, sources) for n in {len(own) for own in left}}
-                for name, left in waiting.items()
-            }
+            runs: dict[tuple[str, int], Run] = {}  # by variant and number of seeds at once
+            _build(runs, variants, waiting[0], sources)
             for variant in variants.values():  # those of what is finished as well
                 open_data(variant.data, sources)
             made = check_data(workdir, config, sources)
         agree({place: record.digest(content) for place, content in made.items()})
-        if not quiet and jax.process_index() == 0:
+        telling = not quiet and jax.process_index() == 0
+        if telling:
             _warn(variants, runs)
         try:
             identity = claim(workdir, config, lock)
@@ -65,33 +70,58 @@ def run_sweep(
                 write_json(workdir / record.DATA, record.sealed(made, {"run": identity.run}))
                 for (data, split, root), source in () if quiet else sources.items():
                     print(f"{split} of {root or data}: {summary(source)}", file=sys.stderr)
-            for number, (name, left) in enumerate(waiting.items(), 1):
-                by_size = runs.pop(name)
-                for seeds in left:
+            for look, groups in zip(looks, waiting, strict=True):
+                _build(runs, variants, groups, sources)
+                for name, seeds in groups:
+                    number = list(variants).index(name) + 1
                     title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
                     began, own = time.monotonic(), identity._replace(variant=name, seeds=seeds)
-                    run, place = by_size[len(seeds)], workdir / name
+                    run, place = runs[name, len(seeds)], workdir / name
                     ended = fit(run, variants[name], place, own, stop, title, quiet, tracker)
-                    if not quiet and jax.process_index() == 0:
+                    if telling:
                         took = f"{time.monotonic() - began:.0f} s" + f", {ended}" * bool(ended)
                         print(f"{title}: {took}", file=sys.stderr)
-            return write_report(workdir, config, command) if jax.process_index() == 0 else None
+                if look == looks[-1] or _decided(workdir, config, look, telling):
+                    break
+            first = jax.process_index() == 0
+            return write_report(workdir, config, command, look) if first else None
         except OSError as error:
             why = f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
             why += "space or choose another --workdir, and give the same command again to go on."
             raise UsageError(why) from error
 
 
-def _warn(variants: dict[str, Any], runs: dict[str, dict[int, Any]]) -> None:
+def _build(
+    runs: dict[tuple[str, int], Run], variants: dict[str, Any], groups: Groups, sources: Any
+) -> None:
+    """Builds what groups of seeds need to be trained, unless it is there."""
+    for name, size in dict.fromkeys((name, len(seeds)) for name, seeds in groups):
+        if (name, size) not in runs:
+            runs[name, size] = make_run(variants[name], size, sources)
+
+
+def _decided(workdir: Path, config: Any, look: int, telling: bool) -> bool:
+    """Whether as many seeds decide all of a claim; the first host reads what all go by."""
+    open_ones: list[str] = []
+    if jax.process_index() == 0:
+        decisions = judged(read_runs(workdir, config, look))
+        open_ones = [f"{d.better} above {d.worse}" for d in decisions if not d.at]
+    if telling:
+        left = f"undecided: {', '.join(open_ones)}" if open_ones else "all is decided"
+        print(f"after {look} seeds {left}", file=sys.stderr)
+    return not any(gather("; ".join(open_ones)))
+
+
+def _warn(variants: dict[str, Any], runs: dict[tuple[str, int], Run]) -> None:
     found = {}
-    for name, run in ((name, run) for name, own in runs.items() for run in own.values()):
+    for (name, _), run in runs.items():
         known = (decay_of(run.model), run.steps, run.images["train_images"])
         found |= dict.fromkeys(cautions(flatten(variants[name]), *known))
     print(*(f"note: {caution}\n" for caution in found), sep="", end="", file=sys.stderr)
 
 
-def _waiting(config: Any, workdir: Path, lock: Lock) -> dict[str, list[tuple[int, ...]]]:
-    """The groups of seeds of each variant that have no sound results yet."""
+def _waiting(config: Any, workdir: Path, lock: Lock) -> list[Groups]:
+    """The variants' groups of seeds that have no sound results yet, for each look."""
     identity = check_owner(workdir, config)
     if jax.process_index() == 0 and os.path.isdir(workdir):
         lock.take()
@@ -110,10 +140,15 @@ def _waiting(config: Any, workdir: Path, lock: Lock) -> dict[str, list[tuple[int
             return False
         return True
 
-    return {
-        name: [own for own in seed_groups(config) if not all(finished(name, seed) for seed in own)]
-        for name in config.sweep.variants
-    }
+    return [
+        [
+            (name, seeds)
+            for name in config.sweep.variants
+            for seeds in groups
+            if not all(finished(name, seed) for seed in seeds)
+        ]
+        for groups in seed_groups(config)
+    ]
 
 
 def check_variants(config: Any) -> dict[str, Any]:
@@ -145,11 +180,13 @@ def variant_config(config: Any, name: str) -> Any:
     return variant
 
 
-def seed_groups(config: Any) -> Iterator[tuple[int, ...]]:
-    """Yields the seeds that are trained together."""
-    seeds = config.sweep.seeds
+def seed_groups(config: Any) -> Iterator[list[tuple[int, ...]]]:
+    """Yields, for each look, the seeds that it adds, in groups that are trained together."""
+    seeds, start = config.sweep.seeds, 0
     size = config.sweep.at_once or len(seeds)
-    yield from (seeds[start : start + size] for start in range(0, len(seeds), size))
+    for look in planned_looks(config.sweep.looks, len(seeds)):
+        added, start = seeds[start:look], look
+        yield [added[i : i + size] for i in range(0, len(added), size)]
 
 
 def check_owner(workdir: Path, config: Any) -> record.Identity:

@@ -45,7 +45,28 @@ def test_sign_flips_are_those_that_enumeration_finds(n):
     signs = np.array(list(itertools.product((-1, 1), repeat=n)))
     means = np.abs((signs * differences).mean(axis=1))
     share = np.mean(means >= abs(differences.mean()) - 1e-12)
-    assert math.isclose(sign_flip(differences), share)
+    assert math.isclose(sign_flip(differences)[0], share)
+
+
+@pytest.mark.parametrize("n", [8, 30])
+def test_intervals_hold_the_means_that_sign_flips_do_not_reject(n):
+    differences, alpha = draw(n, n, 0.4), 0.0625
+    _, low, high = sign_flip(differences, alpha)
+    for shift, rejected in ((low - 1e-6, True), (low + 1e-6, False), (high + 1e-6, True)):
+        assert (sign_flip(differences - shift)[0] <= alpha) == rejected
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    """Of a distribution that is symmetric and not normal, at 8 seeds, exactly 1 - alpha."""
+    rng, times = np.random.default_rng(7), 2000
+    samples = rng.choice((-1.0, 1.0), (times, 8)) * rng.exponential(1.0, (times, 8)) ** 2
+    ends = np.array([sign_flip(sample, 0.0625)[1:] for sample in samples])
+    held = np.mean((ends[:, 0] <= 0) & (ends[:, 1] >= 0))
+    assert abs(held - 0.9375) <= 3 * math.sqrt(0.0625 * 0.9375 / times)
+
+
+def test_few_seeds_reject_no_mean():
+    assert sign_flip(np.full(5, 0.5)) == (2 / 2**5, -math.inf, math.inf)
 
 
 def test_equivalence_is_two_one_sided_t_tests():
@@ -70,8 +91,8 @@ def test_equal_variants_are_told_apart_in_no_more_than_alpha(looks):
     rng, wrong, times = np.random.default_rng(2), 0, 200
     for differences in rng.normal(0.0, 1.0, (times, 10)):
         ends = (10,) if looks == 1 else (4, 6, 8, 10)
-        every = (decide("ab", {"a": differences[:n], "b": np.zeros(n)}, 1e-9, looks) for n in ends)
-        wrong += any(d.outcome in ("confirmed", "refuted") for (d,) in every)
+        (found,) = decide("ab", {"a": differences, "b": np.zeros(10)}, 1e-9, ends)
+        wrong += found.outcome in ("confirmed", "refuted")
     assert wrong / times <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / times)
 
 
@@ -104,7 +125,28 @@ def test_several_differences_share_alpha_as_holm_has_it():
 
 def test_one_seed_decides_nothing():
     (found,) = decide("ab", {"a": [0.75], "b": [0.25]}, 0.01)
-    assert found[2:] == ("undecided", 1, (0.5, -math.inf, math.inf), 1.0, 1.0, math.inf)
+    assert found[2:5] == ("undecided", 0, 1)
+    assert found[6:] == ((0.5, -math.inf, math.inf), 1.0, 1.0, math.inf)
+
+
+def test_what_a_look_decides_stands_and_its_seeds_alone_decided_it():
+    """Eight seeds confirm; eight more that say the contrary change the numbers, not the word."""
+    first, later = np.full(8, 0.05) + np.arange(8) / 1000, np.full(8, -0.06)
+    scores = {"a": np.concatenate((first, later)), "b": np.zeros(16)}
+    (early,) = decide("ab", {name: own[:8] for name, own in scores.items()}, 0.01, (8, 16))
+    (late,) = decide("ab", scores, 0.01, (8, 16))
+    assert (early.outcome, early.at, early.n) == (late.outcome, late.at, 8) == ("confirmed", 8, 8)
+    assert (late.n, late.wins) == (16, 8)
+    assert late.difference.mean < 0
+    (at_the_end,) = decide("ab", scores, 0.01, (16,))
+    assert at_the_end.outcome == "undecided"
+
+
+def test_looks_share_alpha():
+    """Six of one sign have p = 1/32, which one look takes for a difference, and two do not."""
+    scores = {"a": np.full(6, 0.05) + np.arange(6) / 1000, "b": np.zeros(6)}
+    outcomes = [decide("ab", scores, 0.001, looks)[0].outcome for looks in ((6,), (3, 6))]
+    assert outcomes == ["confirmed", "undecided"]
 
 
 def test_the_same_scores_give_the_same_numbers():

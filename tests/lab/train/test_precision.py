@@ -22,7 +22,7 @@ def test_scores_are_those_of_a_network_that_is_nearly_the_float_one(randomize):
     arrays = open_source("digits", "test").arrays()
     logits = jax.jit(model.apply)(variables, normalize(arrays["image"], model.dialect))
     plain = float((np.asarray(logits).argmax(1) == arrays["label"]).mean())
-    scores = low_precision_scores(config, model, variables)
+    scores = low_precision_scores(config, model, variables, 0)
     assert scores.keys() == {f"{name}/accuracy" for name in PRECISIONS}
     assert abs(scores["bfloat16/accuracy"] - plain) < 0.05
     assert abs(scores["int8/accuracy"] - plain) < 0.08

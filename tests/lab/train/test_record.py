@@ -46,8 +46,12 @@ def problems(folder):
 def left(folder, **changes):
     """What a start would train or finish again; nothing is built."""
     with Lock(folder) as lock:
-        waiting = sweep._waiting(configuration(**changes), folder, lock)
-    return {name: [seed for own in groups for seed in own] for name, groups in waiting.items()}
+        config = configuration(**changes)
+        (waiting,) = sweep._waiting(config, folder, lock)
+    found = {name: [] for name in config.sweep.variants}
+    for name, seeds in waiting:
+        found[name] += seeds
+    return found
 
 
 def flip(path, at=0.5):
@@ -265,7 +269,8 @@ def test_what_changes_no_step_may_be_changed_and_a_shorter_training_without_resu
     for result in copy.glob("*/seed_*/result.json"):
         result.unlink()
     with Lock(copy) as lock:
-        assert len(sweep._waiting(shorter, copy, lock)["linear"]) == 2
+        (waiting,) = sweep._waiting(shorter, copy, lock)
+        assert [name for name, _ in waiting].count("linear") == 2
         before = identity_of(read_config(copy))
         assert sweep.claim(copy, shorter, lock) == before
     assert read_config(copy)["steps"] == 5

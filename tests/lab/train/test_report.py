@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from mnv2_jax import account, build
-from mnv2_jax.lab.train.decision import decide
+from mnv2_jax.lab.train.decision import decide, sign_flip
 from mnv2_jax.lab.train.log import RunLog, read_rows, rows_before
 from mnv2_jax.lab.train.report import (
     cautions,
@@ -30,8 +30,8 @@ from tests.lab.train.setting import tiny
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        ([0.91] * 7 + [0.93], "+11.2 points [+10.7, +11.8], n = 8, p = 0.0078: **confirmed**."),
-        ([0.69] * 7 + [0.71], "-10.8 points [-11.3, -10.2], n = 8, p = 0.0078: **refuted**."),
+        ([0.91] * 7 + [0.93], "+11.2 points [+11.0, +12.0], n = 8, p = 0.0078: **confirmed**."),
+        ([0.69] * 7 + [0.71], "-10.8 points [-11.0, -10.0], n = 8, p = 0.0078: **refuted**."),
         ([0.8] * 6 + [0.799, 0.801], "n = 8, p = 1: **equivalent** (p = 1.1e-10)."),
         ([0.7, 0.9] * 4, "p = 1: **undecided**; of differences of 14.3 points, so many seeds find"),
         ([0.9], "+10.0 points, n = 1, p = 1: **undecided**."),
@@ -169,19 +169,19 @@ def overlap(a, b):
 @pytest.mark.parametrize("strips", [1, 2, 6])
 def test_differences_are_drawn_as_they_are_tested_and_nothing_overlaps(tmp_path, strips):
     rng = np.random.default_rng(strips)
-    scores = {f"variant_{'abcdefg'[i] * 9}": rng.uniform(0.5, 0.9, 5) for i in range(strips + 1)}
+    scores = {f"variant_{'abcdefg'[i] * 9}": rng.uniform(0.5, 0.9, 7) for i in range(strips + 1)}
     claim = list(scores)
     figure = Figure(figsize=(3.4, max(4.2, 1 + 0.9 * strips)), layout="constrained")
     ax = figure.subplots()
-    plot_differences(ax, claim, scores, 0.02)
+    plot_differences(ax, decide(claim, scores, 0.02), scores, 0.02)
     figure.savefig(tmp_path / "strips.png")  # which lays it out
     boxes = [text.get_window_extent() for text in ax.texts]
     for row, (a, b) in enumerate(pairwise(claim)):
-        dots = [line for line in ax.lines if len(line.get_xdata()) == 5][row]
+        dots = [line for line in ax.lines if len(line.get_xdata()) == 7][row]
         np.testing.assert_allclose(dots.get_xdata(), 100 * (scores[a] - scores[b]))
         bar = ax.containers[row]
         assert math.isclose(bar.lines[0].get_xdata()[0], 100 * np.mean(scores[a] - scores[b]))
-        interval = 100 * np.array(stats.ttest_rel(scores[a], scores[b]).confidence_interval())
+        interval = 100 * np.array(sign_flip(scores[a] - scores[b])[1:])
         np.testing.assert_allclose(bar.lines[2][0].get_segments()[0][:, 0], interval)
         assert ax.texts[row].get_text() == f"{a}\n− {b}".replace("_", " ")
         boxes += [dots.get_window_extent(), bar.lines[2][0].get_window_extent()]

@@ -146,6 +146,54 @@ def test_several_seeds_are_evaluated_each_for_itself():
             np.testing.assert_allclose(found[name][i], expected[name][0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_sets_that_are_split_anew_keep_their_classes_and_share_nothing(seed):
+    whole = {part: open_source("digits", part).arrays() for part in ("train", "test")}
+    parts = {part: open_source("digits", f"{part}@{seed}").arrays() for part in whole}
+    for part, arrays in parts.items():
+        counts = [np.bincount(own["label"]) for own in (arrays, whole[part])]
+        np.testing.assert_array_equal(*counts)
+
+    def rows(arrays):
+        labels, images = arrays["label"], arrays["image"].reshape(len(arrays["label"]), -1)
+        return sorted(np.c_[images, labels].tolist())
+
+    assert rows(parts["train"]) != rows(whole["train"])
+    together = [
+        {key: np.concatenate([own[key] for own in both.values()]) for key in ("image", "label")}
+        for both in (parts, whole)
+    ]
+    assert rows(together[0]) == rows(together[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(3,), (3, 5)])
+def test_each_seed_trains_and_evaluates_on_its_own_split(seeds):
+    config = one(data={"resplit": True, "train": {"crop": "none"}}, parallel={"devices": 1})
+    run = make_run(config, len(seeds))
+    steps = -(-1437 // config.batch_size)
+    found = zip(range(steps), run.train.batches(seeds, 0), strict=False)
+    fetch, resident = run.train.fetch, run.train.resident()
+    labels = [fetch(resident, rows)["label"].reshape(len(seeds), -1) for _, rows in found]
+    variables = run.fresh(run.keys(seeds)).variables
+    scores = run.evaluate(variables, seeds)
+    for i, seed in enumerate(seeds):
+        own = {part: open_source("digits", f"{part}@{seed}").arrays() for part in ("train", "test")}
+        epoch = np.concatenate([step[i] for step in labels])[:1437]
+        np.testing.assert_array_equal(np.bincount(epoch), np.bincount(own["train"]["label"]))
+        alone = jax.tree.map(lambda v, i=i: v[i], variables) if len(seeds) > 1 else variables
+        expected = expected_scores(run.model, jax.device_get(alone), own["test"])
+        for name, value in expected.items():
+            np.testing.assert_allclose(scores[name][i], value, rtol=1e-5, err_msg=name)
+
+
+def test_sets_that_are_not_on_the_device_are_not_split_anew(tmp_path):
+    with pytest.raises(UsageError, match="cannot be split anew for each seed"):
+        make_run(one(data={"resplit": True, "on_device": False}), 1)
+    with pytest.raises(UsageError, match="test@x is not train@SEED"):
+        open_source("digits", "test@x")
+
+
 @pytest.mark.parametrize("crop", ["none", "center", "stretch"])
 def test_sets_on_the_device_are_evaluated_as_configured(crop):
     """As they are when they are streamed."""

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from mnv2_jax import UsageError
 from mnv2_jax.lab.data import ArraySource
 from mnv2_jax.lab.devices import process
-from mnv2_jax.lab.train import loop, record, run, sweep
+from mnv2_jax.lab.train import loop, record, report, run, sweep
 from mnv2_jax.lab.train.checkpoint import Checkpoints
 from mnv2_jax.lab.train.config import flatten
 from mnv2_jax.lab.train.log import read_rows
@@ -523,6 +523,10 @@ def config_with(**sweep_changes):
         ({"seeds": (0, 2**32)}, "each item between 0 and"),
         ({"seeds": (0.5,)}, "integer"),
         ({"seeds": (True,)}, "integer"),
+        ({"looks": (8, 4)}, "rising numbers of seeds"),
+        ({"looks": (1, 4)}, "each item between 2 and"),
+        ({"looks": (8,), "claim": ()}, "and a sweep.claim to decide"),
+        ({"delta": 0.0}, "sweep.delta is 0.0"),
     ],
 )
 def test_sweeps_that_cannot_be_run_are_refused(tmp_path, changes, message):
@@ -571,7 +575,52 @@ def test_a_variant_changes_its_keys_and_no_others():
                             (2, [(0, 1), (2, 3), (4,)]), (9, [(0, 1, 2, 3, 4)])]
 )  # fmt: skip
 def test_every_seed_is_in_one_group(at_once, groups):
-    assert list(seed_groups(config_with(seeds=tuple(range(5)), at_once=at_once))) == groups
+    assert list(seed_groups(config_with(seeds=tuple(range(5)), at_once=at_once))) == [groups]
+
+
+def test_each_look_adds_seeds_in_groups_of_their_own():
+    config = config_with(seeds=tuple(range(7)), at_once=2, looks=(3, 5, 64))
+    assert list(seed_groups(config)) == [[(0, 1), (2,)], [(3, 4)], [(5, 6)]]
+
+
+def texts(workdir):
+    """The report without its last column, which is time."""
+    return [line.rpartition("|")[0].rpartition("|")[0] or line
+            for line in (workdir / "report.md").read_text().splitlines()]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("delta", "trained"), [(1e-6, 4), (0.99, 3)])
+def test_seeds_are_added_until_the_claim_is_decided_also_if_it_was_stopped_between(
+    tmp_path, monkeypatch, delta, trained
+):
+    """Three seeds tell that variants are not 99 points apart, and four not which is better."""
+    config = config_with(seeds=(0, 1, 2, 3), looks=(3,), delta=delta)
+    with config.unlocked():
+        config.data.resplit = True
+
+    def scores(results):  # so short a training knows nothing yet
+        return {
+            name: [known[run["seed"]] for run in results["runs"][name]]
+            for name, known in {
+                "linear": (0.5, 0.6, 0.9, 0.5),
+                "relu6": (0.6, 0.4, 0.7, 0.6),
+            }.items()
+        }
+
+    monkeypatch.setattr(report, "scores_of", scores)
+    train(config, tmp_path / "whole")
+    there = {folder.name for folder in (tmp_path / "whole/relu6").glob("seed_*")}
+    assert there == {f"seed_{seed}" for seed in range(trained)}
+    content = json.loads((tmp_path / "whole/results.json").read_text())
+    assert [len(runs) for runs in content["runs"].values()] == [trained] * 2
+    with monkeypatch.context() as patch:
+        stop_in(patch, sweep, "_decided")
+        with pytest.raises(loop.Interrupted):
+            train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert texts(tmp_path / "cut") == texts(tmp_path / "whole")
 
 
 def test_checkpoints_of_many_seeds_have_a_short_name(tmp_path, monkeypatch):
