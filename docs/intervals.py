@@ -1,6 +1,6 @@
 """How often intervals of a mean of few differences hold the truth: bootstrap, t and sign flips.
 
-    python docs/intervals.py
+    python -m docs.intervals
 
 For docs/protocol.md. The differences are drawn from a normal distribution with mean 0.
 """

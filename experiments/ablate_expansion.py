@@ -19,9 +19,8 @@ from experiments.scales import set_scale
 def get_config(preset: str = "digits") -> ConfigDict:
     c = base()
     c.name, c.title = "ablate_expansion", "Expansion factor t"
-    c.sweep.variants = ConfigDict(
-        {f"t_{t}": {"model": {"expansion": t}} for t in (1, 2, 3, 6, 10)}, sort_keys=False
-    )
-    c.sweep.reference = "t_6"
+    variants = {f"t_{t}": {"model": {"expansion": t}} for t in (1, 2, 3, 6, 10)}
+    c.sweep.variants = ConfigDict(variants, sort_keys=False)
+    c.sweep.reference, c.sweep.claim = "t_6", tuple(variants)[::-1]
     set_scale(c, preset)
     return c

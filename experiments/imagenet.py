@@ -151,7 +151,7 @@ def base() -> ConfigDict:
     c.sweep.looks = ()  # numbers of seeds after which a sweep ends if its claim is decided
     c.sweep.variants = ConfigDict({"default": ConfigDict()})  # name -> {key: value}
     c.sweep.reference = "default"  # the variant that the others are compared with
-    c.sweep.claim = ()  # variants in the order the paper claims, best first; the report tests it
+    c.sweep.claim = ()  # variants in the order that is claimed, best first; the report tests it
     c.sweep.delta = 0.01  # smaller differences, as shares of 1, are of no interest: equivalent
     c.sweep.at_once = 1  # seeds trained together as one program; 0 for all
 

@@ -21,10 +21,7 @@ def digits(c: ConfigDict) -> None:
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.1, 1.0
     c.sweep.at_once = 8
-    if c.sweep.claim:
-        c.sweep.seeds, c.sweep.looks = tuple(range(64)), (8, 16, 32, 64)
-    else:
-        c.sweep.seeds = tuple(range(8))
+    until_decided(c, 64, otherwise=8)
     c.log_every, c.eval_every_epochs = 20, 1.0
 
 
@@ -33,7 +30,8 @@ def fashion_mnist_small(c: ConfigDict) -> None:
     fashion_mnist(c)
     c.data.name = "fashion_mnist_small"
     c.model.width = 0.25
-    c.epochs, c.sweep.seeds = 10.0, (0, 1, 2)
+    c.epochs = 10.0
+    until_decided(c, 32, otherwise=3)
 
 
 def fashion_mnist(c: ConfigDict) -> None:
@@ -46,7 +44,7 @@ def fashion_mnist(c: ConfigDict) -> None:
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
     c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.1, 1.0
     c.optimizer.weight_decay, c.optimizer.decay_depthwise = 5e-4, True
-    c.sweep.seeds = tuple(range(5))
+    until_decided(c, 32, otherwise=5)
 
 
 def cifar10(c: ConfigDict) -> None:
@@ -71,6 +69,15 @@ def imagenette(c: ConfigDict) -> None:
 def imagenet2012(c: ConfigDict) -> None:
     """ImageNet from the official archives in `data.root`, with the base's recipe, one seed."""
     c.sweep.seeds = (0,)
+
+
+def until_decided(c: ConfigDict, most: int, otherwise: int) -> None:
+    """Adds seeds, 8 at first, twice as many at each look, up to `most` until the claim is decided.
+
+    An experiment that claims nothing has `otherwise` seeds.
+    """
+    looks = tuple(n for n in (8, 16, 32, 64) if n <= most and c.sweep.claim)
+    c.sweep.looks, c.sweep.seeds = looks, tuple(range(most if looks else otherwise))
 
 
 SCALES: dict[str, Callable[[ConfigDict], None]] = {

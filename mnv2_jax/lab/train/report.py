@@ -264,8 +264,8 @@ def tested(delta: float, looks: Sequence[int]) -> str:
     size = points_of(delta)
     when = f" and all looks (after {', '.join(map(str, looks))} seeds)" if len(looks) > 1 else ""
     return (
-        "What the paper claims is tested by flipping the signs of the differences, at 5 % for all "
-        f"of it together (Holm){when}; equivalent is what differs by less than {size} (two "
+        "What is claimed is tested by flipping the signs of the differences, at 5 % for all of it "
+        f"together (Holm){when}; equivalent is what differs by less than {size} (two "
         "one-sided t-tests)."
     )
 
@@ -280,7 +280,7 @@ def points_of(delta: float) -> str:
 
 
 def verdict(decision: Decision) -> str:
-    """Says what the paper claims, what came out here, and what that means for a single training."""
+    """Says what is claimed, what came out, and how often one training would have shown it."""
     better, worse, outcome, at, n, wins, difference, p, p_equivalent, detectable = decision
     here = f"{points(difference)}, n = {n}, p = {p:.2g}: **{outcome}**"
     here += f" (p = {p_equivalent:.2g})" * (outcome == EQUIVALENT)
@@ -288,7 +288,7 @@ def verdict(decision: Decision) -> str:
     if outcome == UNDECIDED and math.isfinite(detectable):
         here += f"; of differences of {100 * detectable:.1f} points, so many seeds find 90 %"
     times = f" *{better}* scores higher with {wins} of {n} seeds." * (n > 1)
-    return f"The paper has *{better}* above *{worse}*. Here: {here}.{times}"
+    return f"*{better}* above *{worse}*: {here}.{times}"
 
 
 def points(difference: Difference, unit: str = " points") -> str:

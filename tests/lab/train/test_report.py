@@ -39,7 +39,7 @@ from tests.lab.train.setting import tiny
 )
 def test_a_verdict_says_what_came_out_and_how_sure_that_is(scores, said):
     (decision,) = decide(("a", "b"), {"a": scores, "b": [0.8] * len(scores)}, 0.01)
-    assert verdict(decision).startswith("The paper has *a* above *b*. Here: ")
+    assert verdict(decision).startswith("*a* above *b*: ")
     assert said in verdict(decision)
 
 
