@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.errors import first_line
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import UnreadableFile, json_text, opened, read_file
 
 OF, SEAL = "of", "seal"  # whose a record is, and the hash over all the rest of it
@@ -62,6 +63,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("cannot be read: it is not an object of JSON")
     return content
+
+
+@contextmanager
+def readable(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
+    """Yields the content of a JSON file; what is wrong with it inside the block is a UsageError."""
+    try:
+        content = read_json(path)
+        check_seal(content, must=False)
+        yield content
+    except UsageError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        why = f"{path} cannot be read ({first_line(error)}): {remedy}, or remove it."
+        raise UsageError(why) from error
 
 
 def _no_number(name: str) -> None:

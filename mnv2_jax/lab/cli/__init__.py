@@ -10,6 +10,7 @@ from typing import NoReturn
 from mnv2_jax.errors import UsageError, first_line, one_line, unknown
 from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.account import ACCOUNT
+from mnv2_jax.lab.cli.compare import COMPARE
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
 from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
@@ -25,7 +26,8 @@ AT_TRAINING += " where it stopped when its command is given again."
 SIGNALLED = 128  # and the number of the signal, as shells count
 
 GROUPS = {
-    "train": {"train": TRAIN, "finish": FINISH, "prepare": PREPARE, "verify": VERIFY},
+    "train": {"train": TRAIN, "finish": FINISH, "compare": COMPARE, "prepare": PREPARE,
+              "verify": VERIFY},
     "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
     "weights of other projects":
         {"doctor": DOCTOR, "import": IMPORT, "export-weights": EXPORT_WEIGHTS},
@@ -33,7 +35,7 @@ GROUPS = {
 }  # fmt: skip
 # Verbs by what they were called before, and by what other programs call them.
 RENAMED = {"eval": "evaluate", "test": "evaluate", "infer": "predict", "fit": "train"}
-RENAMED |= {"inspect": "doctor", "convert": "import", "check": "verify"}
+RENAMED |= {"inspect": "doctor", "convert": "import", "check": "verify", "diff": "compare"}
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 

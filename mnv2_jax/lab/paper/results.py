@@ -1,19 +1,25 @@
 """Results found in folders: `results.json` of finished sweeps, `evaluation.json` of evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
+from mnv2_jax.lab.seal import readable
 from mnv2_jax.lab.train.decision import DELTA, planned_looks
 from mnv2_jax.lab.train.log import read_curves
-from mnv2_jax.lab.train.record import CONFIG, check_seal, read_json
-from mnv2_jax.lab.train.report import RESULTS, describe_networks, measured, scores_of, spread
+from mnv2_jax.lab.train.record import CONFIG, read_json
+from mnv2_jax.lab.train.report import (
+    RESULTS,
+    describe_networks,
+    measured,
+    scores_of,
+    share,
+    spread,
+)
 
 NOT_RUN = "not run"
 UNKNOWN = "Measured by an earlier version, which did not keep the setting"
@@ -85,12 +91,6 @@ class Evaluation(NamedTuple):
     command: str
 
 
-def _share(score: Any) -> float:
-    if not 0 <= float(score) <= 1:
-        raise ValueError(f"the score {shown(score)} is not from 0 to 1")
-    return float(score)
-
-
 def find(folders: Sequence[Path], experiment: str) -> list[Result]:
     """Finds the results of an experiment at all scales (`NAME`, `NAME-…`), earlier ones win."""
     places: dict[str, Path] = {}
@@ -103,11 +103,11 @@ def find(folders: Sequence[Path], experiment: str) -> list[Result]:
 
 def read(folder: Path) -> Result:
     """Reads the result of a sweep; networks that it does not name are counted on its models."""
-    with _readable(folder / RESULTS, "run its experiment again") as content:
+    with readable(folder / RESULTS, "run its experiment again") as content:
         runs, setting = content["runs"], content.get("setting", {})
         seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
         described = setting.get("networks") or describe_networks(folder, seeds)
-        scores = {name: list(map(_share, own)) for name, own in scores_of(content).items()}
+        scores = {name: list(map(share, own)) for name, own in scores_of(content).items()}
         if not scores or not all(scores.values()):
             raise ValueError("it holds no runs")
         networks = {
@@ -129,14 +129,14 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
     """Finds a metric of what was evaluated on a data set, here or in TensorFlow Datasets."""
     evaluations = []
     for path in _files(folders, EVALUATION):
-        with _readable(path, "evaluate again") as content:
+        with readable(path, "evaluate again") as content:
             if content["data"].rpartition(":")[2] != data:
                 continue
             described, views = content["model"], content["views"]
             source = described.get("source") or {"ecosystem": "", "file": ""}
             weights = f"{source['ecosystem']}: `{source['file']}`"
             evaluations.append(Evaluation(
-                score=_share(content["scores"][metric]), images=int(content["images"]),
+                score=share(content["scores"][metric]), images=int(content["images"]),
                 network=_network(described["model"], described["resolution"]),
                 several=len(views["scales"]) > 1 or bool(views["flip"]),
                 source=str(source["ecosystem"]), command=str(content["command"]),
@@ -201,17 +201,3 @@ def _files(folders: Sequence[Path], name: str) -> Iterator[Path]:
     for folder in folders:
         own = folder / name
         yield from [own] if own.is_file() else sorted(folder.glob(f"*/{name}"))
-
-
-@contextmanager
-def _readable(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
-    """Yields the content of a JSON file; what is wrong with it inside the block is a UsageError."""
-    try:
-        content = read_json(path)
-        check_seal(content, must=False)
-        yield content
-    except UsageError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        why = f"{path} cannot be read ({first_line(error)}): {remedy}, or remove it."
-        raise UsageError(why) from error

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mnv2_jax.accounting import account
-from mnv2_jax.errors import one_line
+from mnv2_jax.errors import one_line, shown
 from mnv2_jax.files import replacing, write_file, write_json
 from mnv2_jax.lab.model_folder import DESCRIPTION, read_description
 from mnv2_jax.lab.tasks import TASKS
@@ -134,14 +134,26 @@ def scores_of(results: Results) -> dict[str, list[float]]:
     return {name: np.array(own, float).tolist() for name, own in values.items()}  # null is NaN
 
 
+def share(score: Any) -> float:
+    """Returns a score as a number; a ValueError says that it is none from 0 to 1."""
+    number = math.nan if score is None else float(score)
+    if not 0 <= number <= 1:
+        raise ValueError(f"the score {shown(score)} is not from 0 to 1")
+    return number
+
+
 def measured(setting: Mapping[str, Any]) -> str:
     """Returns what was measured, as a sentence without its period."""
-    metric, place = setting["metric"], setting.get("root") or setting["data"]
     return (
-        f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {one_line(place)} "
-        f"after {setting['steps']} steps of {setting['batch_size']} images"
+        f"{scored(setting)} after {setting['steps']} steps of {setting['batch_size']} images"
         f"{', with averaged weights' * setting['averaged']}"
     )
+
+
+def scored(setting: Mapping[str, Any]) -> str:
+    """Returns what was measured, and on which images."""
+    metric, place = setting["metric"], setting.get("root") or setting["data"]
+    return f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {one_line(place)}"
 
 
 def report_text(results: Results) -> str:
