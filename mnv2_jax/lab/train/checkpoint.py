@@ -71,6 +71,7 @@ class Progress(NamedTuple):
     evaluated: bool = True
     rows: list[list[Any]] | None = None  # of each seed's log, each after its time
     end: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
+    origins: list[Any] = []  # noqa: RUF012 - of the code and machines that trained until here
 
 
 class Restored(NamedTuple):  # noqa: D101

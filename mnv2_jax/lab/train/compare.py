@@ -20,14 +20,12 @@ from mnv2_jax.lab.train.decision import (
     decide,
     planned_looks,
 )
-from mnv2_jax.lab.train.record import CONFIG, DATA, FREE, RESULT
+from mnv2_jax.lab.train.record import CONFIG, DATA, IDLE, RESULT
 from mnv2_jax.lab.train.report import RESULTS, points_of, scored, share
 
 SPLITS = ("eval_ema", "eval")  # the first that both sides were evaluated with is compared
 # What has to be the same, to compare at all; the last three name what `images` may tell apart.
 SAME = ("task", "data.resplit", "data.name", "data.eval_split", "data.root")
-# Keys that change no result, or name what is compared.
-IDLE = {*FREE, *SAME, "name", "log_every"} - {"patience", "time"}
 ANEW = "give the command of its training again, which writes it anew"
 
 
@@ -156,7 +154,7 @@ def compare(a: Side, b: Side, delta: float) -> Comparison:
         a.what + ", with averaged weights" * metric.startswith(f"{SPLITS[0]}/"),
         metric, seeds, decision, looks,
         (sorted(one.keys() - other.keys()), sorted(other.keys() - one.keys())),
-        _unequal(*({k: v for k, v in s.config.items() if k not in IDLE} for s in (a, b))),
+        _unequal(*({k: v for k, v in s.config.items() if k not in {*IDLE, *SAME}} for s in (a, b))),
         _unequal(a.versions, b.versions),
     )  # fmt: skip
 

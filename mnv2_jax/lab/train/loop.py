@@ -82,17 +82,19 @@ class Session:
     requests: HostRequests
     stop: Stop
     end: dict[str, Any]  # see `Progress`
+    origins: list[Any]  # likewise
 
 
 def fit(
-    run: Run, config: Any, folder: Path, identity: Identity, stop: Stop, title: str, quiet: bool,
-    tracker: Tracker | None = None,
+    run: Run, config: Any, folder: Path, identity: Identity, origin: dict[str, Any], stop: Stop,
+    title: str, quiet: bool, tracker: Tracker | None = None,
 ) -> str:  # fmt: skip
     """Trains a run to its end, from its newest checkpoint if there is one.
 
     Writes for each seed of `identity`, under `folder/seed_N`: `metrics.jsonl`, TensorBoard events,
     the trained model, and last `result.json`, which says that the seed is finished. `config` is
-    what the run was made from, `title` stands before the progress bar; `tracker`: `log.tracked`.
+    what the run was made from, `origin` what the results say of code, machine and fingerprint;
+    `title` stands before the progress bar; `tracker`: `log.tracked`.
     Returns why it ended before its last step, if it did. Raises Interrupted where `stop` was
     requested and all is saved, a UsageError where the loss stays not finite or a disk is full.
     """
@@ -114,6 +116,7 @@ def fit(
         run=run, config=config, seeds=seeds, keys=keys, checkpoints=checkpoints, began=began,
         stop=stop, requests=requests, sums=MetricSums(before.sums), losses=before.losses,
         end=before.end, rows=run.rows(seeds, start, folder),
+        origins=before.origins + [origin] * (origin not in before.origins),
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
     )  # fmt: skip
@@ -196,7 +199,8 @@ def _save(session: Session, state: Any, evaluated: bool, monitor: float | None =
     seconds = time.monotonic() - session.began
     rows = [log.rows for log in session.logs]
     sums = session.sums.wait()
-    progress = Progress(seconds, sums, session.losses, evaluated, rows, session.end)
+    known = (session.losses, evaluated, rows, session.end, session.origins)
+    progress = Progress(seconds, sums, *known)
     for log in session.logs:
         log.flush()
     session.checkpoints.save(state, progress, monitor)
@@ -292,6 +296,7 @@ def _finish(session: Session, identity: Identity, state: Any, folder: Path) -> s
             "seed": seed, "steps": step_of(state), "metrics": metrics,
             "seconds": round(seconds / run.seeds_at_once, 1),  # this seed's share
             "skipped": int(np.atleast_1d(skipped)[i]), **({"ended": why} if why else {}),
+            "origins": session.origins,
         }  # fmt: skip
         place, whose = folder / f"seed_{seed}", identity._replace(seeds=(seed,))
         more = (place / METRICS, *log.events())

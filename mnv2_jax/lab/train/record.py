@@ -24,6 +24,8 @@ MODEL = (TENSORS, DESCRIPTION, CARD)
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
 FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time", "sweep.delta", "sweep.looks")
 LENGTH = ("steps", "epochs")
+# Keys that change no result.
+IDLE = {*FREE, "name", "log_every"} - {"patience", "time"}
 # What a result has at least, as all releases wrote it.
 FIELDS = {"seed": int, "steps": int, "seconds": (int, float), "metrics": dict, "skipped": int}
 FIELDS["model_sha256"] = str

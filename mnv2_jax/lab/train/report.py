@@ -32,7 +32,8 @@ from mnv2_jax.lab.train.decision import (
     planned_looks,
 )  # fmt: skip
 from mnv2_jax.lab.train.log import read_curves
-from mnv2_jax.lab.train.record import OF, RESULT, SEAL, hash_file, read_json, sealed
+from mnv2_jax.lab.train.provenance import DIGITS, processor
+from mnv2_jax.lab.train.record import OF, RESULT, SEAL, digest, hash_file, read_json, sealed
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
 
@@ -70,8 +71,12 @@ def write_report(
 def read_runs(workdir: Path, config: Any, look: int | None) -> Results:
     """Reads what the first `look` seeds of each variant came to, and the metric they share."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in config.sweep.variants}
+    origins: dict[str, list[Any]] = {name: [] for name in runs}  # what seeds share stands once
     for name, seed in product(runs, config.sweep.seeds[:look]):
         result = read_json(workdir / name / f"seed_{seed}" / RESULT)
+        for origin in result.pop("origins", []):
+            if origin not in origins[name]:
+                origins[name].append(origin)
         # What a seed came to, without what seals it.
         runs[name].append({k: v for k, v in result.items() if k not in (OF, SEAL, "files")})
     name = next(iter(TASKS[config.task].metrics))
@@ -79,7 +84,7 @@ def read_runs(workdir: Path, config: Any, look: int | None) -> Results:
     every = [run["metrics"] for seeds in runs.values() for run in seeds]
     averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
     metric = f"eval_ema/{name}" if averaged else f"eval/{name}"
-    return {"metric": metric, "runs": runs, "config": plain(config)}
+    return {"metric": metric, "runs": runs, "config": plain(config), "origins": origins}
 
 
 def seeds_of(results: Results) -> list[int]:
@@ -177,6 +182,7 @@ def report_text(results: Results) -> str:
         *_learning_rates(config, list(runs)),
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
+        *_origins(results.get("origins", {})),
         *[f"- {skipped} steps were not finite and were skipped."] * bool(skipped),
         *_notes(results),
     ]
@@ -209,6 +215,20 @@ def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -
             f"Set model.bn_decay to {fitting:g}, or train for longer."
         )
     return found
+
+
+def _origins(origins: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Says which code trained on which processors, and of each variant what determines it."""
+    prints = {
+        name: digest([origin["fingerprint"] for origin in own])[:DIGITS]
+        for name, own in origins.items()
+        if own  # earlier releases kept none
+    }
+    return [
+        f"- {what}: {'; '.join(dict.fromkeys(o[key] for own in origins.values() for o in own))}"
+        for what, key in (("processor", "processor"), ("commit of the code", "commit"))
+        if prints
+    ] + ["- fingerprints: " + ", ".join(map(" ".join, prints.items()))] * bool(prints)
 
 
 def _notes(results: Results) -> list[str]:
@@ -323,10 +343,10 @@ def environment() -> dict[str, Any]:
     """Returns where the numbers come from: device, platform, versions."""
     return {
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "platform": f"{platform.system()} {platform.machine()}",
+        "platform": f"{platform.system()} {platform.machine()}", "processor": processor(),
         "python": platform.python_version(),
         "versions": {"mnv2_jax": __version__} | {name: version(name) for name in PACKAGES},
-    }
+    }  # fmt: skip
 
 
 def plot_band(ax: Any, x: Any, series: Any, color: str, mark: str = "-", **look: Any) -> np.ndarray:

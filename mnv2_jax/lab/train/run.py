@@ -61,6 +61,8 @@ class Run(NamedTuple):
     step: Callable[..., tuple[TrainState, dict[str, Any]]]
     # (variables[, seeds, stopped]) -> {metric: value for each seed}; None once `stopped()` is true
     evaluate: Callable[..., Any]
+    # (variables, seeds) -> the program of its first batch, lowered, and what that is made of
+    first_evaluation: Callable[..., tuple[Any, list[Rows]]]
     train: Feed
     schedule: optax.Schedule
     model: Any
@@ -144,11 +146,12 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
 
     spread = plan.mesh.size if seeds_at_once == 1 else 1
     eval_set = eval_feed(spec, config, held_out, on_device, channels, spread, own[1])
+    evaluate, first_evaluation = make_evaluate(task, eval_set, plan)
     return Run(
         seeds_at_once=seeds_at_once, steps=steps, epoch_steps=epoch_steps, train=feed, model=model,
         schedule=schedule, classes=classes, plan=plan, monitor=task.monitor,
         fresh=make_fresh(config, task, model, optimizer, plan, classes),
-        step=launch(step, plan), evaluate=make_evaluate(task, eval_set, plan),
+        step=launch(step, plan), evaluate=evaluate, first_evaluation=first_evaluation,
         description=model_options(config, len(classes), channels), images=images,
     )  # fmt: skip
 
@@ -162,8 +165,10 @@ def open_data(data: Any, sources: dict[Any, Source]) -> list[Source]:
     return [sources[key] for key in keys]
 
 
-def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
-    """Compiles the evaluation over a whole set, as exact sums."""
+def make_evaluate(
+    task: Task, feed: Feed, plan: Plan
+) -> tuple[Callable[..., Any], Callable[..., tuple[Any, list[Rows]]]]:
+    """Compiles the evaluation over a whole set, as exact sums; see `Run` for both functions."""
 
     def metrics(variables: Any, resident: Any, rows: Any) -> Any:
         return task.metrics(variables, feed.fetch(resident, rows))
@@ -173,9 +178,15 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
     compiled = jax.jit(jax.vmap(metrics, in_axes=axes) if many else metrics)
     resident = cache(lambda: jax.device_put(feed.resident(), plan.everywhere))
 
+    def placed(rows: Any) -> Any:
+        return rows if many else global_batch(rows, plan._replace(launcher="jit"))
+
     def sums(variables: Any, rows: Any) -> Any:
-        placed = rows if many else global_batch(rows, plan._replace(launcher="jit"))
-        return compiled(variables, resident(), placed)
+        return compiled(variables, resident(), placed(rows))
+
+    def first(variables: Any, seeds: tuple[int, ...]) -> tuple[Any, list[Rows]]:
+        rows = next(feed.batches(seeds, 0))
+        return compiled.lower(variables, resident(), placed(rows)), [rows, resident()]
 
     def summarize(total: Any) -> dict[str, np.ndarray]:
         seeds = [total]
@@ -184,9 +195,10 @@ def make_evaluate(task: Task, feed: Feed, plan: Plan) -> Callable[..., Any]:
         scores = [task.summarize(sums) for sums in seeds]
         return {name: np.array([metrics[name] for metrics in scores]) for name in scores[0]}
 
-    return lambda variables, seeds=(), stopped=lambda: False: evaluate(
-        partial(sums, variables), feed.batches(seeds, 0), summarize, stopped
-    )
+    def whole(variables: Any, seeds: Any = (), stopped: Callable[..., Any] = bool) -> Any:
+        return evaluate(partial(sums, variables), feed.batches(seeds, 0), summarize, stopped)
+
+    return whole, first
 
 
 def lives_on_device(spec: TaskSpec, config: Any, source: Source) -> bool:

@@ -14,17 +14,24 @@ from ml_collections import ConfigDict
 
 from mnv2_jax.errors import UsageError, first_line, shown
 from mnv2_jax.files import write_json
-from mnv2_jax.lab.data import Source, fingerprint, summary
+from mnv2_jax.lab.data import Source, summary
 from mnv2_jax.lab.devices.hosts import agree, gather, together
 from mnv2_jax.lab.devices.process import stoppable
-from mnv2_jax.lab.train import record
+from mnv2_jax.lab.train import provenance, record
 from mnv2_jax.lab.train.check import check, check_sweep
 from mnv2_jax.lab.train.config import as_kind, difference, flatten, group_of, plain, unknown_key
 from mnv2_jax.lab.train.decision import planned_looks
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.log import Tracker
 from mnv2_jax.lab.train.loop import fit
-from mnv2_jax.lab.train.report import cautions, decay_of, judged, read_runs, write_report
+from mnv2_jax.lab.train.report import (
+    cautions,
+    decay_of,
+    environment,
+    judged,
+    read_runs,
+    write_report,
+)
 from mnv2_jax.lab.train.run import Run, make_run, open_data
 from mnv2_jax.version import __version__
 
@@ -61,6 +68,8 @@ def run_sweep(
                 open_data(variant.data, sources)
             made = check_data(workdir, config, sources)
         agree({place: record.digest(content) for place, content in made.items()})
+        # Now, for the code may change while it trains.
+        here = {"commit": provenance.commit(), **environment()}
         telling = not quiet and jax.process_index() == 0
         if telling:
             _warn(variants, runs)
@@ -77,7 +86,10 @@ def run_sweep(
                     title = f"{name} ({number}/{len(variants)}) seed {', '.join(map(str, seeds))}"
                     began, own = time.monotonic(), identity._replace(variant=name, seeds=seeds)
                     run, place = runs[name, len(seeds)], workdir / name
-                    ended = fit(run, variants[name], place, own, stop, title, quiet, tracker)
+                    place.mkdir(parents=True, exist_ok=True)
+                    origin = here | provenance.of_run(run, variants[name], made, place)
+                    known = (run, variants[name], place, own, origin, stop, title, quiet, tracker)
+                    ended = fit(*known)
                     if telling:
                         took = f"{time.monotonic() - began:.0f} s" + f", {ended}" * bool(ended)
                         print(f"{title}: {took}", file=sys.stderr)
@@ -216,10 +228,7 @@ def check_owner(workdir: Path, config: Any) -> record.Identity:
 
 def check_data(workdir: Path, config: Any, sources: dict[Any, Source]) -> dict[str, Any]:
     """Returns what data are made of; refuses others than those that a run began with."""
-    made = {
-        f"{split} of {root or name}": fingerprint(source)
-        for (name, split, root), source in sources.items()
-    }
+    made = provenance.of_sources(sources)
     theirs = record.read_data(workdir, check_owner(workdir, config).run) or {}
     for place, now in made.items():
         if changes := difference(theirs.get(place, now), now):

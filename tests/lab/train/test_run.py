@@ -129,7 +129,7 @@ def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
         if resident or count == 1:  # what is streamed has the same shapes for every size
             config = one(eval_batch_size=size)
             feed = run_module.eval_feed(TASKS[config.task], config, held_out, resident, 1, devices)
-            evaluate = make_evaluate(digest, feed, plan)
+            evaluate, _ = make_evaluate(digest, feed, plan)
         expected = digest.metrics({}, held_out._arrays | {"mask": np.ones(count)})
         assert evaluate({}) == {name: [total] for name, total in expected.items()}, count
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 from mnv2_jax import UsageError
 from mnv2_jax.lab.data import ArraySource
 from mnv2_jax.lab.devices import process
-from mnv2_jax.lab.train import loop, record, report, run, sweep
+from mnv2_jax.lab.train import loop, provenance, record, report, run, sweep
 from mnv2_jax.lab.train.checkpoint import Checkpoints
 from mnv2_jax.lab.train.config import flatten
 from mnv2_jax.lab.train.log import read_rows
@@ -195,6 +196,31 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     train(one(), tmp_path)
     assert seen[0] == step  # nothing lost, nothing done twice
     assert outcome(tmp_path) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_result_names_all_code_that_trained_it(tmp_path, monkeypatch):
+    first, second = "a" * 40, "b" * 40 + " with changes"
+    monkeypatch.setattr(provenance, "commit", lambda: first)
+    stopped(monkeypatch, 4, one(), tmp_path)
+    monkeypatch.setattr(provenance, "commit", lambda: second)
+    train(one(), tmp_path)
+    origins = json.loads((tmp_path / "linear/seed_0/result.json").read_text())["origins"]
+    assert [origin["commit"] for origin in origins] == [first, second]
+    assert origins[0]["fingerprint"] == origins[1]["fingerprint"]
+    assert origins[0]["seeds_at_once"] == 1
+    assert origins[0]["versions"]["jaxlib"] == report.environment()["versions"]["jaxlib"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["origins"] == {"linear": origins}
+    assert "origins" not in results["runs"]["linear"][0]
+    text = (tmp_path / "report.md").read_text()
+    assert f"- commit of the code: {first}; {second}\n" in text
+    assert f"- processor: {origins[0]['processor']}\n" in text
+    assert re.search("^- fingerprints: linear [0-9a-f]{16}$", text, re.MULTILINE)
+    # Results of earlier releases have none of it.
+    assert "fingerprint" not in report.report_text(
+        {k: v for k, v in results.items() if k != "origins"}
+    )
 
 
 def rows_until(workdir, step):
@@ -629,7 +655,7 @@ def test_checkpoints_of_many_seeds_have_a_short_name(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "describe", lambda *_: {})
     identity, stop = record.Identity(seeds=tuple(range(500))), types.SimpleNamespace(at_once=True)
     with pytest.raises(ZeroDivisionError):
-        loop.fit(None, one(), tmp_path, identity, stop, "", True)
+        loop.fit(None, one(), tmp_path, identity, {}, stop, "", True)
     assert len(folders[0].name) < 100
     Checkpoints(folders[0], 1).close()
 

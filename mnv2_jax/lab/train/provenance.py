@@ -1,0 +1,102 @@
+"""Where a result comes from: the commit, the machine, and a fingerprint of what determines it.
+
+A fingerprint has three parts: the configuration; the data, with the first batches as the host makes
+them; the programs that initialize, train and evaluate, as StableHLO. So it stays when a comment, a
+name or a file's place changes, and does not when a network, a step or a recipe does. It leaves out
+what the host computes of the outputs, such as the mean average precision, and `low_precision`.
+"""
+
+import hashlib
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnv2_jax.lab.data import Source, fingerprint
+from mnv2_jax.lab.devices.sharding import global_batch
+from mnv2_jax.lab.train.checkpoint import shapes_of
+from mnv2_jax.lab.train.config import plain
+from mnv2_jax.lab.train.record import IDLE, digest
+from mnv2_jax.lab.train.run import Run
+
+ROOT = Path(__file__).resolve().parents[3]
+UNKNOWN = "unknown"
+DIGITS = 16
+# Paths: what is there is in the fingerprint of the data, or a constant of the programs.
+PATHS = ("data.root", "init.model", "teacher.model")
+
+
+def commit() -> str:
+    """Returns the commit of this code, and whether files of Python differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
+
+    try:
+        top, head = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top) != ROOT:  # installed in an environment inside another project's checkout
+            return UNKNOWN
+        return head + " with changes" * bool(git("status", "--porcelain", "--", "*.py"))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return UNKNOWN
+
+
+def processor() -> str:
+    """Returns the name of this machine's CPU."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or UNKNOWN
+
+
+def of_program(text: str) -> str:
+    """Hashes StableHLO without the names of functions and results, which compute nothing."""
+    text = re.sub(r'jax\.result_info = "[^"]*"', "", text)
+    names = dict.fromkeys(re.findall(r"(?:module|func\.func \w+) @([\w.$-]+)", text))
+    numbers = {name: f"@{i}" for i, name in enumerate(names)}
+    text = re.sub(r"@([\w.$-]+)", lambda found: numbers.get(found[1], found[0]), text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_sources(sources: Mapping[Any, Source]) -> dict[str, Any]:
+    """Says what data sets are made of, by their splits and names."""
+    every = sources.items()
+    return {f"{split} of {root or name}": fingerprint(own) for (name, split, root), own in every}
+
+
+def of_run(
+    run: Run, config: Any, made: Mapping[str, Any], folder: Path | None = None
+) -> dict[str, Any]:
+    """Returns the fingerprint of a variant, whose data are `made` of what `of_sources` says.
+
+    It belongs to so many seeds at once, for their number is part of the programs. These are what
+    training calls next, so they are traced and lowered once. `folder`, the variant's, keeps which
+    records are bad, as in training.
+    """
+    settings = {k: v for k, v in plain(config).items() if k not in (*IDLE, *PATHS)}
+    # A key that is 0 or empty means what its absence did before there was such a key.
+    settings = {k: v for k, v in settings.items() if v and not k.startswith("sweep.")}
+    seeds, data, plan = tuple(range(run.seeds_at_once)), config.data, run.plan
+    keys, resident = run.keys(seeds), run.train.resident()
+    rows = next(run.train.batches(seeds, 0, folder))
+    state = shapes_of(jax.eval_shape(run.fresh, keys), plan.state)
+    evaluation, held_out = run.first_evaluation(state.variables, seeds)
+    batches = [{name: array[rows["id"]] for name, array in resident.items()}, rows, *held_out]
+    place, splits = data.root or data.name, (data.train_split, data.eval_split)
+    content = [made[f"{split} of {place}"] for split in splits]
+    arrays = [np.ascontiguousarray(batch[name]) for batch in batches for name in sorted(batch)]
+    content += [hashlib.sha256(array).hexdigest() for array in arrays]
+    step = run.step if hasattr(run.step, "lower") else jax.jit(run.step)  # pmap's is a function
+    resident = shapes_of(resident, plan.everywhere)
+    training = step.lower(state, resident, global_batch(rows, plan), keys)
+    programs = [of_program(p.as_text()) for p in (run.fresh.lower(keys), training, evaluation)]
+    parts = {"configuration": settings, "data": content, "program": programs}
+    hashes = {name: digest(part)[:DIGITS] for name, part in parts.items()}
+    return {"seeds_at_once": len(seeds), "fingerprint": hashes}
