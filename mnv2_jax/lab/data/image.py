@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from mnv2_jax.errors import UsageError, first_line, unknown
+from mnv2_jax.errors import first_line
 from mnv2_jax.lab.data.source import BadRecord, Pair, Rng
 
 LARGE = 1 << 25  # pixels that are read as they are; of more, a half or a quarter of each side
@@ -189,10 +189,6 @@ def resize(
     its support is fixed, as in `tf.image.resize` and OpenCV, which is nine times faster and gives
     another sharpness.
     """
-    if method not in METHODS:
-        raise unknown("resize method", method, METHODS)
-    if height < 1 or width < 1:
-        raise UsageError(f"cannot resize to {width}x{height}: both must be at least 1.")
     if image.shape[:2] == (height, width):
         return image
     if method == "nearest":

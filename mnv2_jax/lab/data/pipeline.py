@@ -44,14 +44,9 @@ def train_batches(
 
     No more than the share `bad_record_budget` of the set's records may be bad; ten always may, but
     no more than half. The file `bad_records` keeps which ones are, for a run that is started again.
-    `UsageError` for impossible sizes, and for more bad records than the budget.
+    `UsageError` for more bad records than the budget, and a batch that hosts cannot share.
     """
-    local, first, threads = _check(source, "training", batch_size, shard, threads, prefetch)
-    if start_step < 0 or not 0 <= bad_record_budget <= 1 or (steps is not None and steps < 0):
-        raise UsageError(
-            f"start_step {start_step} and steps {steps} must be at least 0, and bad_record_budget "
-            f"{bad_record_budget} between 0 and 1."
-        )
+    local, first, threads = _share(source, "training", batch_size, shard, threads)
     n = len(source)
 
     def row(k: int) -> dict | BadRecord:  # the k-th of this host, counted from `start_step`
@@ -78,10 +73,10 @@ def eval_batches(
     """Yields this host's rows of every example once, in order, as `train_batches` does.
 
     The last batch is padded with rows of zeros with mask 0 and id -1. Every host yields the same
-    number of batches, even if all rows of one are padding. `UsageError` for impossible sizes, and
-    for a record that cannot be decoded: a score over some of the examples would not be comparable.
+    number of batches, even if all rows of one are padding. `UsageError` for a record that cannot be
+    decoded: a score over some of the examples would not be comparable.
     """
-    local, first, threads = _check(source, "evaluation", batch_size, shard, threads, prefetch)
+    local, first, threads = _share(source, "evaluation", batch_size, shard, threads)
     n = len(source)
 
     def row(k: int) -> dict | BadRecord | None:
@@ -116,26 +111,18 @@ def first_record(source: Source, transform: Transform | None = None) -> dict:
     raise UsageError(f"{none}. The first: {first}. Check its files.")
 
 
-def _check(
-    source: Source, kind: str, batch_size: int, shard: tuple[int, int], threads: int | None,
-    prefetch: int,
-) -> tuple[int, int, int]:  # fmt: skip
+def _share(
+    source: Source, kind: str, batch_size: int, shard: tuple[int, int], threads: int | None
+) -> tuple[int, int, int]:
     """Gives the number of rows of each host, the first row of this one, and the threads."""
     index, count = shard
-    if threads is None:
-        threads = min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
-    if min(batch_size, threads, prefetch) < 1 or not 0 <= index < count:
-        raise UsageError(
-            f"batch_size {batch_size}, threads {threads} and prefetch {prefetch} must be at least "
-            f"1, and shard {shard} must be (index, count) with 0 <= index < count."
-        )
     if batch_size % count:
         hosts = f"{count} hosts: try {-(-batch_size // count) * count}"
         raise UsageError(f"batch_size {batch_size} does not divide over {hosts}.")
     if len(source) == 0:
         raise UsageError(f"the {kind} set is empty: give a source with at least one record.")
     local = batch_size // count
-    return local, index * local, threads
+    return local, index * local, threads or min(MAX_DEFAULT_THREADS, os.cpu_count() or 1)
 
 
 def _read(

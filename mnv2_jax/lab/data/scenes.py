@@ -5,11 +5,10 @@ masks are made of the pixels that are seen. A set of any length costs no space.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data.annotations import padded_objects
 from mnv2_jax.lab.data.image import resize
 from mnv2_jax.lab.data.source import LazySource, Pair, Rng, Source
@@ -17,7 +16,6 @@ from mnv2_jax.lab.data.source import LazySource, Pair, Rng, Source
 ATTEMPTS = 8
 FAINTEST = 40  # below it, Fashion-MNIST has stray specks around its items
 LEAST_PIXELS = 12
-MOST_OBJECTS = 254  # instances are numbered in a byte
 
 
 class Scene(NamedTuple):
@@ -63,22 +61,11 @@ class Scenes(LazySource):
 
         The items are pictures on black that fit in memory. `scales` are the smallest and largest
         height of an item, as a share of the image's shorter side; `least_visible` is the share of
-        every item's pixels that others leave to be seen. `UsageError` for a number that no scene
-        can have.
+        every item's pixels that others leave to be seen.
         """
-        arrays = items.arrays()
-        if arrays is None or not len(items):
-            raise UsageError("scenes need items that fit in memory: use fashion_mnist_small.")
-        if length < 1 or min(size) < 8 or not 1 <= max_objects <= MOST_OBJECTS:
-            raise UsageError(
-                f"{length} scenes of {size[1]}x{size[0]} with up to {max_objects} objects: there "
-                f"must be at least 1, of 8x8 pixels or more, with 1 to {MOST_OBJECTS} objects."
-            )
-        if not 0 < scales[0] <= scales[1] <= 2:
-            raise UsageError(f"scales are {scales}: 0 < smallest <= largest <= 2 is needed.")
         super().__init__(length, self._record, items.classes, ("background", *items.classes))
         self.size, self.max_objects, self.scales, self.seed = size, max_objects, scales, seed
-        self.least_visible, self._items = least_visible, arrays
+        self.least_visible, self._items = least_visible, cast(dict, items.arrays())
 
     def _record(self, index: int) -> dict:
         scene = self.scene(index)

@@ -7,16 +7,15 @@ network's dialect scales them on the device, and a quarter of the bytes travels 
 
 All of them take `size`, the height and width of the result; `flip`, the probability of mirroring
 left and right; and `channels`, 1 or 3 to convert to, by default as the image comes. They raise
-`UsageError` for an unknown name or a number out of its range.
+`UsageError` for an unknown name; the range of a number is the configuration's to check.
 """
 
-import math
 from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import unknown
 from mnv2_jax.lab.data import augment, image, steps
 from mnv2_jax.lab.data.source import Pair, Transform
 
@@ -34,10 +33,8 @@ def train_transform(
     or "none" (resized only). `color` is the strength of changes of brightness, contrast and
     saturation, 0.4 in slim and torchvision; `erasing` the probability of random erasing.
     """
-    numbers = {"size": size, "pad": pad, "flip": flip, "color": color, "erasing": erasing}
-    _check("training crop", crop, ("inception", "pad", "none"), channels, **numbers)
-    _check("augmentation policy", policy, ("none", *POLICIES), channels)
-    _check_pair("area", area, 1.0)
+    _check("training crop", crop, ("inception", "pad", "none"))
+    _check("augmentation policy", policy, ("none", *POLICIES))
     return _compose(
         channels,
         steps.random(image.inception_crop, size=size, area=area) if crop == "inception" else None,
@@ -63,10 +60,8 @@ def eval_transform(
     >>> eval_transform(24)({"image": np.zeros((30, 40, 3), np.uint8)}, None)["image"].shape
     (24, 24, 3)
     """
-    _check("evaluation crop", crop, ("center", "stretch", "none"), channels, size=size)
-    _check("resize method", method, image.METHODS, channels)
-    if not 0 < fraction <= 1:
-        raise UsageError(f"fraction {fraction} must be above 0 and at most 1.")
+    _check("evaluation crop", crop, ("center", "stretch", "none"))
+    _check("resize method", method, image.METHODS)
     kernel = {"size": size, "method": method, "antialias": antialias}
     cuts = {
         "center": steps.fixed(image.center_crop, fraction=fraction, **kernel),
@@ -86,9 +81,7 @@ def detection_train(
     crop is "ssd" (`steps.ssd_crop`, with a share of the image in `area`) or "none"; `color` is the
     strength of `augment.photometric_distortion`, 0.5 for SSD and 0 for the authors' detectors.
     """
-    numbers = {"size": size, "max_objects": max_objects, "flip": flip, "color": color}
-    _check("training crop for detection", crop, ("ssd", "none"), channels, **numbers)
-    _check_pair("area", area, 1.0)
+    _check("training crop for detection", crop, ("ssd", "none"))
     return _compose(
         channels, partial(steps.select_objects, crowds=False),
         partial(steps.ssd_crop, area=area) if crop == "ssd" else None,
@@ -105,8 +98,7 @@ def detection_eval(
 
     Crowds stay among the objects, for the evaluation to know where nothing counts.
     """
-    numbers = {"size": size, "max_objects": max_objects}
-    _check("evaluation crop for detection", crop, ("none",), channels, **numbers)
+    _check("evaluation crop for detection", crop, ("none",))
     select, pad = partial(steps.select_objects, crowds=True), steps.pad_objects
     return _compose(
         channels, select, partial(steps.resize, size=size), partial(pad, rows=max_objects)
@@ -122,9 +114,7 @@ def segmentation_train(
     The crop is "scale" (`steps.scale_crop`, by a factor in `scale`) or "none" (stretched); `color`
     is the strength of `augment.photometric_distortion`, 0 for the authors' segmenters.
     """
-    numbers = {"size": size, "flip": flip, "color": color}
-    _check("training crop for segmentation", crop, ("scale", "none"), channels, **numbers)
-    _check_pair("scale", scale, math.inf)
+    _check("training crop for segmentation", crop, ("scale", "none"))
     cut = partial(steps.scale_crop, scale=scale) if crop == "scale" else steps.resize
     return _compose(
         channels, steps.select_labels, partial(cut, size=size),
@@ -139,7 +129,7 @@ def segmentation_eval(size: int, crop: str = "pad", channels: int | None = None)
     The crop is "pad", which keeps the resolution and shrinks what does not fit, or "none", which
     stretches.
     """
-    _check("evaluation crop for segmentation", crop, ("pad", "none"), channels, size=size)
+    _check("evaluation crop for segmentation", crop, ("pad", "none"))
     cut = steps.fit if crop == "pad" else steps.resize
     return _compose(channels, steps.select_labels, partial(cut, size=size))
 
@@ -156,21 +146,6 @@ def _apply(chosen: tuple[Transform, ...], record: dict, rng: np.random.Generator
     return record
 
 
-def _check(
-    kind: str, crop: str, crops: Iterable[str], channels: int | None, **numbers: float
-) -> None:
-    if crop not in crops:
-        raise unknown(kind, crop, crops)
-    if channels not in (None, 1, 3):
-        raise UsageError(f"channels {channels} must be 1, 3 or None.")
-    for name, value in numbers.items():
-        low = 1 if name in ("size", "max_objects") else 0
-        if name in ("flip", "erasing") and not 0 <= value <= 1:
-            raise UsageError(f"{name} {value} must lie between 0 and 1.")
-        if not value >= low:
-            raise UsageError(f"{name} {value} must be at least {low}.")
-
-
-def _check_pair(name: str, given: Pair, top: float) -> None:
-    if len(given) != 2 or not 0 < given[0] <= given[1] <= top or given[1] == math.inf:
-        raise UsageError(f"{name} {given} must be two numbers that rise from above 0 to {top}.")
+def _check(kind: str, name: str, choices: Iterable[str]) -> None:
+    if name not in choices:
+        raise unknown(kind, name, choices)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError
 
 AXIS = "batch"
 BATCH_NORM = ("global", "device")
@@ -78,13 +78,9 @@ def make_plan(
     """Lays out the devices, all (of all hosts) for 0; several seeds take as many as divide them.
 
     Raises:
-      UsageError: an unknown name, more devices than there are, or a global batch whose rows do not
-        divide over devices and the parts that are accumulated.
+      UsageError: more devices than there are, or a global batch whose rows do not divide over
+        devices and the parts that are accumulated.
     """
-    if launcher not in LAUNCHERS:
-        raise unknown("parallel.launcher", launcher, LAUNCHERS)
-    if batch_norm not in BATCH_NORM:
-        raise unknown("parallel.batch_norm", batch_norm, BATCH_NORM)
     if launcher == "pmap" and jax.process_count() > 1:
         raise UsageError("the launcher pmap runs on one host: set parallel.launcher to jit.")
     here = jax.devices()

@@ -229,29 +229,15 @@ def test_evaluation_pads_and_shrinks_to_fit():
     [
         (train_transform, {"crop": "incepton"}, "did you mean 'inception'"),
         (train_transform, {"policy": "randaugment"}, "did you mean 'rand_augment'"),
-        (train_transform, {"area": (0.5, 0.1)}, "area"),
-        (train_transform, {"area": (0.0, 0.1)}, "area"),
-        (train_transform, {"flip": 1.5}, "flip 1.5 must lie between 0 and 1"),
-        (train_transform, {"erasing": -0.1}, "erasing"),
-        (train_transform, {"color": -1}, "color"),
-        (train_transform, {"pad": -1}, "pad"),
-        (train_transform, {"channels": 4}, "channels"),
-        (train_transform, {"size": 0}, "size 0"),
-        (eval_transform, {"size": 0}, "size 0"),
         (detection_train, {"max_objects": 1, "crop": "sdd"}, "did you mean 'ssd'"),
-        (detection_train, {"max_objects": 1, "area": (0.0, 1.0)}, "two numbers that rise"),
-        (detection_train, {"max_objects": 1, "flip": 2.0}, "flip 2.0"),
-        (detection_train, {"max_objects": 0}, "max_objects 0"),
         (detection_eval, {"max_objects": 1, "crop": "center"}, "unknown evaluation crop"),
         (segmentation_train, {"crop": "inception"}, "choices are none, scale"),
-        (segmentation_train, {"scale": (2.0, 0.5)}, "two numbers that rise"),
-        (segmentation_eval, {"channels": 2}, "channels 2"),
+        (segmentation_eval, {"crop": "padd"}, "did you mean 'pad'"),
         (eval_transform, {"crop": "centre"}, "did you mean 'center'"),
         (eval_transform, {"method": "cubic"}, "did you mean 'bicubic'"),
-        (eval_transform, {"fraction": 0.0}, "fraction"),
     ],
 )
-def test_values_out_of_range_are_refused(make, values, message):
+def test_unknown_names_are_refused(make, values, message):
     with pytest.raises(UsageError, match=message) as error:
         make(**({"size": 8} | values))
     assert "\n" not in str(error.value)

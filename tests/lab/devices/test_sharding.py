@@ -46,8 +46,6 @@ def test_all_devices_by_default():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"launcher": "xmap"}, "unknown parallel.launcher 'xmap'"),
-        ({"batch_norm": "sync"}, "unknown parallel.batch_norm 'sync'"),
         ({"devices": 9}, "parallel.devices is 9, but 8 CPU device"),
         ({"devices": -1}, "parallel.devices is -1"),
         ({"batch_size": 60}, "batch_size is 60, which does not divide over 8 device(s): try 64"),
