@@ -143,10 +143,11 @@ def load_weights(
         )
     beside = read_beside(ecosystem.name, path, contents.graph)
     beside = choose(beside, found.in_channels, output_stride, resolution, mean, std)
-    dialect = ecosystem.dialect._replace(**beside.dialect)
     try:
-        load = _segmenter if found.head is not None else _classifier
-        loaded = load(ecosystem, found, contents, path, beside, dialect, drop_head)
+        if found.head is None:
+            loaded = _classifier(ecosystem, found, contents, path, beside, drop_head)
+        else:
+            loaded = _segmenter(ecosystem, found, contents, path, beside)
     except UsageError as error:
         if contents.averages != "used":
             raise
@@ -166,7 +167,6 @@ def _classifier(
     contents: Contents,
     path: str,
     beside: Beside,
-    dialect: Dialect,
     drop_head: bool,
 ) -> Loaded:
     stored, classes, why = contents.tensors, None, ""
@@ -179,6 +179,7 @@ def _classifier(
         has = f"another head than one linear layer: {why}" if why else missing
         raise UsageError(f"{path!r} has {has}; load it with drop_head=True for its features.")
     offset = ecosystem.class_offset if classes == IMAGENET_CLASSES + ecosystem.class_offset else 0
+    dialect = ecosystem.dialect._replace(**beside.dialect)
     model = MobileNetV2(
         classes,
         found.width,
@@ -210,20 +211,15 @@ def _without_background(loaded: Loaded, path: str) -> Loaded:
 
 
 def _segmenter(
-    ecosystem: Ecosystem,
-    found: Architecture,
-    contents: Contents,
-    path: str,
-    beside: Beside,
-    dialect: Dialect,
-    _: bool,
+    ecosystem: Ecosystem, found: Architecture, contents: Contents, path: str, beside: Beside
 ) -> Loaded:
     spec, width, in_channels, classes, channels = found
     variables, left_out = merge(ecosystem, found, contents.tensors, path)
     if classes is None or channels is None:
         kernel = classifier_names(ecosystem, segmenter=True)[0]
         raise UsageError(f"{path!r} has no {kernel}, the last layer of a segmenter: use another.")
-    stride = beside.output_stride or OUTPUT_STRIDE
+    stride, dialect = beside.output_stride or OUTPUT_STRIDE, ecosystem.dialect
+    dialect = dialect._replace(**beside.dialect)
     backbone = MobileNetV2(None, width, stride, spec=spec, in_channels=in_channels, dialect=dialect)
     model = DeepLabV3(classes, backbone, channels=channels)  # its head has its own batch norm
     prepared = segmenter_preprocessing(dialect, path, beside.size)
