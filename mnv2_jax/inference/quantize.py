@@ -53,14 +53,11 @@ class Quantized(NamedTuple):
     weights: dict[str, Weights]  # of every node with a kernel
 
 
-def quantize(graph: Graph, batches: Iterable[Any], percentile: float = 100.0) -> Quantized:
+def quantize(graph: Graph, batches: Iterable[Any]) -> Quantized:
     """Quantizes a network after training (PTQ); an operation that int8 cannot hold is refused.
 
-    Args:
-      graph: of the network; preprocessing inside stays in float.
-      batches: images as the graph takes them; a few hundred are enough.
-      percentile: share of each batch's values inside the range, which is averaged over batches
-        below 100; at 100 the range is the widest seen.
+    The batches are images as the graph takes them, of which a few hundred are enough. Preprocessing
+    inside the graph stays in float.
     """
     for node in graph.nodes:
         if node.op not in INTEGER or (node.op == "add" and node.kernel is not None):
@@ -68,7 +65,7 @@ def quantize(graph: Graph, batches: Iterable[Any], percentile: float = 100.0) ->
                 f"int8 cannot hold {node.op!r} (layer {node.layer}): "
                 "replace it in the network, or export without int8."
             )
-    ranges = calibrate(graph, batches, percentile)
+    ranges = calibrate(graph, batches)
     return with_ranges(graph, {name: activation_scale(*ends) for name, ends in ranges.items()})
 
 
@@ -89,21 +86,15 @@ def first_images(batches: Iterable[Any], count: int) -> Iterator[Any]:
             return
 
 
-def calibrate(
-    graph: Graph, batches: Iterable[Any], percentile: float = 100.0
-) -> dict[str, tuple[float, float]]:
-    """Returns the lowest and highest value of the images and every node; see `quantize`."""
+def calibrate(graph: Graph, batches: Iterable[Any]) -> dict[str, tuple[float, float]]:
+    """Returns the lowest and highest value of the images and every node over all batches."""
 
     @jax.jit
     def observe(images: Array) -> dict[str, Array]:
         seen = {}
 
         def after(name: str, value: Array) -> Array:
-            tails = jnp.asarray([100.0 - percentile, percentile])
-            low, high = (
-                (value.min(), value.max()) if percentile == 100 else jnp.percentile(value, tails)
-            )
-            seen[name] = jnp.stack([low, high])
+            seen[name] = jnp.stack([value.min(), value.max()])
             return value
 
         run(graph, images, after)
@@ -117,8 +108,7 @@ def calibrate(
         if name == IMAGES and graph.nodes[0].op == "normalize":
             continue
         low, high = np.stack([seen[name] for seen in observed]).T
-        ends = (low.min(), high.max()) if percentile == 100 else (low.mean(), high.mean())
-        ranges[name] = (float(ends[0]), float(ends[1]))
+        ranges[name] = (float(low.min()), float(high.max()))
     for names in _tied(graph):
         low, high = min(ranges[n][0] for n in names), max(ranges[n][1] for n in names)
         ranges |= dict.fromkeys(names, (low, high))

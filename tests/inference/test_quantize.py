@@ -83,8 +83,6 @@ def test_bottlenecks_are_signed_and_wide_layers_are_not(small):
     ranges = calibrate(graph, [images])
     assert ranges["block_2/project"][0] < 0 < ranges["block_2/project"][1]
     assert ranges["block_2/filter"][0] >= 0
-    inside = calibrate(graph, [images], percentile=99.0)
-    assert all(inside[n][1] <= ranges[n][1] + 1e-6 for n in ranges)
 
 
 def test_equalisation_changes_no_relu_network_and_evens_out_its_channels(small):
