@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.extend import core
 
 from mnv2_jax.markdown import markdown_table
@@ -125,18 +126,19 @@ def account(module: nn.Module, *inputs: Any, **kwargs: Any) -> Account:
     madds: Counter[str] = Counter()
     for path, count in _products(traced.jaxpr):
         madds[path] += count
+    params: Any = flatten_dict(variables.get("params", {}))
     layers = []
     for path, call in calls.items():
-        own = _own(variables.get("params", {}), path)
+        own = {name: leaf for (*place, name), leaf in params.items() if "/".join(place) == path}
         count = madds.pop(path, 0)
         if isinstance(call.module, nn.Conv):
             depth = math.prod(own["kernel"].shape[:-1])  # (*window, inputs of a group, features)
             count = depth * sum(math.prod(out) for out in call.outputs)
         sizes = {name: math.prod(leaf.shape) for name, leaf in own.items()}
         kernels = sum(size for name, size in sizes.items() if name not in ("scale", "bias"))
-        kind, params = type(call.module).__name__, sum(sizes.values())
+        kind, total = type(call.module).__name__, sum(sizes.values())
         if own or count:
-            layers.append(Layer(path, kind, call.input, call.outputs[0], params, kernels, count))
+            layers.append(Layer(path, kind, call.input, call.outputs[0], total, kernels, count))
     layers += [Layer(path, "products", (), (), 0, 0, count) for path, count in madds.items()]
     return Account(tuple(layers))
 
@@ -212,13 +214,6 @@ def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
             jaxpr = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
             if isinstance(jaxpr, core.Jaxpr):
                 yield jaxpr
-
-
-def _own(params: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Returns the parameters that the module at `path` owns itself."""
-    for name in path.split("/") if path else ():
-        params = params.get(name, {})
-    return {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
 
 
 def _first_shape(tree: Any) -> tuple[int, ...]:

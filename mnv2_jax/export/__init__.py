@@ -21,7 +21,7 @@ from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import Opened, open_litert, open_onnx, open_stablehlo
 from mnv2_jax.export.stablehlo import write_stablehlo
 from mnv2_jax.files import replacing, writable_place
-from mnv2_jax.inference.graph import Graph, trace
+from mnv2_jax.inference.graph import option, trace
 from mnv2_jax.inference.quantize import Quantized, equalize, quantize, simulate
 from mnv2_jax.models.build import look_up
 from mnv2_jax.models.dialect import SLIM, normalize
@@ -102,7 +102,7 @@ def export(
         able = ", ".join(name for name, other in FORMATS.items() if other.int8)
         raise UsageError(f"{to} is written in float: for int8 export to {able}.")
     progress(f"compiling for images of {size[0]}x{size[1]}, which may take a while …")
-    dialect = getattr(getattr(model, "backbone", model), "dialect", SLIM)
+    dialect = option(model, "dialect", SLIM)
     graph = trace(model, variables, size, dialect if preprocessing else None)
 
     def entering(pixels: Any) -> np.ndarray:
@@ -112,7 +112,8 @@ def export(
     if len(calibration):
         quantized = quantize(equalize(graph) if equalized else graph, map(entering, calibration))
         graph = quantized.graph
-    outputs = output_names(graph)
+    known, count = {1: ("logits",), 2: ("codes", "logits")}, len(graph.outputs)
+    outputs = known.get(count) or tuple(f"output_{i}" for i in range(count))
     with replacing(path) as partial:
         format_.write(partial, graph, outputs, classes, quantized)
     if len(calibration):
@@ -129,16 +130,13 @@ def export(
         bytes=path.stat().st_size,
         runtime=opened.runtime,
         operations=dict(opened.operations.most_common()),
-        difference={name: largest_difference(ours, theirs) for name, ours, theirs in compared},
+        difference={
+            name: float(np.abs(ours - theirs).max() / np.abs(ours).max())
+            for name, ours, theirs in compared
+        },
         simulated={} if quantized is None else _steps_apart(quantized, outputs, given, results),
         latency_ms=latency(functools.partial(opened.call, given[:1])),
     )
-
-
-def output_names(graph: Graph) -> tuple[str, ...]:
-    """Returns what the results of a graph are called in files."""
-    known, count = {1: ("logits",), 2: ("codes", "logits")}, len(graph.outputs)
-    return known.get(count) or tuple(f"output_{i}" for i in range(count))
 
 
 def _steps_apart(
@@ -152,15 +150,6 @@ def _steps_apart(
         steps = np.abs(np.asarray(ours) - theirs) / quantized.activations[name].scale
         apart[output] = (float(steps.max()), float(steps.mean()))
     return apart
-
-
-def largest_difference(expected: np.ndarray, given: np.ndarray) -> float:
-    """Returns the largest difference, relative to the largest expected value.
-
-    >>> largest_difference(np.array([0.0, 2.0]), np.array([0.5, 2.0]))
-    0.25
-    """
-    return float(np.abs(expected - given).max() / np.abs(expected).max())
 
 
 def latency(call: Callable[[], Any], runs: int = 15) -> float:

@@ -152,11 +152,7 @@ class _Writer:
             opcodeIndex=self.codes.index(code), inputs=list(inputs), outputs=[output]
         )
         if kind:
-            made = getattr(schema, f"{kind}T")()
-            for key, value in options.items():
-                assert hasattr(made, key), (kind, key)
-                setattr(made, key, value)
-            operator.builtinOptions = made
+            operator.builtinOptions = getattr(schema, f"{kind}T")(**options)
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
         self.operators.append(operator)
 
@@ -266,10 +262,6 @@ class _Writer:
         to = self.integers(f"{node.name}/shape", shape)
         self.operator("RESHAPE", [*inputs, to], self.result(node), "ReshapeOptions", newShape=shape)
 
-    def _expand(self, node: Node, inputs: list[int]) -> None:
-        """One pixel interpolated is that pixel repeated, for any batch."""
-        self._resize(node, inputs)
-
     def _concat(self, node: Node, inputs: list[int]) -> None:
         axis = node.axis % len(node.shape)
         self.operator("CONCATENATION", inputs, self.result(node), "ConcatenationOptions", axis=axis)
@@ -280,3 +272,5 @@ class _Writer:
             "RESIZE_BILINEAR", [*inputs, size], self.result(node), "ResizeBilinearOptions",
             alignCorners=True,
         )  # fmt: skip
+
+    _expand = _resize  # one pixel interpolated is that pixel repeated, for any batch

@@ -14,7 +14,7 @@ import numpy as np
 
 from mnv2_jax.export.runtimes import cannot_write, need
 from mnv2_jax.inference.graph import IMAGES, Graph, Node
-from mnv2_jax.inference.operations import BINARY, UNARY
+from mnv2_jax.inference.operations import BINARY, UNARY, only
 from mnv2_jax.inference.quantize import Quantized
 
 OPSET = 17  # the oldest with all that is used here
@@ -52,15 +52,10 @@ def joined_rows(graph: Graph) -> dict[str, list[tuple[Node, Node]]]:
     """
     nodes = {node.name: node for node in graph.nodes}
     uses, joined = graph.uses(), {}
-
-    def only(name: str, op: str) -> Node | None:
-        node = nodes.get(name)
-        return node if node is not None and node.op == op and uses[name] == 1 else None
-
     for node in graph.nodes:
         if node.op == "concat" and len(node.shape) == 3 and node.axis == 1:
-            reshapes = [only(name, "reshape") for name in node.inputs]
-            pairs = [(r and only(r.inputs[0], "conv"), r) for r in reshapes]
+            reshapes = [only(name, nodes, uses, "reshape") for name in node.inputs]
+            pairs = [(r and only(r.inputs[0], nodes, uses, "conv"), r) for r in reshapes]
             if all(conv is not None for conv, _ in pairs):
                 joined[node.name] = pairs
     return joined
@@ -205,7 +200,6 @@ class _Writer:
         return self.emit(ELEMENTWISE[node.op], inputs, node.name)
 
     def _clip(self, node: Node, inputs: list[str]) -> str:
-        del node
         return inputs[0]
 
     def _mean(self, node: Node, inputs: list[str]) -> str:

@@ -43,7 +43,6 @@ class Opened(NamedTuple):
 
 def open_stablehlo(path: Path, threads: int) -> Opened:
     """Opens a file of `write_stablehlo` in JAX, which uses the threads that it has."""
-    del threads
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     call = jax.jit(exported.call)
     return Opened(

@@ -34,7 +34,6 @@ def write_stablehlo(
     The names of classes are kept as JSON in the member `CLASSES` of a ZIP at the end. There is no
     place for `outputs` and `quantized`, which other formats take.
     """
-    del outputs, quantized
     need("flatbuffers", "export")  # by jax.export
     pixels = graph.nodes[0].op == "normalize"
     (batch,) = export.symbolic_shape("batch")

@@ -72,7 +72,7 @@ def structure(
     of which shapes may be enough, and has to trace it.
     """
     graphs = []
-    plain, shape = _plain(model), (1, *size, in_channels(model))
+    plain, shape = _plain(model), (1, *size, option(model, "in_channels", 3))
 
     def weights(variables: Any) -> dict[str, Folded]:
         with compiled_for("any"):  # convolutions as one operation to read
@@ -86,16 +86,16 @@ def structure(
         return {
             node.name: Folded(node.kernel, node.bias)
             for node in graphs[-1].nodes
-            if any(map(_is_traced, jax.tree.leaves((node.kernel, node.bias))))
+            if any(isinstance(v, core.Tracer) for v in jax.tree.leaves((node.kernel, node.bias)))
         }
 
     evaluated = evaluate(weights, variables)
     return graphs[-1], evaluated
 
 
-def in_channels(model: Any) -> int:
-    """Returns how many channels a model's images have: 3 where it does not say."""
-    return getattr(getattr(model, "backbone", model), "in_channels", 3)
+def option(model: Any, name: str, default: Any) -> Any:
+    """Returns an attribute of a model or its backbone, or the default where it does not say."""
+    return getattr(getattr(model, "backbone", model), name, default)
 
 
 def _plain(model: Any) -> Any:
@@ -104,10 +104,6 @@ def _plain(model: Any) -> Any:
         return model.clone(backbone=_plain(model.backbone))
     changes = {"dtype": jnp.float32, "split": 1}
     return model.clone(**{name: value for name, value in changes.items() if hasattr(model, name)})
-
-
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, core.Tracer)
 
 
 class _Reader:
@@ -242,11 +238,8 @@ def _read_conv(given: _Given) -> Node | None:
     p, kernel = given.params, given.second
     stride, dilation = (set(p[name]) for name in ("window_strides", "rhs_dilation"))
     square = p["batch_group_count"] == len(stride) == len(dilation) == 1
-    if kernel is None or (square, p["dimension_numbers"], {*p["lhs_dilation"]}) != (
-        True,
-        NHWC,
-        {1},
-    ):
+    plain = square and p["dimension_numbers"] == NHWC and set(p["lhs_dilation"]) == {1}
+    if kernel is None or not plain:
         return None
     return given.node(
         "conv",
@@ -276,7 +269,7 @@ def _read_binary(given: _Given) -> Node | tuple[Node, Node] | None:
     if not given.constants:
         return given.node()
     op, (value,), reversed_ = given.op, given.constants, given.second is None
-    if op in ("max", "min") and np.ndim(value) == 0 and not _is_traced(value):
+    if op in ("max", "min") and np.ndim(value) == 0 and not isinstance(value, core.Tracer):
         end = float(value)
         return given.node("clip", clip=(end, np.inf) if op == "max" else (-np.inf, end))
     if op == "sub" and reversed_:

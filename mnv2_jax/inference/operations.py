@@ -69,6 +69,12 @@ class Folded(NamedTuple):
     bias: Any
 
 
+def only(name: str, nodes: Mapping[str, Node], uses: Counter[str], *ops: str) -> Node | None:
+    """Returns the node of a name, if it is one of these operations and is read only once."""
+    node = nodes.get(name)
+    return node if node is not None and node.op in ops and uses[name] == 1 else None
+
+
 def with_weights(graph: Graph, weights: Mapping[str, tuple[Any, Any]]) -> Graph:
     """Returns the graph with other kernels and biases, given by the names of their nodes."""
 
@@ -122,23 +128,10 @@ def hard_swish(x: Array) -> Array:
 
 # Element by element, by the names of JAX's primitives.
 UNARY: dict[str, Callable[[Array], Array]] = {
-    "logistic": lax.logistic,
-    "tanh": lax.tanh,
-    "exp": lax.exp,
-    "log": lax.log,
-    "sqrt": lax.sqrt,
-    "abs": lax.abs,
-    "erf": lax.erf,
-    "hard_swish": hard_swish,
-}
+    op: getattr(lax, op) for op in ("logistic", "tanh", "exp", "log", "sqrt", "abs", "erf")
+} | {"hard_swish": hard_swish}
 BINARY: dict[str, Callable[[Array, Array], Array]] = {
-    "add": lax.add,
-    "sub": lax.sub,
-    "mul": lax.mul,
-    "div": lax.div,
-    "max": lax.max,
-    "min": lax.min,
-    "pow": lax.pow,
+    op: getattr(lax, op) for op in ("add", "sub", "mul", "div", "max", "min", "pow")
 }
 OPERATIONS: dict[str, Callable[..., Array]] = {
     "normalize": lambda n, x: (

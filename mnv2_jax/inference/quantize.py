@@ -20,7 +20,7 @@ from jaxtyping import Array, Num
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.inference.graph import IMAGES, Graph, Node, run, with_weights
-from mnv2_jax.inference.operations import WEIGHTED
+from mnv2_jax.inference.operations import WEIGHTED, only
 
 LOWEST, HIGHEST = -128, 127
 KERNEL_LIMIT = 127  # runtimes keep kernels symmetric, without -128
@@ -165,8 +165,8 @@ def equalize(graph: Graph, rounds: int = 20) -> Graph:
     nodes, uses = {node.name: node for node in graph.nodes}, graph.uses()
 
     def applies(after: Node) -> bool:
-        before = nodes.get(after.inputs[0])
-        if before is None or not before.op == after.op == "conv" or uses[before.name] != 1:
+        before = only(after.inputs[0], nodes, uses, "conv")
+        if before is None or after.op != "conv":
             return False
         return (before.clip is None or before.clip[0] == 0) and after.groups in (1, after.shape[3])
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2_jax.inference.graph import Folded, Graph, Node, in_channels, structure, with_weights
-from mnv2_jax.inference.operations import UNARY, compute, run
+from mnv2_jax.inference.graph import Folded, Graph, Node, option, structure, with_weights
+from mnv2_jax.inference.operations import UNARY, compute, only, run
 from mnv2_jax.models.mobilenet import check_images
 from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.ops.platform import platform
@@ -41,7 +41,7 @@ def fold(model: Any, variables: Any, size: tuple[int, int] = (224, 224)) -> dict
       What `folded_apply` computes with, by the names of the graph's nodes: kernels and biases of
       convolutions in the model's dtype, of the classifier in float32.
     """
-    dtype = _option(model, "dtype", jnp.float32)
+    dtype = option(model, "dtype", jnp.float32)
     graph, folded = structure(model, variables, size, lambda f, v: jax.jit(f)(v))
     convolutions = {node.name for node in graph.nodes if node.op == "conv"} & folded.keys()
     return folded | {
@@ -65,17 +65,17 @@ def folded_apply(
       band: bytes of an expanded tensor above which a block is computed in bands of rows, each of at
         most so many bytes; None leaves the choice to the platform, infinity computes all at once.
     """
-    check_images(images, in_channels(model))
+    check_images(images, option(model, "in_channels", 3))
     on_cpu = platform() == "cpu"
     if band is None:
         band = BAND if on_cpu else math.inf
-    dtype = _option(model, "dtype", jnp.float32)
+    dtype = option(model, "dtype", jnp.float32)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
     results, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), one)
     tree = jax.tree.structure(results)
     size = (images.shape[1], images.shape[2])
     graph = with_weights(structure(model, variables, size)[0], folded)
-    convolve = _option(model, "convolve", convolution)
+    convolve = option(model, "convolve", convolution)
 
     def network(images: Array) -> Any:
         banded = in_bands(graph, images.shape[0], band, dtype)
@@ -91,11 +91,6 @@ def folded_apply(
     if whole == len(images):
         return out
     return jax.tree.map(lambda *x: jnp.concatenate(x), out, network(images[whole:]))
-
-
-def _option(model: Any, name: str, default: Any) -> Any:
-    """Returns an attribute of a model or its backbone."""
-    return getattr(getattr(model, "backbone", model), name, default)
 
 
 def in_bands(graph: Graph, batch: int, band: float, dtype: Any = jnp.float32) -> Graph:
@@ -123,27 +118,20 @@ def in_bands(graph: Graph, batch: int, band: float, dtype: Any = jnp.float32) ->
 
 def _block(project: Node, made: dict[str, Node], uses: Any) -> list[Node]:
     """Returns the nodes of the block that ends here, from expansion to projection, or none."""
-    if not _is_pointwise(project):
+    plain = (project.stride, project.groups, project.padding) == (1, 1, ((0, 0), (0, 0)))
+    if project.op != "conv" or project.kernel.shape[:2] != (1, 1) or not plain:
         return []
     chain = [project]
     while len(convolutions := [n for n in chain if n.op == "conv"]) < 3:
-        before = made.get(chain[0].inputs[0])
-        if before is None or uses[before.name] != 1:
+        before = only(chain[0].inputs[0], made, uses, "conv", "clip", *UNARY)
+        if before is None:
             return []
-        depthwise = before.op == "conv" and before.groups == before.shape[3] > 1
-        wanted = depthwise if len(convolutions) == 1 else before.op == "conv" and before.groups == 1
-        if not wanted and before.op not in (*UNARY, "clip"):
+        depthwise = before.groups == before.shape[3] > 1
+        wanted = depthwise if len(convolutions) == 1 else before.groups == 1
+        if before.op == "conv" and not wanted:
             return []
         chain.insert(0, before)
     return chain
-
-
-def _is_pointwise(node: Node) -> bool:
-    return (
-        node.op == "conv"
-        and node.kernel.shape[:2] == (1, 1)
-        and (node.stride, node.groups, node.padding) == (1, 1, ((0, 0), (0, 0)))
-    )
 
 
 def _reach(node: Node) -> int:
@@ -155,7 +143,6 @@ def _compute_bands(
     chain: list[Node], bands: int, node: Node, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b ho wo f"]:
     """Computes a block, which is one node now, in at least so many bands of output rows."""
-    del node
     expand, filter_ = [node for node in chain if node.op == "conv"][:2]
     wide_rows, out_rows = expand.shape[1], chain[-1].shape[1]
     bands = min(bands, out_rows)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jax import core
 
-from mnv2_jax.inference.operations import WEIGHTED, Graph, Node
+from mnv2_jax.inference.operations import WEIGHTED, Graph, Node, only
 
 Made = dict[str, Node]
 Rule = Callable[[Node, Made, Counter[str]], str | None]
@@ -40,17 +40,11 @@ def simplified(graph: Graph) -> Graph:
     )
 
 
-def _only(name: str, made: Made, uses: Counter[str], *ops: str) -> Node | None:
-    """The node of a name, if it is one of these operations and is read only once."""
-    node = made.get(name)
-    return node if node is not None and node.op in ops and uses[name] == 1 else None
-
-
 def _into_weights(node: Node, made: Made, uses: Counter[str]) -> str | None:
     """A factor or an offset of channels goes into the kernel and the bias: batch norm is both."""
     if node.op not in ("add", "mul") or len(node.inputs) != 1:
         return None
-    before = _only(node.inputs[0], made, uses, *WEIGHTED)
+    before = only(node.inputs[0], made, uses, *WEIGHTED)
     if before is None or before.clip is not None or math.prod(node.kernel.shape[:-1]) != 1:
         return None
     value = node.kernel.reshape(-1)
@@ -68,7 +62,7 @@ def _into_bounds(node: Node, made: Made, uses: Counter[str]) -> str | None:
     """A bound goes into the operation that it bounds: min(max(x, 0), 6) is a ReLU6."""
     if node.op != "clip" or node.clip is None:
         return None
-    before = _only(node.inputs[0], made, uses, *WEIGHTED, "add", "mul", "clip")
+    before = only(node.inputs[0], made, uses, *WEIGHTED, "add", "mul", "clip")
     if before is None:
         return None
     low, high = (float(np.clip(end, *node.clip)) for end in before.clip or (-np.inf, np.inf))
@@ -82,9 +76,9 @@ def _to_mean(node: Node, made: Made, uses: Counter[str]) -> str | None:
     if factor is None:
         return None
     name = node.inputs[0]
-    while (reshape := _only(name, made, uses, "reshape")) is not None:
+    while (reshape := only(name, made, uses, "reshape")) is not None:
         name = reshape.inputs[0]
-    total = _only(name, made, uses, "sum")
+    total = only(name, made, uses, "sum")
     if total is None or not math.isclose(factor * total.kernel, 1, rel_tol=1e-6):
         return None
     made[name] = total._replace(op="mean", kernel=None)
@@ -104,12 +98,12 @@ def _to_hard_swish(node: Node, made: Made, uses: Counter[str]) -> str | None:
                 return None
             number *= factor
         for name in product.inputs:
-            inner = _only(name, made, uses, "mul")
+            inner = only(name, made, uses, "mul")
             if inner is not None and inner.clip is None:
                 left.append(inner)
             else:
                 factors.append(name)
-    gates = [name for name in factors if _only(name, made, uses, "add")]
+    gates = [name for name in factors if only(name, made, uses, "add")]
     if len(factors) != 2 or len(gates) != 1 or not math.isclose(number, 1 / 6, rel_tol=1e-6):
         return None
     gate = made[gates[0]]
