@@ -35,7 +35,6 @@ Wiring = Callable[..., tuple[Array, Array | None]]
 
 def between_bottlenecks(expand, filter_, project, thin, wide, stride):
     """The paper's shortcut: the block's thin input is added to its thin output (Fig. 3b, 4d)."""
-    del wide
     out = project(filter_(expand(thin)))
     return (thin + out if stride == 1 and thin.shape == out.shape else out), None
 
@@ -55,7 +54,6 @@ def between_expansions(expand, filter_, project, thin, wide, stride):
 
 def no_shortcut(expand, filter_, project, thin, wide, stride):
     """No shortcut at all (Fig. 6b's third curve)."""
-    del wide, stride
     return project(filter_(expand(thin))), None
 
 

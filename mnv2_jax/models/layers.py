@@ -62,7 +62,6 @@ def pad_symmetric(size: int, kernel: int, stride: int, dilation: int) -> tuple[i
     >>> pad_symmetric(224, 3, 2, 1)
     (1, 1)
     """
-    del size, stride
     half = dilation * (kernel - 1) // 2
     return half, half
 

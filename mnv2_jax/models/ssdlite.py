@@ -51,7 +51,6 @@ def separable_predictor(conv, x, project):
 
 def full_predictor(conv, x, project):
     """SSD's predictor: one full 3×3 convolution with a bias."""
-    del conv
     return project(kernel_size=(3, 3), name="project")(x)
 
 

@@ -52,7 +52,8 @@ def flip(record: dict, rng: Rng, probability: float) -> dict:
         return record
     changed = {"image": image.flip(record["image"])}
     if "boxes" in record:
-        changed["boxes"] = mirrored(record["boxes"])
+        top, left, bottom, right = record["boxes"].T
+        changed["boxes"] = np.stack([top, 1 - right, bottom, 1 - left], axis=1)
     if _has_map(record):
         changed["label"] = record["label"][:, ::-1]
     return record | changed
@@ -99,16 +100,6 @@ def scale_crop(record: dict, rng: Rng, size: int, scale: Pair = (0.5, 2.0)) -> d
     top, left = (int(rng.integers(n - size + 1)) for n in record["label"].shape)
     window = slice(top, top + size), slice(left, left + size)
     return {key: array[window] for key, array in record.items()}
-
-
-def mirrored(boxes: np.ndarray) -> np.ndarray:
-    """Mirrors boxes left and right.
-
-    >>> mirrored(np.array([[0.0, 0.25, 1.0, 0.5]]))
-    array([[0.  , 0.5 , 1.  , 0.75]])
-    """
-    top, left, bottom, right = boxes.T
-    return np.stack([top, 1 - right, bottom, 1 - left], axis=1)
 
 
 def select_labels(record: dict, _: Rng) -> dict:

@@ -13,14 +13,9 @@ LONG = 16 * LANES  # bytes, from which on lanes are worth joining
 BITS = np.arange(32, dtype=np.uint32)
 
 
-def _byte_table() -> np.ndarray:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(POLYNOMIAL), table >> 1)
-    return table
-
-
-TABLE = _byte_table()
+TABLE = np.arange(256, dtype=np.uint32)
+for _ in range(8):
+    TABLE = np.where(TABLE & 1, (TABLE >> 1) ^ np.uint32(POLYNOMIAL), TABLE >> 1)
 STEPS: list[int] = TABLE.tolist()
 
 

@@ -102,8 +102,7 @@ class _ArrayStub:
 
     buffer = b""
 
-    def __init__(self, *arguments):
-        del arguments
+    def __init__(self, *_): ...
 
     def __setstate__(self, state):
         if isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], bytes):
