@@ -45,9 +45,11 @@ def open_stablehlo(path: Path, threads: int) -> Opened:
     """Opens a file of `write_stablehlo` in JAX, which uses the threads that it has."""
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     call = jax.jit(exported.call)
+    operations = Counter(re.findall(r'[\s"]stablehlo\.(\w+)', exported.mlir_module()))
+    del operations["return"]  # the end of a region
     return Opened(
         lambda images: [np.asarray(x) for x in call(images)],
-        count_operations(exported),
+        operations,
         f"JAX {jax.__version__}",
     )
 
@@ -88,10 +90,3 @@ def open_litert(path: Path, threads: int) -> Opened:
     codes = [names[code.builtinCode] for code in model.operatorCodes]
     operations = Counter(codes[op.opcodeIndex] for op in model.subgraphs[0].operators)
     return Opened(call, operations, "LiteRT")
-
-
-def count_operations(exported: jax.export.Exported) -> Counter[str]:
-    """Counts the operations of an exported program by name, all platforms together."""
-    counts = Counter(re.findall(r'[\s"]stablehlo\.(\w+)', exported.mlir_module()))
-    del counts["return"]  # the end of a region
-    return counts

@@ -37,11 +37,8 @@ RULES = {
     "slim": Preprocessing("stretch", 0.875, antialias=False),
     # Keras resizes to the input's size and states nothing else
     "keras": Preprocessing("none", 1.0),
-    "torchvision": _TORCH,
     "timm": _TORCH._replace(method="bicubic"),
-    "hf": _TORCH,
-    "d-li14": _TORCH,
-    "tonylins": _TORCH,
+    **dict.fromkeys(("torchvision", "hf", "d-li14", "tonylins"), _TORCH),
 }
 
 RELEASES = {
