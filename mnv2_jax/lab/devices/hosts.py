@@ -152,21 +152,18 @@ def agree(values: Mapping[str, Any]) -> None:
     Raises:
       UsageError: on every host, with what differs and where.
     """
-    texts = gather(json.dumps(values, sort_keys=True, default=str))
-    first = json.loads(texts[0])
-    for i, text in enumerate(texts):
-        if text == texts[0]:
-            continue
-        other = json.loads(text)
+    first, *others = map(json.loads, gather(json.dumps(values, default=str)))
+    for i, other in enumerate(others, 1):
         lines = [
             f"{key}: {first.get(key)!r} on host 0, {other.get(key)!r} on host {i}"
             for key in sorted(first.keys() | other.keys())
             if first.get(key) != other.get(key)
         ]
-        raise UsageError(
-            f"the hosts do not agree ({'; '.join(lines)[:600]}): give the same command, with the "
-            "same files, on each of them."
-        )
+        if lines:
+            raise UsageError(
+                f"the hosts do not agree ({'; '.join(lines)[:600]}): give the same command, with "
+                "the same files, on each of them."
+            )
 
 
 @contextmanager
