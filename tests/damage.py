@@ -96,7 +96,7 @@ def corrupt_files(count: int, place: Path, seed: int = 0) -> tuple[int, int]:
             found = path.name == "config.json" and how == "delete"
         try:
             with Lock(broken) as lock:
-                again = any(sweep._waiting(configuration(), broken, lock).values())
+                again = any(sweep._waiting(configuration(), broken, lock))
         except UsageError as error:
             again = "\n" not in str(error)
         again = (
