@@ -4,8 +4,9 @@
 
 For each `results.json` in the folders there it computes the fingerprint anew (see
 `mnv2_jax.lab.train.provenance`), and says which parts differ. Nothing is trained. The status is 1
-where a result was made by other code. What earlier releases made has no fingerprint; what needs
-data that are not here is not checked; programs are compared with the same jax and jaxlib, on CPUs.
+where a result was made by other code. What earlier releases made has no fingerprint. Where data are
+not here, the configuration alone is checked; programs are compared with the same jax and jaxlib, on
+CPUs, and of variants that differ by their learning rate alone those of the first.
 """
 
 import argparse
@@ -60,41 +61,47 @@ def ask(path: Path, cache: Path) -> str:
 
 def compare(path: str) -> str:
     """What differs between a result and what this code would make, in a line."""
-    from mnv2_jax.lab.train.config import load_config
-    from mnv2_jax.lab.train.provenance import of_run, of_sources
+    from mnv2_jax.lab.train import provenance
+    from mnv2_jax.lab.train.config import load_config, plain
     from mnv2_jax.lab.train.report import environment as versions
     from mnv2_jax.lab.train.run import make_run
     from mnv2_jax.lab.train.sweep import check_variants
 
     results, here, sources = read_json(Path(path)), versions(), {}
-    differ, notes, command = defaultdict(list), {}, results["command"]
-    again = f": make it again with `{command}`"
+    differ, notes, seen, known = defaultdict(list), {}, set(), {}
+    command = results["command"]
     rest, overrides = split_overrides(shlex.split(command)[2:])
     parsed = make_parser().parse_args(rest if rest[0] == "train" else ["train", *rest])
     try:
         variants = check_variants(load_config(parsed.config or parsed.experiment, overrides))
     except UsageError as error:
-        return f"{OTHER} ({error}){again}"
-    for name in results["origins"].keys() ^ variants.keys():
-        differ["variants"].append(name)
-    for name, own in results["origins"].items():
-        for seeds in sorted(
-            {origin["seeds_at_once"] for origin in own} if name in variants else ()
-        ):
+        return f"{OTHER} ({error}): make it again with `{command}`"
+    every = [(k, o) for k, own in results["origins"].items() for o in own if k in variants]
+    differ["variants"] = sorted(results["origins"].keys() ^ variants.keys())
+    for name, origin in every:
+        config, seeds = variants[name], origin["seeds_at_once"]
+        if (name, seeds) not in known:
+            known[name, seeds] = {"configuration": provenance.of_configuration(config)}
+            settings = {k: v for k, v in plain(config).items() if not k.startswith("sweep.")}
+            # Another rate is another constant in the same network, which takes seconds to trace.
+            alike = str(settings | {"optimizer.learning_rate": 0, "seeds": seeds})
             try:
-                run = make_run(variants[name], seeds, sources)
-                now = of_run(run, variants[name], of_sources(sources))["fingerprint"]
+                if alike not in seen:
+                    run = make_run(config, seeds, sources)
+                    made = provenance.of_sources(sources)
+                    known[name, seeds] = provenance.of_run(run, config, made)["fingerprint"]
             except UsageError as error:
-                return f"not checked: {error}"
-            for origin in (origin for origin in own if origin["seeds_at_once"] == seeds):
-                parts = [part for part in now if now[part] != origin["fingerprint"][part]]
-                if reason := incomparable(origin, here):
-                    notes[f"; {reason}, so programs are not compared"] = None
-                    parts = [part for part in parts if part != "program"]
-                for part in parts:
-                    differ[part].append(name)
-    what = "; ".join(f"{part} of {', '.join(dict.fromkeys(own))}" for part, own in differ.items())
-    return f"{OTHER} ({what}){''.join(notes)}{again}" if differ else f"current{''.join(notes)}"
+                notes[f"; data and programs are not checked: {error}"] = None
+            seen.add(alike)
+        for part, now in known[name, seeds].items():
+            if part == "program" and (reason := incomparable(origin, here)):
+                notes[f"; {reason}, so programs are not compared"] = None
+            elif now != origin["fingerprint"][part]:
+                differ[part].append(name)
+    told = [f"{part} of {', '.join(dict.fromkeys(own))}" for part, own in differ.items() if own]
+    if told:
+        return f"{OTHER} ({'; '.join(told)}){''.join(notes)}: make it again with `{command}`"
+    return f"current{''.join(notes)}"
 
 
 def incomparable(origin: dict, here: dict) -> str:

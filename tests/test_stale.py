@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from mnv2_jax.lab.train import report
+from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.provenance import of_configuration
+from mnv2_jax.lab.train.sweep import check_variants
 from tests import stale
 from tests.processes import MAIN, ROOT, environment
 
@@ -15,7 +19,7 @@ from tests.lab.train.setting import tiny
 
 def get_config():
     config = tiny(steps=1)
-    config.sweep.variants.relu6.model.bottleneck = "relu6"
+    config.ema_decay = 0.9
     return config
 """
 
@@ -42,11 +46,13 @@ def test_a_result_is_current_until_what_made_it_changes(folder, capsys):
     config, path = folder / "own.py", folder / "results/own/results.json"
     config.write_text("# A comment.\n" + CONFIG)
     assert told(folder, capsys) == (0, "own: current\n")
-    config.write_text(CONFIG.replace('"relu6"', '"linear"'))
+    config.write_text(CONFIG.replace("0.9", "0.8"))
     status, text = told(folder, capsys)
     assert status == 1
-    what = "own: made by other code (configuration of relu6; program of relu6): make it again with"
-    assert text.startswith(f"{what} `python main.py --config {config}")
+    what = (
+        "own: made by other code (configuration of linear, relu6; program of linear, relu6): make"
+    )
+    assert text.startswith(f"{what} it again with `python main.py --config {config}")
     config.write_text(CONFIG)
     results = json.loads(path.read_text())
     older = json.loads(path.read_text())
@@ -58,6 +64,29 @@ def test_a_result_is_current_until_what_made_it_changes(folder, capsys):
     assert status == 0 and text.startswith("own: current; made with jaxlib 0.0.1, so programs are")
     path.write_text(json.dumps({k: v for k, v in results.items() if k != "origins"}))
     assert told(folder, capsys) == (0, "own: no fingerprint recorded\n")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_what_needs_data_that_are_not_here_is_compared_by_its_configuration(tmp_path, capsys):
+    data = {"name": "fashion_mnist", "root": str(tmp_path)}
+    (tmp_path / "own.py").write_text(CONFIG.replace("steps=1", f"data={data}"))
+    variants = check_variants(load_config(str(tmp_path / "own.py")))
+    versions, path = report.environment()["versions"], tmp_path / "results/own/results.json"
+    results = {"command": f"python main.py --config {tmp_path}/own.py", "origins": {}}
+    for name, config in variants.items():
+        parts = {"configuration": of_configuration(config), "data": "", "program": ""}
+        origin = {"device": "1 × cpu", "seeds_at_once": 1, "versions": versions}
+        results["origins"][name] = [origin | {"fingerprint": parts}]
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(results))
+    status, text = told(tmp_path, capsys)
+    assert status == 0
+    assert text.startswith("own: current; data and programs are not checked: fashion_mnist: train")
+    results["origins"]["relu6"][0]["fingerprint"]["configuration"] = "other"
+    path.write_text(json.dumps(results))
+    status, text = told(tmp_path, capsys)
+    assert status == 1 and text.startswith("own: made by other code (configuration of relu6); data")
 
 
 @pytest.mark.nightly

@@ -26,7 +26,6 @@ from mnv2_jax.lab.train.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
 UNKNOWN = "unknown"
-DIGITS = 16
 # Paths: what is there is in the fingerprint of the data, or a constant of the programs.
 PATHS = ("data.root", "init.model", "teacher.model")
 
@@ -71,6 +70,18 @@ def of_sources(sources: Mapping[Any, Source]) -> dict[str, Any]:
     return {f"{split} of {root or name}": fingerprint(own) for (name, split, root), own in every}
 
 
+def short_digest(content: Any) -> str:
+    """Returns the first 64 bits of a JSON value's hash."""
+    return digest(content)[:16]
+
+
+def of_configuration(config: Any) -> str:
+    """Hashes the settings of a variant that determine its result."""
+    settings = {k: v for k, v in plain(config).items() if k not in (*IDLE, *PATHS)}
+    # A key that is 0 or empty means what its absence did before there was such a key.
+    return short_digest({k: v for k, v in settings.items() if v and not k.startswith("sweep.")})
+
+
 def of_run(
     run: Run, config: Any, made: Mapping[str, Any], folder: Path | None = None
 ) -> dict[str, Any]:
@@ -80,9 +91,6 @@ def of_run(
     training calls next, so they are traced and lowered once. `folder`, the variant's, keeps which
     records are bad, as in training.
     """
-    settings = {k: v for k, v in plain(config).items() if k not in (*IDLE, *PATHS)}
-    # A key that is 0 or empty means what its absence did before there was such a key.
-    settings = {k: v for k, v in settings.items() if v and not k.startswith("sweep.")}
     seeds, data, plan = tuple(range(run.seeds_at_once)), config.data, run.plan
     keys, resident = run.keys(seeds), run.train.resident()
     rows = next(run.train.batches(seeds, 0, folder))
@@ -97,6 +105,6 @@ def of_run(
     resident = shapes_of(resident, plan.everywhere)
     training = step.lower(state, resident, global_batch(rows, plan), keys)
     programs = [of_program(p.as_text()) for p in (run.fresh.lower(keys), training, evaluation)]
-    parts = {"configuration": settings, "data": content, "program": programs}
-    hashes = {name: digest(part)[:DIGITS] for name, part in parts.items()}
+    hashes = {"data": short_digest(content), "program": short_digest(programs)}
+    hashes = {"configuration": of_configuration(config), **hashes}
     return {"seeds_at_once": len(seeds), "fingerprint": hashes}

@@ -32,8 +32,8 @@ from mnv2_jax.lab.train.decision import (
     planned_looks,
 )  # fmt: skip
 from mnv2_jax.lab.train.log import read_curves
-from mnv2_jax.lab.train.provenance import DIGITS, processor
-from mnv2_jax.lab.train.record import OF, RESULT, SEAL, digest, hash_file, read_json, sealed
+from mnv2_jax.lab.train.provenance import processor, short_digest
+from mnv2_jax.lab.train.record import OF, RESULT, SEAL, hash_file, read_json, sealed
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
 
@@ -220,7 +220,7 @@ def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -
 def _origins(origins: Mapping[str, Sequence[Any]]) -> list[str]:
     """Says which code trained on which processors, and of each variant what determines it."""
     prints = {
-        name: digest([origin["fingerprint"] for origin in own])[:DIGITS]
+        name: short_digest([origin["fingerprint"] for origin in own])
         for name, own in origins.items()
         if own  # earlier releases kept none
     }
