@@ -30,9 +30,8 @@ class UnreadableFile(UsageError):
 def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """Returns a path as its user means it, with `~` for a home folder.
 
-    Raises:
-      UsageError: it is empty, which would mean the current folder, `~NAME` is neither a user nor a
-        file, or no path can be so: too long a name, a loop of links, a null byte.
+    `UsageError` if it is empty, which would mean the current folder, `~NAME` is neither a user nor
+    a file, or no path can be so: too long a name, a loop of links, a null byte.
     """
     if not str(path).strip():
         raise UsageError(f"the {what} is empty: give one, or . for the current folder.")
@@ -125,9 +124,8 @@ def write_json(path: Path, value: Any) -> None:
 def opened(path: str | Path, limit: int | None = None) -> Iterator[io.BufferedReader]:
     """Opens a regular file to read; never a pipe or a device, which may not end or never answer.
 
-    Raises:
-      UnreadableFile: it is missing, not a regular file, not readable, has more bytes than `limit`,
-        or something goes wrong while it is read.
+    `UnreadableFile` if it is none, is not readable, has more bytes than `limit`, or something goes
+    wrong while it is read.
     """
     try:
         # Without O_NONBLOCK, to open a pipe is to wait for its writer.

@@ -46,24 +46,16 @@ CHECKED = 2  # images that a file is compared on
 
 
 class Report(NamedTuple):
-    """What was written, and how it did in its own runtime.
-
-    Attributes:
-      file, bytes, runtime: its path and size, and what it was run in.
-      operations: how often it has each operation.
-      difference: of every output from the float network, relative to the largest value there.
-      simulated: of an int8 file's outputs from our simulation, as (largest, mean) steps of the
-        output's scale; empty for float.
-      latency_ms: median of one image on one thread.
-    """
+    """What was written, and how it did in its own runtime."""
 
     file: str
     bytes: int
-    runtime: str
-    operations: dict[str, int]
-    difference: dict[str, float]
+    runtime: str  # what it was run in
+    operations: dict[str, int]  # how often it has each
+    difference: dict[str, float]  # of every output, relative to the float network's largest value
+    # How far outputs in int8 are from our simulation: (largest, mean) steps of their scale.
     simulated: dict[str, tuple[float, float]]
-    latency_ms: float
+    latency_ms: float  # median of one image on one thread
 
 
 def export(

@@ -47,8 +47,7 @@ def write_onnx(
 def joined_rows(graph: Graph) -> dict[str, list[tuple[Node, Node]]]:
     """Finds where maps are cut into rows of values and joined, as SSDLite's predictions are.
 
-    Returns:
-      By the name of the concatenation its (convolution, reshape) pairs, which nothing else uses.
+    Returns the (convolution, reshape) pairs, which nothing else uses, by the concatenation's name.
     """
     nodes = {node.name: node for node in graph.nodes}
     uses, joined = graph.uses(), {}

@@ -30,10 +30,8 @@ def add_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
 
     They are given by kind and name, such as `{"filter": {"five": five}}`; the kinds are the keys of
     `PARTS`, and what they have to be `mnv2_jax.models.block` says. A function that is added again
-    under its name, say because its file was loaded twice, replaces the earlier one.
-
-    Raises:
-      UsageError: a kind is unknown, a name is taken, or a part is not of its kind.
+    under its name, say because its file was loaded twice, replaces the earlier one. `UsageError` if
+    a kind is unknown, a name is taken, or a part is not of its kind.
     """
     for kind, named in parts.items():
         if kind not in PARTS:

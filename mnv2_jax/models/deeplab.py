@@ -96,11 +96,7 @@ class DeepLabV3(nn.Module):
     def __call__(
         self, images: Images, train: bool = False, mask: Mask = None
     ) -> Float[Array, "b h w classes"]:
-        """Returns the logits at the resolution of the images; arguments are `MobileNetV2`'s.
-
-        Raises:
-          UsageError: the backbone has no endpoint `decoder_tap`.
-        """
+        """Returns the logits at the resolution of the images; arguments are `MobileNetV2`'s."""
         bb = self.backbone
         conv = bind_conv(settings_of(bb) | {"dialect": self.dialect}, relu, train, mask)
         endpoints = bb.endpoints(images, train, mask)

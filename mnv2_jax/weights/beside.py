@@ -44,8 +44,7 @@ class Beside(NamedTuple):
 def read_beside(ecosystem: str, path: str, graph: str) -> Beside:
     """Reads what accompanies a file of weights, whose Keras layers are `graph`.
 
-    Raises:
-      UsageError: it cannot be read, or says something that this network cannot follow.
+    `UsageError` if it cannot be read, or says something that this network cannot follow.
     """
     try:
         if graph:

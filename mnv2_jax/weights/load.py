@@ -66,8 +66,7 @@ class Loaded(NamedTuple):
     def options(self) -> dict[str, Any]:
         """The plain values from which `build` or `build_deeplab` makes the model again.
 
-        Raises:
-          UsageError: no name stands for the network's rows.
+        `UsageError` if no name stands for the network's rows.
         """
         model, backbone = self.model, self.backbone
         specs = SPECS
@@ -248,13 +247,10 @@ def find_source(source: str, ema: bool = True) -> str:
 
 
 def parse_source(source: str) -> tuple[Ecosystem, str]:
-    """Splits `ecosystem:path`.
+    """Splits `ecosystem:path`; `UsageError` if there is no colon, or no such ecosystem.
 
     >>> parse_source("timm:model.safetensors")[1]
     'model.safetensors'
-
-    Raises:
-      UsageError: the colon is missing, or the ecosystem is unknown.
     """
     name, colon, path = str(source).partition(":")
     if not colon or not path or "/" in name:

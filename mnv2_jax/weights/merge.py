@@ -78,9 +78,8 @@ def find_head(
 ) -> tuple[dict[str, np.ndarray], int | None, str]:
     """Finds a classifier beside a backbone: the only linear layer there, whatever its name.
 
-    Returns:
-      The tensors, this layer's under the ecosystem's names, its bias zeros if it has none; its
-      number of classes, None where there is no such layer; and why what there is instead is none.
+    Returns the tensors, this layer's under the ecosystem's names, its bias zeros if it has none;
+    its number of classes, None without such a layer; and why what there is instead is none.
     """
     backbone, leaves = tensors(ecosystem, *architecture[:3], None), ecosystem.framework.leaves
     inside, features = {tensor.theirs for tensor in backbone}, backbone[-1].shape[0]
@@ -117,11 +116,8 @@ def merge(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Puts every tensor of a network in its place, or none.
 
-    Returns:
-      The variables, and the names of what lies beside the network in the file.
-
-    Raises:
-      UsageError: a tensor is missing, unexpected, of another shape, not float or not finite.
+    Returns the variables, and the names of what lies beside the network in the file. `UsageError`
+    if a tensor is missing, unexpected, of another shape, not float or not finite.
     """
     framework, flat = ecosystem.framework, {}
     expected = {tensor.theirs: tensor for tensor in tensors(ecosystem, *architecture)}

@@ -30,10 +30,8 @@ def choose_network(arrays: Mapping[str, Any], ema: bool) -> tuple[dict[str, Any]
     """Takes the network out of a checkpoint: its weights, or their moving averages if it has any.
 
     What wraps its names is removed (`module.`, `state_dict.model.`, ...), from the entries beside
-    it too as far as they share it; the state of an optimizer is dropped.
-
-    Returns:
-      The arrays, and "absent", or "used" or "left out" of moving averages.
+    it too as far as they share it; the state of an optimizer is dropped. With the arrays comes what
+    became of moving averages: "absent", "used" or "left out".
 
     >>> names = {"conv_stem.weight": 1, "bn1.weight": 2, "bn1.bias": 3}
     >>> both = {f"model.module.{name}": array for name, array in names.items()}

@@ -39,10 +39,7 @@ def connected(
     `coordinator` is the ADDRESS:PORT of process 0. Without it, processes that Slurm or Open MPI
     started find each other by what these tell them, and `detect` asks for the same on Cloud TPUs
     and Kubernetes; a process without others is left alone. All have `wait` seconds to come.
-
-    Raises:
-      UsageError: only some of the first three are given, or they cannot be right; another host left
-        during the training.
+    `UsageError` if only some of the first three are given, or they cannot be right.
     """
     explicit = (coordinator, hosts, host)
     counts = {starter: os.environ.get(name, "") for starter, name in STARTERS.items()}
@@ -147,11 +144,7 @@ def gather(text: str) -> list[str]:
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Checks that all hosts have the same JSON values by name; a collective operation.
-
-    Raises:
-      UsageError: on every host, with what differs and where.
-    """
+    """Refuses, on every host, JSON values that hosts differ in by name; a collective operation."""
     first, *others = map(json.loads, gather(json.dumps(values, default=str)))
     for i, other in enumerate(others, 1):
         lines = [
@@ -168,11 +161,7 @@ def agree(values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raises on all hosts what cannot be done on one; a collective operation.
-
-    Raises:
-      UsageError: this host's, or the first of another's.
-    """
+    """Raises a `UsageError` of this host, or the first of another's; a collective operation."""
     try:
         yield
     except UsageError as error:

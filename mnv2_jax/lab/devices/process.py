@@ -98,16 +98,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """A request to stop, by signal; it is remembered until something stops.
+    """A request to stop, by signal; it is remembered until something stops."""
 
-    Attributes:
-      number: of the first signal that came, or None.
-      at_once: whether nothing has to be saved first, so that the signal itself stops.
-      told: what is said then.
-    """
-
-    number: int | None = None
-    at_once, told = True, "stopped: the same command goes on"
+    number: int | None = None  # of the first signal that came
+    at_once = True  # whether nothing has to be saved first, so that the signal itself stops
+    told = "stopped: the same command goes on"  # what is said then
 
     def __call__(self) -> bool:
         return self.number is not None

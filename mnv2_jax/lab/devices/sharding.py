@@ -21,19 +21,13 @@ EVERYWHERE, ROWS = PartitionSpec(), PartitionSpec(AXIS)
 
 
 class Plan(NamedTuple):
-    """How the devices are used.
+    """How the devices are used."""
 
-    Attributes:
-      mesh: all devices along one axis.
-      launcher: "jit", "shard_map" or "pmap".
-      batch_norm: "global" (statistics over the whole batch) or "device" (over each device's rows).
-      seeds_at_once: seeds trained together, as a leading axis of the state; above 1, that axis and
-        not the batch is spread over the devices.
-    """
-
-    mesh: Mesh
-    launcher: str
-    batch_norm: str
+    mesh: Mesh  # all devices along one axis
+    launcher: str  # "jit", "shard_map" or "pmap"
+    batch_norm: str  # "global": statistics over the whole batch; "device": over each device's rows
+    # Seeds trained together, as a leading axis of the state; above 1, that axis and not the batch
+    # is spread over the devices.
     seeds_at_once: int
 
     @property
@@ -77,9 +71,8 @@ def make_plan(
 ) -> Plan:
     """Lays out the devices, all (of all hosts) for 0; several seeds take as many as divide them.
 
-    Raises:
-      UsageError: more devices than there are, or a global batch whose rows do not divide over
-        devices and the parts that are accumulated.
+    `UsageError` for more devices than there are, and for a global batch whose rows do not divide
+    over devices and the parts that are accumulated.
     """
     if launcher == "pmap" and jax.process_count() > 1:
         raise UsageError("the launcher pmap runs on one host: set parallel.launcher to jit.")

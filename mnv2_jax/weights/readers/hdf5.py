@@ -99,10 +99,8 @@ def write_hdf5(
 ) -> None:
     """Writes variables named `layer/variable` so that Keras' `model.load_weights` reads them.
 
-    Args:
-      stream: receives the file.
-      tensors: in the order of the network's layers.
-      numbered: write the newer layout, which names layers by their class and number.
+    They are in the order of the network's layers, which the `numbered` layout, the newer one, names
+    by their class and number.
     """
     h5py = _import_h5py()
     layers: dict[str, dict[str, np.ndarray]] = {}
