@@ -5,10 +5,9 @@ What is not as it should be is refused when a set is opened, with the record and
 
 import os
 from pathlib import Path
-from reprlib import Repr
 from typing import Any
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, shown
 from mnv2_jax.files import read_json
 from mnv2_jax.lab.data.readers.annotated import AnnotatedImages, Object
 from mnv2_jax.lab.data.readers.files import MAX_JSON_BYTES, unwrapped
@@ -28,9 +27,6 @@ FOLDERS = ("{}/images", "{}/data", "images/{}", "images/default", "images", "dat
 TRIED = 8  # images whose place tells where the others are
 LAYOUT = "The layout is ROOT/annotations/instances_val2017.json with ROOT/val2017/*.jpg, "
 LAYOUT += "ROOT/val/annotations.json with ROOT/val/images/*, or that of Roboflow or CVAT"
-_REPR = Repr()
-_REPR.maxstring = _REPR.maxother = 80
-_shown = _REPR.repr  # bounded, whatever the file holds
 
 
 def open_coco(split: str, root: str) -> LazySource:
@@ -132,26 +128,26 @@ def _unique(entries: list, key: str, kind: type, other: str, where: str) -> dict
             value = class_name(value) if key == "name" else _plain(value)
         first = found.setdefault(value, entry)
         if first is not entry:
-            both = " and ".join(_shown(e.get(other)) for e in (first, entry))
-            twice = f"{where} {key} {_shown(value)} is given twice, with {other} {both}"
+            both = " and ".join(shown(e.get(other)) for e in (first, entry))
+            twice = f"{where} {key} {shown(value)} is given twice, with {other} {both}"
             raise UsageError(f"{twice}: give each one of its own, or remove one.")
     return found
 
 
 def _add_object(objects: dict, annotation: Any, order: dict[int, int], file: Path) -> None:
     """Adds one annotation to the objects of its image."""
-    own = _shown(annotation.get("id", "?")) if isinstance(annotation, dict) else ""
+    own = shown(annotation.get("id", "?")) if isinstance(annotation, dict) else ""
     where = f"{file}: annotation {own}".strip()
     fields = {"image_id": int, "category_id": int, "bbox": list}
     number, category, box = (_field(annotation, key, kind, where) for key, kind in fields.items())
     if number not in objects:
-        raise UsageError(f"{where} is for image {_shown(number)}, which is not listed. List it.")
+        raise UsageError(f"{where} is for image {shown(number)}, which is not listed. List it.")
     if category not in order:
-        ids = f"which is not listed: the ids are {_shown(list(order))}"
-        raise UsageError(f"{where} has category_id {_shown(category)}, {ids}.")
+        ids = f"which is not listed: the ids are {shown(list(order))}"
+        raise UsageError(f"{where} has category_id {shown(category)}, {ids}.")
     # An integer of the file may have any number of digits.
     if len(box) != 4 or not all(type(v) in (int, float) and not abs(v) > 1e9 for v in box):
-        raise UsageError(f"{where} has bbox {_shown(box)}: it must be [left, top, width, height].")
+        raise UsageError(f"{where} has bbox {shown(box)}: it must be [left, top, width, height].")
     left, top, width, height = box
     corners = (top, left, top + height, left + width)
     objects[number].append(Object(corners, order[category], bool(annotation.get("iscrowd"))))
@@ -163,5 +159,5 @@ def _field(entry: Any, key: str, kind: type, where: str) -> Any:
         raise UsageError(f"{where} has no {key!r}. It is needed as in COCO's own files.")
     value = entry[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UsageError(f"{where} has {key} {_shown(value)}: it must be of type {kind.__name__}.")
+        raise UsageError(f"{where} has {key} {shown(value)}: it must be of type {kind.__name__}.")
     return value

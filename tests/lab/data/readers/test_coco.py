@@ -216,7 +216,7 @@ def test_what_is_given_twice_is_refused_with_both(coco, edit, part):
         ('"id": 3', '"id": ' + "9" * 5000, "cannot be read as JSON"),
         ('"category_id": ', '"category_id": [], "x": ', "category_id []: it must be of type int"),
         ('"category_id": ', '"category_id": ' + "9" * 4000, "which is not listed"),
-        ('"bbox": [', '"bbox": [' + "[" * 50 + "]" * 50 + ",", "bbox [[[[[[[...]]]]]]"),
+        ('"bbox": [', '"bbox": [' + "[" * 50 + "]" * 50 + ",", "bbox [[[[[[["),
         ('"file_name": "', '"file_name": "../' + "x" * 100_000, "is refused"),
     ],
 )
