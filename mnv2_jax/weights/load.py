@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError
 from mnv2_jax.files import user_path
+from mnv2_jax.models.build import look_up
 from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
@@ -258,6 +259,5 @@ def parse_source(source: str) -> tuple[Ecosystem, str]:
             f"{str(source)!r} names no ecosystem: write ecosystem:path, where the ecosystem is one "
             f"of {', '.join(ECOSYSTEMS)}."
         )
-    if name not in ECOSYSTEMS:
-        raise unknown("ecosystem", name, ECOSYSTEMS)
-    return ECOSYSTEMS[name], str(user_path(path, "path of the weights"))
+    ecosystem = look_up("ecosystem", name, ECOSYSTEMS)
+    return ecosystem, str(user_path(path, "path of the weights"))

@@ -72,16 +72,12 @@ class Ecosystem(NamedTuple):
     class_offset: int = 0  # 1 where class 0 of its 1001 is "background"
 
 
-def _slim(layer: str) -> Pair:
-    return layer, f"{layer}/BatchNorm"
+def _suffixed(conv: str, norm: str) -> Callable[[str], Pair]:
+    return lambda layer: (layer + conv, layer + norm)
 
 
-def _keras(layer: str) -> Pair:
-    return layer, f"{layer}_BN"
-
-
-def _hf(layer: str) -> Pair:
-    return f"{layer}.convolution", f"{layer}.normalization"
+_slim, _keras = _suffixed("", "/BatchNorm"), _suffixed("", "_BN")
+_hf = _suffixed(".convolution", ".normalization")
 
 
 def _sequential(layer: str) -> Pair:

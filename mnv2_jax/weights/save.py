@@ -11,9 +11,10 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.errors import UsageError
 from mnv2_jax.files import writable_place, write_file
 from mnv2_jax.models.block import between_bottlenecks
+from mnv2_jax.models.build import look_up
 from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.layers import linear, relu6
 from mnv2_jax.models.mobilenet import MobileNetV2
@@ -43,9 +44,8 @@ def export_weights(
     Raises:
       UsageError: the ecosystem cannot express this model, or not in this format or place.
     """
-    if ecosystem not in ECOSYSTEMS:
-        raise unknown("ecosystem", ecosystem, ECOSYSTEMS)
-    target, path = ECOSYSTEMS[ecosystem], writable_place(path, "file to write")
+    target = look_up("ecosystem", ecosystem, ECOSYSTEMS)
+    path = writable_place(path, "file to write")
     if path.suffix not in FORMATS or (path.suffix == ".h5" and ecosystem != "keras"):
         raise UsageError(
             f"{str(path)!r} has no format of {ecosystem}: write .safetensors or .npz, or .h5 or "
