@@ -14,18 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.models.layers import (
-    Activation,
-    ConvNorm,
-    Images,
-    LayerSettings,
-    Mask,
-    bind_conv,
-    given_train,
-    linear,
-    relu6,
-    settings_of,
-)  # fmt: skip
+from mnv2_jax.models import layers
+from mnv2_jax.models.layers import Activation, Images, Mask, linear, relu6
 from mnv2_jax.ops.batch_norm import BatchNorm
 
 # (expand, filter, project, thin, wide, stride) -> (thin, wide). `thin` is the bottleneck; `wide`
@@ -103,7 +93,7 @@ def standard_project(conv, x, block):
 STANDARD = (standard_expand, standard_filter, standard_project)
 
 
-class BlockSettings(LayerSettings, kw_only=True):
+class BlockSettings(layers.LayerSettings, kw_only=True):
     """What varies the blocks of a network, as keyword arguments; see `LayerSettings` for the rest.
 
     The activations are that of the expanded layers and that of the bottleneck, before the shortcut
@@ -149,7 +139,7 @@ class InvertedResidual(BlockSettings):
         self, x: Images, train: bool | None = None, mask: Mask = None
     ) -> Float[Array, "b ho wo k"]:
         """Applies one block on its own."""
-        return self.wire(x, None, given_train(self, train), mask)[0]
+        return self.wire(x, None, layers.given_train(self, train), mask)[0]
 
     @nn.compact
     def wire(
@@ -165,7 +155,7 @@ class InvertedResidual(BlockSettings):
         depthwise convolution (None where it is not computed as a whole). Maps of one's own that
         give another shape than the block's are a UsageError.
         """
-        conv = bind_conv(settings_of(self), self.activation, train, mask)
+        conv = layers.bind_conv(layers.settings_of(self), self.activation, train, mask)
         block = BlockInfo(
             thin.shape[-1], thin.shape[-1] * self.expansion, self.channels, self.stride,
             self.dilation, self.activation, self.bottleneck, train,
@@ -201,7 +191,7 @@ def split_bottleneck(block: InvertedResidual, x: Images) -> Array:
     statistics need all channels. Returns what leaves the projection's batch norm.
     """
     expanded = x.shape[-1] * block.expansion
-    t, settings, variables = min(block.split, expanded), settings_of(block), block.variables
+    t, settings, variables = min(block.split, expanded), layers.settings_of(block), block.variables
 
     def groups(leaf: Array, axis: int) -> Array:
         """Cuts the axis of expanded channels into t groups, now the leading axis; zeros fill up."""
@@ -220,7 +210,7 @@ def split_bottleneck(block: InvertedResidual, x: Images) -> Array:
     def add_group(total: Array, group: tuple[dict[str, Any], Array]) -> tuple[Array, None]:
         def conv(x: Array, features: int, *, name: str, **window: Any) -> Array:
             options = {"activation": block.activation, "parent": None, **window, **settings}
-            return jnp.asarray(ConvNorm(features, **options).apply(group[0][name], x))
+            return jnp.asarray(layers.ConvNorm(features, **options).apply(group[0][name], x))
 
         y = conv(x, group[1].shape[2], name="expand")
         y = standard_filter(conv, y, block)

@@ -13,15 +13,9 @@ from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS
+from mnv2_jax.weights import merge
 from mnv2_jax.weights.architecture import Architecture, find_architecture
 from mnv2_jax.weights.beside import Beside, choose, read_beside
-from mnv2_jax.weights.merge import (
-    check_ecosystem,
-    describe_unknown,
-    find_head,
-    infer_ecosystem,
-    merge,
-)
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
 from mnv2_jax.weights.preprocessing import Preprocessing, preprocessing_of, segmenter_preprocessing
 from mnv2_jax.weights.readers import Contents, read_tensors
@@ -131,7 +125,7 @@ def load_weights(
     """
     ecosystem, path = parse_source(source)
     contents = read_tensors(path, ema, sha256)
-    check_ecosystem(ecosystem, contents.tensors, path)
+    merge.check_ecosystem(ecosystem, contents.tensors, path)
     shapes = {name: array.shape for name, array in contents.tensors.items()}
     found = find_architecture(ecosystem, shapes)
     if found.head is None and output_stride is not None:
@@ -171,9 +165,9 @@ def _classifier(
 ) -> Loaded:
     stored, classes, why = contents.tensors, None, ""
     if not drop_head:
-        stored, classes, why = find_head(ecosystem, found, stored)
+        stored, classes, why = merge.find_head(ecosystem, found, stored)
         why = why or beside.head
-    variables, left_out = merge(ecosystem, found._replace(classes=classes), stored, path)
+    variables, left_out = merge.merge(ecosystem, found._replace(classes=classes), stored, path)
     if why or (classes is None and not drop_head):
         missing = f"no classifier ({classifier_names(ecosystem)[0]})"
         has = f"another head than one linear layer: {why}" if why else missing
@@ -214,7 +208,7 @@ def _segmenter(
     ecosystem: Ecosystem, found: Architecture, contents: Contents, path: str, beside: Beside
 ) -> Loaded:
     spec, width, in_channels, classes, channels = found
-    variables, left_out = merge(ecosystem, found, contents.tensors, path)
+    variables, left_out = merge.merge(ecosystem, found, contents.tensors, path)
     if classes is None or channels is None:
         kernel = classifier_names(ecosystem, segmenter=True)[0]
         raise UsageError(f"{path!r} has no {kernel}, the last layer of a segmenter: use another.")
@@ -241,8 +235,8 @@ def find_source(source: str, ema: bool = True) -> str:
     named, path = split_source(source)
     if named is None:
         names = read_tensors(path, ema).tensors
-        if (named := infer_ecosystem(names)) is None:
-            described, change = describe_unknown(path, names)
+        if (named := merge.infer_ecosystem(names)) is None:
+            described, change = merge.describe_unknown(path, names)
             raise UsageError(f"{path!r} is not imported. Its ecosystem is {described}; {change}.")
     return f"{named}:{path}"
 

@@ -9,7 +9,7 @@ from mnv2_jax.lab.paper import printed, results
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Note, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, INK, figure
 from mnv2_jax.lab.paper.tables import classifier_madds
-from mnv2_jax.lab.train.report import plot_band
+from mnv2_jax.lab.train.report import plot_band, spread
 
 OTHERS = {  # networks of Table 4 -> marker, and where its name stands beside it, in points
     "MobileNetV1": ("s", (7, 0), "left", "center"),
@@ -41,7 +41,7 @@ def figure_5(sources: Sources) -> Iterator[Part]:
     for result in elsewhere:
         rows = []
         for size, width, madds, scores in points(result):
-            rows.append((width, size, f"{madds:,}", len(scores), results.spread(scores)))
+            rows.append((width, size, f"{madds:,}", len(scores), spread(scores)))
         table = Table(header, rows, "--hhh") if rows else result.table()
         yield table._replace(caption=f"Trained here: {result.caption}")
         if not rows:

@@ -9,9 +9,9 @@ import numpy as np
 
 from mnv2_jax.lab.paper.content import TRAIN, Missing, Part, Picture, Sources, Table, Text
 from mnv2_jax.lab.paper.drawing import COLORS, figure
-from mnv2_jax.lab.paper.results import Result, find, spread
+from mnv2_jax.lab.paper.results import Result, find
 from mnv2_jax.lab.train.decision import decide, paired_difference
-from mnv2_jax.lab.train.report import CURVES, plot_band, points, verdict
+from mnv2_jax.lab.train.report import CURVES, plot_band, points, spread, verdict
 
 LABELS = {
     "linear": "linear bottleneck", "relu6": "ReLU6 in bottleneck", "none": "no residual",

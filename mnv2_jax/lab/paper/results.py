@@ -9,17 +9,10 @@ import numpy as np
 from mnv2_jax.lab.paper.content import Sources, Table
 from mnv2_jax.lab.predict import EVALUATION
 from mnv2_jax.lab.seal import readable
+from mnv2_jax.lab.train import report
 from mnv2_jax.lab.train.decision import DELTA, planned_looks
 from mnv2_jax.lab.train.log import read_curves
 from mnv2_jax.lab.train.record import CONFIG, read_json
-from mnv2_jax.lab.train.report import (
-    RESULTS,
-    describe_networks,
-    measured,
-    scores_of,
-    share,
-    spread,
-)
 
 NOT_RUN = "not run"
 UNKNOWN = "Measured by an earlier version, which did not keep the setting"
@@ -75,7 +68,7 @@ class Result(NamedTuple):
     def table(self) -> Table:
         """Returns the table of the scores, whatever they measure."""
         scores = self.scores.items()
-        rows = [(name.replace("_", " "), len(values), spread(values)) for name, values in scores]
+        rows = [(name.replace("_", " "), len(own), report.spread(own)) for name, own in scores]
         return Table(("variant", "seeds", "%, here"), rows, "-hh", self.caption)
 
 
@@ -94,7 +87,7 @@ class Evaluation(NamedTuple):
 def find(folders: Sequence[Path], experiment: str) -> list[Result]:
     """Finds the results of an experiment at all scales (`NAME`, `NAME-…`), earlier ones win."""
     places: dict[str, Path] = {}
-    for path in _files(folders, RESULTS):
+    for path in _files(folders, report.RESULTS):
         name = path.parent.name
         if name == experiment or name.startswith(f"{experiment}-"):
             places.setdefault(name, path)
@@ -103,11 +96,13 @@ def find(folders: Sequence[Path], experiment: str) -> list[Result]:
 
 def read(folder: Path) -> Result:
     """Reads the result of a sweep; networks that it does not name are counted on its models."""
-    with readable(folder / RESULTS, "run its experiment again") as content:
+    with readable(folder / report.RESULTS, "run its experiment again") as content:
         runs, setting = content["runs"], content.get("setting", {})
         seeds = {name: [int(run["seed"]) for run in each] for name, each in runs.items()}
-        described = setting.get("networks") or describe_networks(folder, seeds)
-        scores = {name: list(map(share, own)) for name, own in scores_of(content).items()}
+        described = setting.get("networks") or report.describe_networks(folder, seeds)
+        scores = {
+            name: list(map(report.share, own)) for name, own in report.scores_of(content).items()
+        }
         if not scores or not all(scores.values()):
             raise ValueError("it holds no runs")
         networks = {
@@ -115,7 +110,7 @@ def read(folder: Path) -> Result:
             for name, network in described.items()
         }
         data = str(setting.get("data") or sweep_config(folder).get("data.name", ""))
-        what = measured(setting) if setting else UNKNOWN
+        what = report.measured(setting) if setting else UNKNOWN
         command = str(content["command"])
         config = content.get("config", {})
         delta = float(config.get("sweep.delta", DELTA))
@@ -136,7 +131,7 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
             source = described.get("source") or {"ecosystem": "", "file": ""}
             weights = f"{source['ecosystem']}: `{source['file']}`"
             evaluations.append(Evaluation(
-                score=share(content["scores"][metric]), images=int(content["images"]),
+                score=report.share(content["scores"][metric]), images=int(content["images"]),
                 network=_network(described["model"], described["resolution"]),
                 several=len(views["scales"]) > 1 or bool(views["flip"]),
                 source=str(source["ecosystem"]), command=str(content["command"]),
@@ -161,7 +156,7 @@ def cell(trained: Sequence[float], evaluated: Sequence[Evaluation], **network: A
     Of what was evaluated, networks with the given fields count.
     """
     alike = [e for e in evaluated if network.items() <= e.network._asdict().items()]
-    cells = [spread(trained)] if trained else []
+    cells = [report.spread(trained)] if trained else []
     cells += [f"{100 * e.score:.1f}" + f" ({e.source})" * bool(e.source) for e in alike]
     return ", ".join(cells) or NOT_RUN
 

@@ -17,14 +17,8 @@ import safetensors
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import UnreadableFile, read_file, user_path
-from mnv2_jax.weights.limits import (
-    MAX_BYTES,
-    DamagedError,
-    check_claim,
-    read_member,
-    shown,
-    zip_members,
-)
+from mnv2_jax.weights import limits
+from mnv2_jax.weights.limits import DamagedError, shown
 from mnv2_jax.weights.readers.hdf5 import read_graph, read_hdf5
 from mnv2_jax.weights.readers.pytorch import read_pytorch
 from mnv2_jax.weights.readers.tensor_bundle import read_bundle
@@ -113,7 +107,7 @@ def find_files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> bytes:
     try:
-        data = read_file(file, MAX_BYTES)
+        data = read_file(file, limits.MAX_BYTES)
     except UnreadableFile as error:
         raise UsageError(f"{error} Give a file of weights alone.") from error
     if not data:
@@ -139,9 +133,9 @@ def _plain(name: str, tensor: Mapping[str, Any]) -> np.ndarray:
 
 
 def _read_npz(data: bytes) -> Arrays:
-    with zip_members(data) as (archive, members):
+    with limits.zip_members(data) as (archive, members):
         return {
-            name.removesuffix(".npy"): _read_npy(name, read_member(archive, info))
+            name.removesuffix(".npy"): _read_npy(name, limits.read_member(archive, info))
             for name, info in members.items()
         }
 
@@ -155,16 +149,16 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
     shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise DamagedError(f"{shown(name)} is an array of Python objects, which could run code")
-    check_claim(name, shape, dtype.itemsize, len(data) - stream.tell())
+    limits.check_claim(name, shape, dtype.itemsize, len(data) - stream.tell())
     stream.seek(0)
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _keras_member(name: str, data: bytes) -> bytes:
-    with zip_members(data) as (archive, members):
+    with limits.zip_members(data) as (archive, members):
         if name not in members:
             raise DamagedError(f"it has no member {name}, so it is not a Keras model")
-        return read_member(archive, members[name])
+        return limits.read_member(archive, members[name])
 
 
 READERS: dict[str, Callable[..., Arrays]] = {
