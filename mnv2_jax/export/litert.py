@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.export.runtimes import cannot_write, need
-from mnv2_jax.inference.graph import IMAGES, Graph, Node
+from mnv2_jax.inference.operations import IMAGES, Graph, Node
 from mnv2_jax.inference.quantize import Quantized, Scale
 from mnv2_jax.models.layers import pad_same
 

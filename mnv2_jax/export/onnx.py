@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.export.runtimes import cannot_write, need
-from mnv2_jax.inference.graph import IMAGES, Graph, Node
-from mnv2_jax.inference.operations import BINARY, UNARY, only
+from mnv2_jax.inference.operations import BINARY, IMAGES, UNARY, Graph, Node, only
 from mnv2_jax.inference.quantize import Quantized
 
 OPSET = 17  # the oldest with all that is used here

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.inference.graph import Node
+from mnv2_jax.inference.operations import Node
 
 
 def need(module: str, extra: str) -> Any:

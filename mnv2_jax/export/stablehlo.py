@@ -16,7 +16,7 @@ import numpy as np
 from jax import export
 
 from mnv2_jax.export.runtimes import need
-from mnv2_jax.inference.graph import Graph, run
+from mnv2_jax.inference.operations import Graph, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLASSES = "classes.json"

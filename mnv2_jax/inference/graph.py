@@ -16,23 +16,12 @@ from jax import core
 from jaxtyping import Array
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.inference.operations import (
-    BINARY,
-    IMAGES,
-    UNARY,
-    WEIGHTED,
-    Folded,
-    Graph,
-    Node,
-    run,
-    with_weights,
-)
+from mnv2_jax.inference import operations
+from mnv2_jax.inference.operations import BINARY, IMAGES, UNARY, WEIGHTED, Folded, Graph, Node
 from mnv2_jax.inference.simplify import simplified
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.ops.convolution import NHWC
 from mnv2_jax.ops.platform import compiled_for
-
-__all__ = ["IMAGES", "Folded", "Graph", "Node", "run", "structure", "trace", "with_weights"]
 
 # Primitives that only call the jaxpr in their parameter "jaxpr" or "call_jaxpr".
 CALLS = {
@@ -48,7 +37,7 @@ def trace(model: Any, variables: Any, size: tuple[int, int], dialect: Any = None
     graph's first operation. A model that mixes the images of a batch is refused by a `UsageError`.
     """
     graph, weights = structure(model, variables, size, lambda f, v: jax.jit(f)(v))
-    graph = with_weights(graph, jax.device_get(weights))
+    graph = operations.with_weights(graph, jax.device_get(weights))
     if dialect is None:
         return graph
     ends = np.broadcast_to(np.array([[[0]], [[255]]], np.uint8), (2, 1, graph.input_shape[-1]))

@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Array, Num
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.inference.graph import IMAGES, Graph, Node, run, with_weights
-from mnv2_jax.inference.operations import WEIGHTED, only
+from mnv2_jax.inference.operations import IMAGES, WEIGHTED, Graph, Node, only, run, with_weights
 
 LOWEST, HIGHEST = -128, 127
 KERNEL_LIMIT = 127  # runtimes keep kernels symmetric, without -128

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2_jax.inference.graph import Folded, Graph, Node, option, structure, with_weights
-from mnv2_jax.inference.operations import UNARY, compute, only, run
+from mnv2_jax.inference import operations
+from mnv2_jax.inference.graph import option, structure
+from mnv2_jax.inference.operations import UNARY, Folded, Graph, Node, compute, only, run
 from mnv2_jax.models.mobilenet import check_images
 from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.ops.platform import platform
@@ -74,7 +75,7 @@ def folded_apply(
     results, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), one)
     tree = jax.tree.structure(results)
     size = (images.shape[1], images.shape[2])
-    graph = with_weights(structure(model, variables, size)[0], folded)
+    graph = operations.with_weights(structure(model, variables, size)[0], folded)
     convolve = option(model, "convolve", convolution)
 
     def network(images: Array) -> Any:

@@ -21,7 +21,8 @@ from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import open_litert, open_onnx
 from mnv2_jax.export.stablehlo import CLASSES, PLATFORMS
-from mnv2_jax.inference.graph import run, trace
+from mnv2_jax.inference.graph import trace
+from mnv2_jax.inference.operations import run
 from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.model_folder import load_model, save_model

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax import DIALECTS, UsageError
-from mnv2_jax.inference.graph import run, trace
+from mnv2_jax.inference.graph import trace
+from mnv2_jax.inference.operations import run
 from mnv2_jax.models.layers import ConvNorm
 
 SIZE = (6, 5)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax import build
-from mnv2_jax.inference.graph import IMAGES, Graph, Node, run, trace
+from mnv2_jax.inference.graph import trace
+from mnv2_jax.inference.operations import IMAGES, Graph, Node, run
 from mnv2_jax.inference.quantize import (
     activation_scale,
     calibrate,

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from mnv2_jax.inference import quantize as integer
-from mnv2_jax.inference.graph import Graph, run, trace
+from mnv2_jax.inference.graph import trace
+from mnv2_jax.inference.operations import Graph, run
 from mnv2_jax.lab.data import eval_batches, eval_transform, open_source
 from mnv2_jax.lab.tasks.task import evaluate
 from mnv2_jax.models.dialect import normalize
