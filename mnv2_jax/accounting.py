@@ -6,7 +6,7 @@ addition in a convolution or matrix product, as the paper counts, and nothing el
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -200,20 +200,12 @@ def _products(jaxpr: core.Jaxpr, inherited: str = "") -> Iterator[tuple[str, int
             )
             out: Any = eqn.outvars[0].aval
             yield path, math.prod(out.shape) * depth
-        inner = [list(_products(sub, path)) for sub in _subjaxprs(eqn.params)]
+        inner = [list(_products(sub, path)) for sub in core.jaxprs_in_params(eqn.params)]
         if name == "cond" and inner:
             inner = [max(inner, key=lambda branch: sum(count for _, count in branch))]
         times = eqn.params["length"] if name == "scan" else 1
         for sub in inner:
             yield from ((place, count * times) for place, count in sub)
-
-
-def _subjaxprs(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            jaxpr = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
-            if isinstance(jaxpr, core.Jaxpr):
-                yield jaxpr
 
 
 def _first_shape(tree: Any) -> tuple[int, ...]:
