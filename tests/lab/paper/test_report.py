@@ -13,7 +13,8 @@ from mnv2_jax.lab.paper import figure_7, section_5_1, tables
 from mnv2_jax.lab.paper.content import Sources
 from mnv2_jax.lab.paper.page import inline
 from mnv2_jax.lab.paper.report import ITEMS, write_paper
-from mnv2_jax.lab.paper.results import find, spread
+from mnv2_jax.lab.paper.results import find
+from mnv2_jax.lab.train.report import spread
 from mnv2_jax.models.build import build
 from tests.lab.paper.sweeps import fake_bytes, write_sweep
 
