@@ -1,7 +1,8 @@
 """Convolution, batch normalization and activation: the layer that the whole network is made of."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -95,28 +96,15 @@ def settings_of(module: nn.Module, kind: type[nn.Module] = LayerSettings) -> dic
     return {name: getattr(module, name) for name in fields}
 
 
-class Conv(nn.Conv):
-    """`nn.Conv` that can leave its product to the batch norm behind it."""
+class Product(nn.Conv):
+    """An `nn.Conv` of 1×1 that leaves its product to the batch norm behind it."""
 
     @nn.compact
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Images, multiply: bool = True
-    ) -> Any:
-        """Returns the convolution, or without `multiply` the operands of a 1×1 one."""
-        groups = self.feature_group_count
-        shape = (*cast(Sequence[int], self.kernel_size), x.shape[-1] // groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    def __call__(self, x: Images) -> Operands:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the operands."""
+        kernel = self.param("kernel", kernel_init, (1, 1, x.shape[-1], self.features), jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        if not multiply:
-            return Operands(x, kernel[0, 0])
-        y = cast(Callable, self.conv_general_dilated)(
-            x, kernel, self.strides, self.padding, rhs_dilation=self.kernel_dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
-        )  # fmt: skip
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-            y += bias.astype(y.dtype).reshape(1, 1, 1, -1)
-        return y
+        return Operands(x, kernel[0, 0])
 
 
 class ConvNorm(LayerSettings):
@@ -143,8 +131,8 @@ class ConvNorm(LayerSettings):
         """Applies the layer; inside a block that `train` is left out is a UsageError."""
         train = given_train(self, train)
         pad = PADDINGS[self.dialect.padding]
-        conv = Conv(
-            self.features, (self.kernel, self.kernel), (self.stride, self.stride),
+        conv = partial(
+            nn.Conv, self.features, (self.kernel, self.kernel), (self.stride, self.stride),
             padding=[pad(n, self.kernel, self.stride, self.dilation) for n in x.shape[1:3]],
             kernel_dilation=(self.dilation, self.dilation),
             feature_group_count=self.features if self.depthwise else 1,
@@ -152,7 +140,7 @@ class ConvNorm(LayerSettings):
             kernel_init=kernel_init if self.norm else nn.linear.default_kernel_init, name="conv",
         )  # fmt: skip
         if not self.norm:
-            return self.activation(conv(x))
+            return self.activation(conv()(x))
         norm = BatchNorm(
             not train or self.frozen_norm, momentum=self.dialect.bn_decay, dtype=self.dtype,
             epsilon=self.dialect.bn_epsilon, axis_name=self.norm_axis, name="norm",
@@ -165,7 +153,9 @@ class ConvNorm(LayerSettings):
             and self.features >= EXPANDS * x.shape[-1]
             and jnp.finfo(self.dtype).bits >= 32
         )
-        return norm(conv(x, multiply=not together), mask, self.activation)
+        if together:
+            conv = partial(Product, self.features, (1, 1), dtype=self.dtype, name="conv")
+        return norm(conv()(x), mask, self.activation)
 
 
 def given_train(module: nn.Module, train: bool | None) -> bool:
