@@ -32,11 +32,8 @@ def infer_ecosystem(names: Collection[str]) -> str | None:
     >>> infer_ecosystem({"conv_stem.weight", "blocks.0.0.conv_dw.weight"}) is None
     True
     """
-    shares = {
-        name: sum(expected in names for expected in backbone_names(name))
-        / len(backbone_names(name))
-        for name in ECOSYSTEMS
-    }
+    known = {name: backbone_names(name) for name in ECOSYSTEMS}
+    shares = {name: len(own.intersection(names)) / len(own) for name, own in known.items()}
     best = max(shares, key=shares.__getitem__)
     return best if shares[best] > COVERED else None
 
