@@ -91,7 +91,12 @@ SCALES: dict[str, Callable[[ConfigDict], None]] = {
 
 
 # By experiment and variant, the learning rates that `rates.py` chose; without one, the scale's.
-RATES: dict[str, dict[str, float]] = {}
+RATES: dict[str, dict[str, float]] = {
+    "ablate_linear": {"linear": 0.1, "relu6": 0.1},
+    "ablate_shortcut": {"between_bottlenecks": 0.1, "between_expansions": 0.05, "none": 0.1},
+    "ablate_sandglass": {"inverted_residual": 0.1, "sandglass": 0.2},
+    "ablate_expansion": {"t_1": 0.1, "t_2": 0.1, "t_3": 0.2, "t_6": 0.1, "t_10": 0.2},
+}
 
 
 def set_scale(config: ConfigDict, preset: str) -> None:
