@@ -191,7 +191,12 @@ def some(model, size):
 @pytest.mark.parametrize(
     "page",
     # Trackers are run beside fakes of them, in tests/lab/train/test_tracker.py.
-    [page for page in PAGES if blocks(page, "python") and page.name != "trackers.md"],
+    # The guide to Flax says what tests/test_foreign_projects.py does in full.
+    [
+        pytest.param(page, marks=[pytest.mark.nightly] * (page.name == "flax.md"))
+        for page in PAGES
+        if blocks(page, "python") and page.name != "trackers.md"
+    ],
     ids=title,
 )
 def test_python_runs(page, place, monkeypatch):

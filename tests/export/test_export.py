@@ -5,6 +5,7 @@ and one of every kind of block of one's own. By day every kind meets every forma
 take images, though not in every combination; those are proved at night.
 """
 
+import itertools
 import json
 import zipfile
 from collections import Counter
@@ -52,12 +53,15 @@ NETWORKS = {
 PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
 
 
-def by_day(names=tuple(NETWORKS)):
-    """(network, format, preprocessing): all of them, but those of no new pair only at night."""
+PAIRS = [*itertools.product(NETWORKS, ("onnx", "litert"))]
+
+
+def by_day(pairs=PAIRS):
+    """(network, format, preprocessing): all, of which `pairs` once by day and the rest at night."""
     for i, network in enumerate(NETWORKS):
         for j, to in enumerate(("onnx", "litert")):
             for preprocessing in (False, True):
-                day = network in names and preprocessing == bool((i + j) % 2)
+                day = (network, to) in pairs and preprocessing == bool((i + j) % 2)
                 marks = () if day else pytest.mark.nightly
                 yield pytest.param(network, to, preprocessing, marks=marks)
 
@@ -124,10 +128,7 @@ def test_a_file_computes_what_its_network_does_for_any_batch(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=() if n in ("ablated", "detector") else pytest.mark.nightly)
-        for n in NETWORKS
-    ],
+    [pytest.param(n, marks=() if n == "detector" else pytest.mark.nightly) for n in NETWORKS],
 )
 def test_stablehlo_is_for_every_platform_and_changes_nothing(tmp_path, networks, name):
     model, variables, images, expected = networks(name)
@@ -258,7 +259,8 @@ def test_stablehlo_names_its_classes_behind_its_end(tmp_path, randomize):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "to", "preprocessing"), [*by_day(("classifier", "detector", "pyramid"))]
+    ("name", "to", "preprocessing"),
+    [*by_day(pairs=(("classifier", "litert"), ("detector", "onnx")))],
 )
 def test_int8_files_round_as_simulated(tmp_path, networks, name, to, preprocessing):
     """Rounding of a half and the width of sums differ between runtimes, hence steps."""

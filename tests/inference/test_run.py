@@ -3,6 +3,7 @@
 Networks of a few thin blocks: what a test costs is their compilation.
 """
 
+import itertools
 from functools import partial
 
 import jax
@@ -60,8 +61,8 @@ def test_wirings_and_bottlenecks(randomize, shortcut, bottleneck):
     "options",
     [
         {"width": 0.35, "spec": THIN},
-        {"output_stride": 2, "spec": DILATED},
-        {"num_classes": None, "spec": THIN, "split": 2},
+        pytest.param({"output_stride": 2, "spec": DILATED}, marks=pytest.mark.nightly),
+        pytest.param({"num_classes": None, "spec": THIN, "split": 2}, marks=pytest.mark.nightly),
     ],
 )
 def test_widths_output_strides_and_features(randomize, options):
@@ -85,11 +86,17 @@ BANDED = {
 }
 
 
+BY_DAY = [("strides", "slim"), ("own", "slim"), ("dilated", "torchvision")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "padding", ["slim", pytest.param("torchvision", marks=pytest.mark.nightly)]
+    ("case", "padding"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.nightly] * (pair not in BY_DAY))
+        for pair in itertools.product(BANDED, ("slim", "torchvision"))
+    ],
 )
-@pytest.mark.parametrize("case", BANDED)
 def test_bands_of_rows(randomize, case, padding):
     spec, shape, options = BANDED[case]
     model = MobileNetV2(num_classes=7, spec=spec, dialect=DIALECTS[padding], **options)

@@ -45,7 +45,7 @@ def keras_weights(variables):
     ("width", "size"),
     [
         (0.35, (97, 75)),
-        (1.0, (64, 96)),
+        pytest.param(1.0, (64, 96), marks=pytest.mark.nightly),
         pytest.param(0.35, (96, 96), marks=pytest.mark.nightly),
         pytest.param(1.0, (65, 65), marks=pytest.mark.nightly),
         pytest.param(1.4, (96, 97), marks=pytest.mark.nightly),

@@ -150,7 +150,9 @@ NETWORKS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", pytest.param("32", marks=pytest.mark.nightly), "96"])
+@pytest.mark.parametrize(
+    "name", ["digits", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("32", "96"))]
+)
 def test_loss_gradients_and_statistics_agree_with_float64(name, randomize):
     """The reference is compiled otherwise too: hardly optimized, and without YNNPACK."""
     options, activation, shape, gradient_tolerance = NETWORKS[name]

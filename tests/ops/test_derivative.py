@@ -172,7 +172,7 @@ def test_types_are_those_of_the_operands(dtype):
         np.testing.assert_allclose(*wide, atol=float(jnp.finfo(dtype).eps) * 40)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_whole_network_in_training_equals_its_plain_form():
     """Jacobian-vector and Hessian-vector products through every kind of layer at once."""
     spec = Spec(4, 2, (Row(1, 4, 1, 1), Row(6, 4, 2, 1), Row(6, 6, 1, 2)), last=None, divisor=2)

@@ -88,7 +88,7 @@ EVENLY = tuple(4 * device + device % 4 for device in range(8))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["global", "device"])
+@pytest.mark.parametrize("scope", ["global", pytest.param("device", marks=pytest.mark.nightly)])
 def test_the_launchers_agree(scope):
     """With augmentation and masked rows; in the global scope one device agrees with eight too."""
     rows = batch(32, masked=EVENLY)
@@ -101,7 +101,7 @@ def test_the_launchers_agree(scope):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["global", pytest.param("device", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("scope", [pytest.param("global", marks=pytest.mark.nightly), "device"])
 def test_the_launchers_agree_on_accumulated_gradients(scope):
     states = [launched(name, scope, batch(32), accumulate=2) for name in LAUNCHERS]
     for other in states[1:]:
@@ -121,7 +121,7 @@ def test_the_scope_of_batch_norm_and_the_augmentation_matter():
         assert max(jax.tree.leaves(gaps)) > 1e-4
 
 
-@pytest.mark.parametrize("launcher", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["jit", pytest.param("pmap", marks=pytest.mark.nightly)])
 def test_device_scope_is_what_each_device_alone_would_see(launcher):
     """Two devices: statistics of each half, running averages averaged, one common gradient."""
     rows = batch(16, masked=(3, 11))
