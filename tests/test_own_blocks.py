@@ -39,7 +39,7 @@ VARIANTS = {
 PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
 SMALL = (
     "steps=4", "batch_size=16", "eval_batch_size=360", "eval_every_epochs=100.0", "log_every=1",
-    "sweep.seeds=(0,)", "model.spec=one_block", "parallel.devices=1",
+    "sweep.seeds=(0,)", "sweep.looks=()", "model.spec=one_block", "parallel.devices=1",
     "optimizer.warmup_epochs=0.0",
 )  # fmt: skip
 
