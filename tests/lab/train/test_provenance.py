@@ -94,19 +94,19 @@ def parts_that_differ(one, other):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"name": "other", "title": "Other", "log_every": 7, "checkpoint_minutes": 3.0}, set()),
-        ({"seeds": (5, 6, 7)}, set()),
-        ({"optimizer": {"learning_rate": 0.2}}, {"configuration", "program"}),
-        ({"model": {"width": 2.0}}, {"configuration", "program"}),
-        ({"ema_decay": 0.8}, {"configuration", "program"}),
-        ({"batch_size": 8}, {"configuration", "data", "program"}),
-        ({"data": {"train": {"pad": 2}}}, {"configuration", "program"}),
-        ({"data": {"eval": {"crop": "center", "fraction": 0.5}}}, {"configuration", "data"}),
+        ({"name": "other", "title": "Other", "log_every": 7, "checkpoint_minutes": 3.0}, ()),
+        ({"seeds": (5, 6, 7)}, ()),
+        ({"optimizer": {"learning_rate": 0.2}}, ("configuration", "program")),
+        ({"model": {"width": 2.0}}, ("configuration", "program")),
+        ({"ema_decay": 0.8}, ("configuration", "program")),
+        ({"batch_size": 8}, ("configuration", "data", "program")),
+        ({"data": {"train": {"pad": 2}}}, ("configuration", "program")),
+        ({"data": {"eval": {"crop": "center", "fraction": 0.5}}}, ("configuration", "data")),
     ],
     ids=str,
 )
 def test_a_change_of_the_configuration_shows_where_it_acts(digits, usual, changes, parts):
-    assert parts_that_differ(fingerprint(digits, **changes), usual) == parts
+    assert parts_that_differ(fingerprint(digits, **changes), usual) == set(parts)
 
 
 def changed_image(sources):
