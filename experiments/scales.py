@@ -110,4 +110,5 @@ def set_scale(config: ConfigDict, preset: str) -> None:
     if preset != "digits":
         config.name += f"-{preset}"
     for variant, rate in RATES.get(config.name, {}).items():
-        config.sweep.variants[variant].optimizer = {"learning_rate": rate}
+        if rate != config.optimizer.learning_rate:  # which an override may change for the others
+            config.sweep.variants[variant].optimizer = {"learning_rate": rate}

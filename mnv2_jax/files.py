@@ -153,11 +153,13 @@ def read_file(path: str | Path, limit: int) -> bytes:
 
 def read_gzip(path: str | Path, limit: int) -> bytes:
     """Reads a compressed file of at most `limit` bytes inside; `UnreadableFile` if it is none."""
+    content = io.BytesIO()  # one read of all would set aside `limit` bytes for a small file
     with opened(path) as file, gzip.open(file) as inside:
-        content = inside.read(limit + 1)
-    if len(content) > limit:
+        while content.tell() <= limit and (block := inside.read(1 << 20)):
+            content.write(block)
+    if content.tell() > limit:
         raise UnreadableFile(path, f"has more than {_size(limit)} inside")
-    return content
+    return content.getvalue()
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:

@@ -169,7 +169,8 @@ def test_types_are_those_of_the_operands(dtype):
         a, b = (jax.jvp(f, operands, operands)[1] for f in (ours, plain))
         assert a.dtype == b.dtype == dtype
         wide = [np.asarray(v, np.float64) for v in (a, b)]
-        np.testing.assert_allclose(*wide, atol=float(jnp.finfo(dtype).eps) * 40)
+        eps = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(*wide, rtol=8 * eps, atol=40 * eps)
 
 
 @pytest.mark.nightly

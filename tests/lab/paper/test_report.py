@@ -146,7 +146,7 @@ def test_the_committed_page_has_the_committed_results(name):
     text = (ROOT / "results" / "paper" / "report.md").read_text()
     for result in find((ROOT / "results",), name):
         for variant, scores in result.scores.items():
-            assert f"| {spread(scores)} |" in text, f"{result.name}, {variant}: {REFRESH}"
+            assert f"| {spread(scores)} |" in text, f"{name}, {variant}: {REFRESH}"
 
 
 @pytest.mark.slow
