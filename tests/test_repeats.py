@@ -10,6 +10,7 @@ from docs import repeats
 from tests.lab.train.setting import tiny
 
 
+@pytest.mark.nightly
 def test_a_variant_is_seldom_told_apart_from_itself():
     scores = np.random.default_rng(3).normal(0.95, 0.01, 160)
     outcomes = repeats.against_itself(scores, [8, 16, 32, 64], 0.01)
@@ -18,7 +19,7 @@ def test_a_variant_is_seldom_told_apart_from_itself():
     assert wrong <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / repeats.TIMES)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_repetitions_have_seeds_of_their_own_and_are_counted(tmp_path, monkeypatch):
     def get_config():
         return tiny(steps=2, sweep={"looks": (2,), "delta": 0.99})

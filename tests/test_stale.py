@@ -40,7 +40,7 @@ def told(folder, capsys):
     return status, capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.multiprocess
 def test_a_result_is_current_until_what_made_it_changes(folder, capsys):
     config, path = folder / "own.py", folder / "results/own/results.json"
@@ -66,7 +66,7 @@ def test_a_result_is_current_until_what_made_it_changes(folder, capsys):
     assert told(folder, capsys) == (0, "own: no fingerprint recorded\n")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.multiprocess
 def test_what_needs_data_that_are_not_here_is_compared_by_its_configuration(tmp_path, capsys):
     data = {"name": "fashion_mnist", "root": str(tmp_path)}
