@@ -14,7 +14,10 @@ convolutions, as that paper draws it; its released code leaves some out where ch
 MobileNeXt-1.0, 3.4 M parameters and 300 M multiply-adds are published; by one count, the first
 convolution included, the released code has 3.54 M and 311 M, and the network here 3.58 M and 314 M.
 
-Not measured yet. Presets are the scales of `scales.py`.
+Measured on digits with 32 seeds: inverted residual 95.7 ± 1.6 %, sandglass 94.6 ± 1.9 %. The
+counter-claim is refuted there, by 1.1 points with an interval of 0.0 to 2.1
+(results/ablate_sandglass); of ImageNet that says nothing. Five minutes on two CPU cores. Presets
+are the scales of `scales.py`.
 """
 
 from ml_collections import ConfigDict
