@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.errors import UsageError
@@ -24,6 +25,7 @@ from mnv2_jax.lab.tasks.classes import by_name, check_seen
 from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, grid
 from mnv2_jax.lab.tasks.task import ONCE, Prediction, TestTimeAugmentation
 from mnv2_jax.lab.tasks.task import evaluate as evaluate_batches
+from mnv2_jax.models.classes import find_classes, have_names
 from mnv2_jax.models.dialect import normalize
 
 MAX_FILE_BYTES = 1 << 28
@@ -97,30 +99,60 @@ def evaluate(
 
     Args:
       model: a classifier, a detector or a segmenter.
-      source: the data.
+      source: the data. Where it asks for some classes only, no other is an answer.
       batch_size: images at a time; by default as many as a few gigabytes hold.
       augmentation: of a segmenter, the scales and mirror images that are averaged (Table 7).
 
     Raises:
       UsageError: the data is not what the model has learned from, or an image is damaged.
     """
-    source, task = check_data(model, source), model.task
-    forward, weights = _forward(model, augmentation)
+    return evaluator(model, batch_size, augmentation)(source)
+
+
+def evaluator(
+    model: TrainedModel, batch_size: int | None = None, augmentation: TestTimeAugmentation = ONCE
+) -> Callable[[Source], dict[str, float]]:
+    """Returns `evaluate` as a function of the data, compiled once for many sets of one kind."""
+    task, (forward, weights) = model.task, _forward(model, augmentation)
     shared = over_rows(forward)
-    compiled = jax.jit(
-        lambda weights, batch: task.scores(model.model, shared(weights, batch["image"]), batch),
-        compiler_options=prediction_options(),
+
+    def sums(weights: Any, batch: Any, choice: Any) -> Any:
+        outputs = shared(weights, batch["image"])
+        if choice is not None:
+            outputs = jnp.where(choice, outputs, -jnp.inf)
+        return task.scores(model.model, outputs, batch)
+
+    compiled = jax.jit(sums, compiler_options=prediction_options())
+
+    def scores(source: Source) -> dict[str, float]:
+        choice, whole = _choice(model, source), getattr(source, "whole", False)
+        source = check_data(model, source)
+        size = batch_size or max(
+            1, min(MOST_IMAGES, len(source), MOST_PIXELS // model.resolution**2)
+        )
+        size += -size % jax.local_device_count()
+        transform = transform_of(model, **({"crop": "none"} if whole else {}))
+        batches = eval_batches(source, batch_size=size, transform=transform)
+        fields = ("image", *task.fields, "also", "mask")
+
+        def of_batch(rows: Any) -> Any:
+            return compiled(weights, {key: rows[key] for key in fields if key in rows}, choice)
+
+        return evaluate_batches(of_batch, batches, task.summarize)
+
+    return scores
+
+
+def _choice(model: TrainedModel, source: Source) -> np.ndarray | None:
+    """Which of a classifier's outputs are answers, where the data asks for some classes only."""
+    if not (asked := getattr(source, "asked", ())):
+        return None
+    names, known = [source.classes[i] for i in asked], model.classes
+    places = find_classes(names, known) if have_names(known) else asked
+    offset = getattr(model.model, "class_offset", 0)
+    return np.isin(
+        np.arange(offset + model.count_classes()) - offset, [i for i in places if i is not None]
     )
-    if batch_size is None:
-        batch_size = max(1, min(MOST_IMAGES, len(source), MOST_PIXELS // model.resolution**2))
-    batch_size += -batch_size % jax.local_device_count()
-    batches = eval_batches(source, batch_size=batch_size, transform=transform_of(model))
-    fields = ("image", *task.fields, "mask")
-
-    def sums(rows: Any) -> Any:
-        return compiled(weights, {name: rows[name] for name in fields})
-
-    return evaluate_batches(sums, batches, task.summarize)
 
 
 def examples(
@@ -180,18 +212,21 @@ def write_evaluation(folder: Path, model: TrainedModel, facts: Mapping[str, Any]
     return folder / EVALUATION
 
 
-def transform_of(model: TrainedModel, size: int | None = None) -> Transform:
+def transform_of(model: TrainedModel, size: int | None = None, **options: Any) -> Transform:
     """Returns how records are prepared for a model's evaluation, at its own resolution or `size`.
+
+    Options are put in place of the model's own.
 
     Raises:
       UsageError: the description of the model asks for an unknown preparation.
     """
-    options, channels = model.description.get("eval", {}), model.backbone.in_channels
+    given, channels = model.description.get("eval", {}), model.backbone.in_channels
     try:
+        options = {**given, **options}
         return model.task.eval_transform(size or model.resolution, channels, options)
     except (TypeError, AttributeError) as error:
         raise UsageError(
-            f'"eval" in the model\'s description is {options}, which no image can be prepared by: '
+            f'"eval" in the model\'s description is {given}, which no image can be prepared by: '
             f"{error}. Import or train the model again."
         ) from error
 

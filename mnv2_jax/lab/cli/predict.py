@@ -44,7 +44,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab import predict
+    from mnv2_jax.lab.corruptions import evaluate_corruptions
     from mnv2_jax.lab.data import open_source
+    from mnv2_jax.lab.data.readers.robust import CORRUPTED
     from mnv2_jax.lab.devices import process as host
     from mnv2_jax.lab.tasks.draw import write_picture
     from mnv2_jax.lab.tasks.task import TestTimeAugmentation
@@ -61,16 +63,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     arguments.split = arguments.split or held_out
     if "@" in held_out and arguments.split != held_out:
         print(f"note: this model has not seen {held_out} of {name} alone", file=sys.stderr)
-    source = open_source(arguments.data, arguments.split, arguments.root)
-    if arguments.examples:
-        picture = predict.examples(model, source, EXAMPLES, augmentation=views)
-        write_picture(picture, arguments.examples)
-    scores = predict.evaluate(model, source, augmentation=views)
+    if (arguments.data, arguments.split) == (CORRUPTED, "test"):
+        images, scores = evaluate_corruptions(model, arguments.root, arguments.out, views)
+    else:
+        source = open_source(arguments.data, arguments.split, arguments.root)
+        if arguments.examples:
+            picture = predict.examples(model, source, EXAMPLES, augmentation=views)
+            write_picture(picture, arguments.examples)
+        images, scores = len(source), predict.evaluate(model, source, augmentation=views)
     if arguments.out:
         facts = {
             "data": arguments.data,
             "split": arguments.split,
-            "images": len(source),
+            "images": images,
             "scores": scores,
             "views": views._asdict(),
             "folder": arguments.model,
@@ -78,10 +83,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         }
         predict.write_evaluation(arguments.out, model, facts)
     if arguments.json:
-        print(json_text({"images": len(source), **scores}))
+        print(json_text({"images": images, **scores}))
         return
     place = arguments.root or arguments.data
-    print(f"{len(source):,} images of {place}, split {arguments.split}")
+    print(f"{images:,} images of {place}, split {arguments.split}")
     for name, value in scores.items():
         print(f"{name:>14}  {value if isinstance(value, int) else format(value, '.4f')}")
 
@@ -159,6 +164,7 @@ EVALUATE = Verb(
         "mnv2 evaluate --model runs/ablate_linear/linear/seed_0 --data digits",
         "mnv2 evaluate --model MODEL --data folder --root my_images --split val",
         "mnv2 evaluate --model models/v1 --data imagenet2012 --root IMAGENET --out runs/v1",
+        "mnv2 evaluate --model models/v1 --data imagenet_c --root IMAGENET_C --out runs/v1_c",
     ),
 )
 PREDICT = Verb(

@@ -11,7 +11,17 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.files import user_path
-from mnv2_jax.lab.data.readers import cifar, cityscapes, coco, folder, idx, imagenet, prepared, voc
+from mnv2_jax.lab.data.readers import (
+    cifar,
+    cityscapes,
+    coco,
+    folder,
+    idx,
+    imagenet,
+    prepared,
+    robust,
+    voc,
+)
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.data.source import ArraySource, Source, chosen_split, resplit, split_kind
 
@@ -68,6 +78,15 @@ CATALOG: Mapping[str, DataSet] = {
     "cifar10": DataSet(partial(cifar.open_cifar, "cifar10"), cifar.LAYOUT.format(10), TWO),
     "cifar100": DataSet(partial(cifar.open_cifar, "cifar100"), cifar.LAYOUT.format(100), TWO),
     "imagenet2012": DataSet(imagenet.open_imagenet, imagenet.LAYOUT, TWO),
+    "imagenet_real": DataSet(robust.open_real, imagenet.LAYOUT, ("test",)),
+    **{
+        name: DataSet(
+            partial(robust.open_robust, name),
+            f"It is {kind.layout}",
+            None if name == robust.CORRUPTED else ("test",),
+        )
+        for name, kind in robust.SETS.items()
+    },
     "folder": DataSet(folder.open_folder, folder.LAYOUT),
     "coco": DataSet(coco.open_coco, coco.LAYOUT),
     "voc": DataSet(voc.open_voc, voc.LAYOUTS["Main"]),

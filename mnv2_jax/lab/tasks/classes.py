@@ -29,7 +29,7 @@ def _renumbered(source: Source, classes: tuple[str, ...], places: np.ndarray) ->
 
 def _read(source: Source, places: np.ndarray, index: int) -> dict[str, Any]:
     record = dict(source[index])
-    changed = record.keys() & {"label", "classes"}
+    changed = record.keys() & {"label", "classes", "also"}
     return record | {name: _renumber(record[name], places) for name in changed}
 
 

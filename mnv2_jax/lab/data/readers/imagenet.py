@@ -39,7 +39,7 @@ def open_imagenet(split: str, root: str) -> LazySource:
         if not (Path(root) / name).is_file():
             raise UsageError(f"imagenet2012: {name} is not in {root}. {LAYOUT}.")
     path = Path(root) / needed[0]
-    index = _cached_index(path, split == "train")
+    index = cached_index(path, split == "train")
     classes = tuple(index["classes"].tolist())
     if split != "train":
         index["label"], classes = read_devkit(Path(root) / DEVKIT)
@@ -53,7 +53,11 @@ def open_imagenet(split: str, root: str) -> LazySource:
 
 
 def _read(path: Path, index: Index, i: int) -> dict:
-    """Reads a JPEG file inside an uncompressed tar file, by its offset."""
+    return {"image": read_tar_image(path, index, i), "label": int(index["label"][i])}
+
+
+def read_tar_image(path: Path, index: Index, i: int) -> np.ndarray:
+    """Reads an image inside an uncompressed tar file, by its offset."""
     name, size = f"{path}:{index['name'][i].decode()}", int(index["size"][i])
     try:
         with path.open("rb", buffering=0) as file:
@@ -62,7 +66,7 @@ def _read(path: Path, index: Index, i: int) -> dict:
         raise BadRecord(name, first_line(error)) from error
     if len(data) != size:
         raise BadRecord(name, f"{len(data)} of its {size} bytes are left")
-    return {"image": image.decode(data, name, orient=False), "label": int(index["label"][i])}
+    return image.decode(data, name, orient=False)
 
 
 def _make_index(path: Path, nested: bool) -> Index:
@@ -99,7 +103,7 @@ def _make_index(path: Path, nested: bool) -> Index:
     }  # fmt: skip
 
 
-def _cached_index(path: Path, nested: bool) -> Index:
+def cached_index(path: Path, nested: bool) -> Index:
     """Loads the index of an unchanged archive, or makes and keeps it."""
     status = path.stat()
     stamp = np.array([INDEX_FORMAT, status.st_size, status.st_mtime_ns])

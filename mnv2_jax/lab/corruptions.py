@@ -1,0 +1,69 @@
+"""ImageNet-C (arXiv 1903.12261): a classifier under 15 corruptions in 5 severities each."""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mnv2_jax.files import read_json, write_json
+from mnv2_jax.lab.data import open_source
+from mnv2_jax.lab.data.readers.robust import CORRUPTED, CORRUPTIONS, SEVERITIES
+from mnv2_jax.lab.model_folder import HASH
+from mnv2_jax.lab.predict import evaluator
+from mnv2_jax.lab.tasks.task import ONCE, TestTimeAugmentation, TrainedModel
+
+PARTS = "corruptions.json"
+ALEXNET = dict(zip(CORRUPTIONS, (
+    0.886428, 0.894468, 0.922640, 0.819880, 0.826268, 0.785948, 0.798360, 0.866816, 0.826572,
+    0.819324, 0.564592, 0.853204, 0.646056, 0.717840, 0.606500,
+), strict=True))  # fmt: skip
+"""AlexNet's top-1 error, the mean over severities, by which that of a network is divided."""
+
+
+def evaluate_corruptions(
+    model: TrainedModel,
+    root: str | None,
+    out: Path | None = None,
+    augmentation: TestTimeAugmentation = ONCE,
+) -> tuple[int, dict[str, float]]:
+    """Returns how many images were scored, and the corruption error of each corruption and `mce`.
+
+    The corruption error is a network's error, summed over severities, divided by AlexNet's; `mce`
+    is its mean over the corruptions, and `accuracy` that over all images (Sec. 4.2).
+
+    Args:
+      model: a classifier of ImageNet.
+      root: the folder of ImageNet-C (see `robust.SETS`).
+      out: keeps what is done, for the same command to go on with.
+      augmentation: as for `predict.evaluate`.
+
+    Raises:
+      UsageError: the data is missing, damaged, or of other classes.
+    """
+    scores, done = evaluator(model, augmentation=augmentation), _done(out, model)
+    parts = [f"{corruption}/{severity}" for corruption in CORRUPTIONS for severity in SEVERITIES]
+    left = [part for part in parts if part not in done]
+    sources = [open_source(CORRUPTED, part, root) for part in left]  # before hours of work
+    for part, source in zip(tqdm(left, CORRUPTED, unit="set"), sources, strict=True):
+        done[part] = [scores(source)["accuracy"], len(source)]
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / PARTS, {"model": model.description.get(HASH), "done": done})
+    accuracy = np.array([done[part][0] for part in parts]).reshape(len(CORRUPTIONS), -1)
+    errors = (1 - accuracy).mean(axis=1) / list(ALEXNET.values())
+    return sum(done[part][1] for part in parts), {
+        "mce": float(errors.mean()), "accuracy": float(accuracy.mean()),
+        **dict(zip(CORRUPTIONS, errors.tolist(), strict=True)),
+    }  # fmt: skip
+
+
+def _done(out: Path | None, model: TrainedModel) -> dict[str, list]:
+    """Accuracy and images of what an interrupted evaluation of the same model has finished."""
+    if out is None or not (out / PARTS).is_file():
+        return {}
+    try:
+        content = read_json(out / PARTS)
+        same = content["model"] == model.description[HASH]
+        return {part: [float(a), int(n)] for part, (a, n) in content["done"].items() if same}
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return {}
