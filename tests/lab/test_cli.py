@@ -11,6 +11,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab import cli
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.train import sweep
+from mnv2_jax.lab.train.config import load_config
 
 ABLATION = "experiments/ablate_linear.py"
 
@@ -104,6 +105,17 @@ def test_overrides_that_cannot_be_used(refused, tmp_path, override, message):
     assert message in refused("--config", ABLATION, f"--config.{override}", "--workdir", workdir)
     assert message in refused("--workdir", workdir, "--config", ABLATION, f"--config.{override}")
     assert not workdir.exists()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_an_override_of_what_a_variant_sets_itself_is_no_silent_loss(refused):
+    file, override = "experiments/ablate_sandglass.py", "optimizer.learning_rate=0.3"
+    said = refused("--config", file, f"--config.{override}")
+    own = "sweep.variants.sandglass.optimizer.learning_rate"
+    assert "does not reach the variant 'sandglass'" in said and f"--config.{own}=VALUE" in said
+    config = load_config(file, [override, f"{own}=0.4"])
+    rates = [c.optimizer.learning_rate for c in sweep.check_variants(config).values()]
+    assert rates == [0.3, 0.4]
 
 
 @pytest.mark.usefixtures("no_training")

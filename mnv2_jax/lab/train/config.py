@@ -17,7 +17,7 @@ import operator
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,17 @@ def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]
         if not equals:
             raise UsageError(f"override {override!r} has no value: write {key}=VALUE.")
         set_key(config, key, value)
+    _check_reach(config, {override.partition("=")[0] for override in overrides})
     return config, tracker
+
+
+def _check_reach(config: Any, overridden: Set[str]) -> None:
+    """Rejects the override of a key that a variant sets itself, which would be without effect."""
+    for name, changes in config.get("sweep", {}).get("variants", {}).items():
+        for key in sorted(overridden & flatten(changes).keys()):
+            if (own := f"sweep.variants.{name}.{key}") not in overridden:
+                reach = f"override {key!r} does not reach the variant {name!r}, which has its own"
+                raise UsageError(f"{reach} value: give {OVERRIDE}{own}=VALUE as well.")
 
 
 def execute(file: Path, kind: str = "configuration") -> Any:
