@@ -48,7 +48,7 @@ def evaluate_corruptions(
         done[part] = [scores(source)["accuracy"], len(source)]
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / PARTS, {"model": model.description.get(HASH), "done": done})
+            write_json(out / PARTS, {"model": model.description, "done": done})
     accuracy = np.array([done[part][0] for part in parts]).reshape(len(CORRUPTIONS), -1)
     errors = (1 - accuracy).mean(axis=1) / list(ALEXNET.values())
     return sum(done[part][1] for part in parts), {
@@ -59,11 +59,11 @@ def evaluate_corruptions(
 
 def _done(out: Path | None, model: TrainedModel) -> dict[str, list]:
     """Accuracy and images of what an interrupted evaluation of the same model has finished."""
-    if out is None or not (out / PARTS).is_file():
+    if out is None or HASH not in model.description or not (out / PARTS).is_file():
         return {}
     try:
         content = read_json(out / PARTS)
-        same = content["model"] == model.description[HASH]
+        same = content["model"] == model.description
         return {part: [float(a), int(n)] for part, (a, n) in content["done"].items() if same}
     except (ValueError, TypeError, LookupError, AttributeError):
         return {}

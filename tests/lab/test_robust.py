@@ -13,7 +13,7 @@ from mnv2_jax.lab.corruptions import ALEXNET, PARTS, evaluate_corruptions
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.readers import imagenet, robust
 from mnv2_jax.lab.model_folder import load_model, save_model
-from mnv2_jax.lab.predict import evaluate
+from mnv2_jax.lab.predict import evaluate, image_transform
 from tests.lab.data.pictures import encoded, photo
 from tests.lab.data.readers.test_imagenet import tar_bytes, write_imagenet
 
@@ -73,44 +73,49 @@ def test_folders_that_are_numbers_are_not_in_the_order_of_their_names(tmp_path, 
     assert source.asked == () and sum(source.counts) == 6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r"])
-def test_sets_of_200_classes_have_no_other_answer(tmp_path, randomize, name):
-    labels = (3, 500, 999)
-    images = pictures([f"{name}/{IDS[i]}/{j}.png" for i in labels for j in range(8)])
-    root = write(tmp_path / "unpacked", images)
-    (tmp_path / "unpacked" / name / "README.txt").write_text("no image")
+def sources_of_200_classes(name, place):
+    """Eight images of each of three classes: unpacked, in the archive, and the folder of that."""
+    images = pictures([f"{name}/{IDS[i]}/{j}.png" for i in (3, 500, 999) for j in range(8)])
+    root = write(place / "unpacked", images)
+    (place / "unpacked" / name / "README.txt").write_text("no image")
     files = {path: encoded(pixels, "PNG") for path, pixels in images.items()}
-    archive = tmp_path / f"{name.replace('_', '-')}.tar"
+    archive = place / f"{name.replace('_', '-')}.tar"
     archive.write_bytes(tar_bytes({f"{name}/README.txt": b"no image", **files}))
-    sources = [open_source(name, "test", str(place)) for place in (root, tmp_path, archive)]
-    for source in sources[1:]:
+    return [open_source(name, "test", str(place)) for place in (root, archive, place)], images
+
+
+@pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r"])
+def test_a_folder_and_its_archive_hold_the_same(tmp_path, name):
+    sources, images = sources_of_200_classes(name, tmp_path)
+    for source in sources:
+        assert source.asked == (3, 500, 999)
         assert [source[i]["label"] for i in range(24)] == [3] * 8 + [500] * 8 + [999] * 8
-        for i in range(24):
-            np.testing.assert_array_equal(source[i]["image"], sources[0][i]["image"])
-    assert sources[0].asked == labels
-    # In a network's own order of classes, and after a background that is no answer either.
+        for i, pixels in enumerate(images.values()):
+            np.testing.assert_array_equal(source[i]["image"], pixels)
+
+
+@pytest.mark.slow
+def test_where_200_classes_are_asked_for_there_is_no_other_answer(tmp_path, randomize):
+    (source, *_), images = sources_of_200_classes("imagenet_a", tmp_path)
+    # In the usual order, and in one's own after a background, which is no answer either.
     shuffled = np.random.default_rng(0).permutation(IDS).tolist()
-    own = [shuffled.index(IDS[i]) for i in labels]
+    own = [1 + shuffled.index(IDS[i]) for i in source.asked]
     for folder, classes, options, places in (
-        ("plain", (), {}, labels), ("named", shuffled, {}, own),
-        ("background", (), {"count": 1001, "class_offset": 1}, [i + 1 for i in labels]),
-    ):  # fmt: skip
+        ("plain", (), {}, list(source.asked)),
+        ("own", shuffled, {"count": 1001, "class_offset": 1}, own),
+    ):
         model = save(tmp_path / folder, randomize, classes, **options)
-        seen = [image_of(model, source_image) for source_image in images.values()]
-        logits = logits_of(model, seen)[:, list(places)]
-        hits = logits.argmax(1) == np.repeat(range(3), 8)
-        lost = np.log(np.exp(logits).sum(1)) - logits[range(24), np.repeat(range(3), 8)]
-        for source in sources[: 1 if folder != "plain" else 3]:
-            scores = evaluate(model, source)
-            assert scores["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
-            assert scores["loss"] == pytest.approx(lost.mean(), rel=1e-3)
+        logits = logits_of(model, [image_of(model, p) for p in images.values()])[:, places]
+        label = np.repeat(range(3), 8)
+        hits = logits.argmax(1) == label
+        losses = np.log(np.exp(logits).sum(1)) - logits[range(24), label]
+        scores = evaluate(model, source)
+        assert scores["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
+        assert scores["loss"] == pytest.approx(losses.mean(), rel=1e-3)
 
 
 def image_of(model, pixels):
     """What the model's own evaluation sees of an image."""
-    from mnv2_jax.lab.predict import image_transform
-
     return image_transform(model)({"image": pixels}, np.random.default_rng(0))["image"]
 
 
@@ -166,7 +171,7 @@ def test_corruption_errors_against_numpy(corrupted, tmp_path, randomize, capsys)
 
 
 @pytest.mark.slow
-def test_corruptions_go_on_where_they_were_interrupted(corrupted, tmp_path, randomize, monkeypatch):
+def test_corruptions_go_on_where_they_were_interrupted(corrupted, tmp_path, randomize):
     root, out = str(corrupted[0]), tmp_path / "out"
     model = save(tmp_path / "model", randomize)
     whole = evaluate_corruptions(model, root, out)
@@ -176,7 +181,7 @@ def test_corruptions_go_on_where_they_were_interrupted(corrupted, tmp_path, rand
     (out / PARTS).write_text(json.dumps(kept))
     number, scores = evaluate_corruptions(model, root, out)
     assert number == whole[0] + 2 and scores["snow"] != whole[1]["snow"]
-    other = save(tmp_path / "other", randomize, classes=IDS)
+    other = save(tmp_path / "other", randomize, classes=IDS[::-1])
     assert evaluate_corruptions(other, root, out)[0] == whole[0]
     (out / PARTS).write_text("damaged")
     assert evaluate_corruptions(model, root, out) == whole
@@ -199,7 +204,7 @@ def test_mistakes(tmp_path, corrupted):
     root = tmp_path / "a"
     write(root, pictures([f"{IDS[3]}/a.png", "tench/b.png"]))
     assert "tench/b.png, which is in no folder of a class" in refused("imagenet_a", root)
-    assert "has no images" in refused("imagenet_v2", tmp_path / "nothing")
+    assert "cannot be read" in refused("imagenet_v2", tmp_path / "nothing")
     assert "split 'train'" in refused("imagenet_r", root, "train")
     for split in ("test", "fog/6", "fog"):
         assert f"'{split}'" in refused("imagenet_c", corrupted[0], split)
