@@ -131,7 +131,7 @@ def evaluator(
             1, min(MOST_IMAGES, len(source), MOST_PIXELS // model.resolution**2)
         )
         size += -size % jax.local_device_count()
-        transform = transform_of(model, **({"crop": "none"} if whole else {}))
+        transform = transform_of(model, instead={"crop": "none"} if whole else {})
         batches = eval_batches(source, batch_size=size, transform=transform)
         fields = ("image", *task.fields, "also", "mask")
 
@@ -212,17 +212,19 @@ def write_evaluation(folder: Path, model: TrainedModel, facts: Mapping[str, Any]
     return folder / EVALUATION
 
 
-def transform_of(model: TrainedModel, size: int | None = None, **options: Any) -> Transform:
+def transform_of(
+    model: TrainedModel, size: int | None = None, instead: Mapping[str, Any] = {}
+) -> Transform:
     """Returns how records are prepared for a model's evaluation, at its own resolution or `size`.
 
-    Options are put in place of the model's own.
+    Options can be given `instead` of the model's own.
 
     Raises:
       UsageError: the description of the model asks for an unknown preparation.
     """
     given, channels = model.description.get("eval", {}), model.backbone.in_channels
     try:
-        options = {**given, **options}
+        options = {**given, **instead}
         return model.task.eval_transform(size or model.resolution, channels, options)
     except (TypeError, AttributeError) as error:
         raise UsageError(
