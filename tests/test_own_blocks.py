@@ -39,7 +39,7 @@ VARIANTS = {
 PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
 SMALL = (
     "steps=4", "batch_size=16", "eval_batch_size=360", "eval_every_epochs=100.0", "log_every=1",
-    "sweep.seeds=(0,)", "sweep.looks=()", "model.spec=one_block", "parallel.devices=1",
+    "sweep.seeds=(0,)", "sweep.looks=()", "parallel.devices=1",
     "optimizer.warmup_epochs=0.0",
 )  # fmt: skip
 
@@ -82,6 +82,7 @@ def run(capsys, verb, trained, *words):
 def train(file, workdir):
     config, variant = load_config(str(file), SMALL), VARIANTS[file.stem]
     with config.unlocked():
+        config.model.spec = "one_block"
         for name in set(config.sweep.variants) - {variant}:
             del config.sweep.variants[name]
         config.sweep.reference, config.sweep.claim = variant, ()

@@ -204,7 +204,7 @@ def test_mistakes(tmp_path, corrupted):
     root = tmp_path / "a"
     write(root, pictures([f"{IDS[3]}/a.png", "tench/b.png"]))
     assert "tench/b.png, which is in no folder of a class" in refused("imagenet_a", root)
-    assert "cannot be read" in refused("imagenet_v2", tmp_path / "nothing")
+    assert "is not there" in refused("imagenet_v2", tmp_path / "nothing")
     assert "split 'train'" in refused("imagenet_r", root, "train")
     for split in ("test", "fog/6", "fog"):
         assert f"'{split}'" in refused("imagenet_c", corrupted[0], split)

@@ -28,6 +28,9 @@ def test_unknown_names_list_the_choices():
 @pytest.mark.parametrize("name", sorted(set(CATALOG) - {"digits", "fashion_mnist_small", "scenes"}))
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_set_says_what_is_missing_and_where_to_get_it(tmp_path, name, split):
+    if CATALOG[name].splits == ("test",):
+        assert "did you mean" in refused(name, "tset", str(tmp_path))
+        split = "test"
     message = refused(name, split, str(tmp_path / "nowhere"))
     assert str(tmp_path / "nowhere") in message
     ways = ("curl ", "wget ", "apt-get ", "https://image-net.org", "The layout is")

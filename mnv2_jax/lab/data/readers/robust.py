@@ -79,6 +79,8 @@ def open_robust(name: str, split: str, root: str) -> RobustSource:
     class, or there are more than the set has; fewer are told as left out.
     """
     kind, part = SETS[name], split if name == CORRUPTED else ""
+    if not Path(root).exists():
+        raise UsageError(f"{root} is not there. The layout is {kind.layout}.")
     choices = [f"{corruption}/{s}" for corruption in CORRUPTIONS + EXTRA for s in SEVERITIES]
     if part and part not in choices:
         raise unknown(f"split of {name}", part, choices)
