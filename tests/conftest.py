@@ -1,5 +1,6 @@
 """Settings of the whole test run, made before JAX starts, and fixtures that several rooms share."""
 
+import gc
 import os
 import signal
 import warnings
@@ -37,6 +38,9 @@ with warnings.catch_warnings(action="ignore"):  # that this is not done yet
     from mnv2_jax.ops import compiler
 
 compiler.apply()
+
+# Tracing makes millions of objects that live; looking through them less often saves a twelfth.
+gc.set_threshold(50_000, 20, 50)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -65,6 +65,7 @@ def test_inside_a_linen_model_under_every_transform():
         rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_replicas_train_together_under_vmap():
     model = MobileNetV2(num_classes=2, spec=SPEC, dropout=0.0)
     x = batch()[0]
@@ -96,6 +97,7 @@ class NnxClassifier(nnx.Module):
         return self.head(features.mean((1, 2)))
 
 
+@pytest.mark.nightly
 def test_inside_an_nnx_model():
     with jax.numpy_rank_promotion("allow"):  # nnx.Linear relies on it
         model = NnxClassifier(nnx.Rngs(0))

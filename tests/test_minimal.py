@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -39,8 +40,13 @@ def test_is_read_in_one_sitting_and_needs_four_packages():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shortcut", SHORTCUTS)
-@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+@pytest.mark.parametrize(
+    ("bottleneck", "shortcut"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.nightly] * (pair != ("relu6", "between_expansions")))
+        for pair in itertools.product(BOTTLENECKS, SHORTCUTS)
+    ],
+)
 def test_parameters_and_logits_are_the_packages(minimal, randomize, bottleneck, shortcut):
     theirs = mnv2_jax.MobileNetV2(
         num_classes=10,
@@ -68,7 +74,9 @@ def test_parameters_and_logits_are_the_packages(minimal, randomize, bottleneck, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [0.35, 1.0, 1.4])
+@pytest.mark.parametrize(
+    "width", [1.0, *(pytest.param(w, marks=pytest.mark.nightly) for w in (0.35, 1.4))]
+)
 def test_counts_are_the_packages(minimal, width):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     trees = [

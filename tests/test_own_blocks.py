@@ -49,7 +49,13 @@ def test_the_page_has_the_experiments_and_each_is_short():
     assert all(text.count("\n") <= 50 for text in FILES.values())
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+BY_DAY = ("own_five", "own_excited", OURS)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.nightly] * (n not in BY_DAY)) for n in VARIANTS],
+)
 def trained(request, tmp_path_factory):
     """(the file, the folder of its model): one variant, trained for four steps in one go."""
     tiny()  # names the small network

@@ -99,7 +99,10 @@ def assert_same(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.nightly] * (n in ("relu", "ablated"))) for n in NETWORKS],
+)
 def test_a_graph_computes_what_its_network_does(networks, name):
     model, variables, images, expected = networks(name)
     graph = trace(model, variables, images.shape[1:3], dialect_of(model))
@@ -181,9 +184,9 @@ OWN = {
 @pytest.mark.parametrize(
     ("name", "to"),
     [
-        pytest.param(name, to, marks=[pytest.mark.nightly] * ((i + j) % 3 > 0))
-        for i, name in enumerate(OWN)
-        for j, to in enumerate(FORMATS)
+        pytest.param(name, to, marks=[pytest.mark.nightly] * (name != "hard_swish"))
+        for name in OWN
+        for to in FORMATS
     ],
 )
 def test_blocks_of_ones_own(tmp_path, networks, name, to):
@@ -325,6 +328,7 @@ def test_the_verb(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["operations"]["QuantizeLinear"] > 0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_detector_is_exported_from_its_folder(tmp_path, randomize, capsys):
     pytest.importorskip("ai_edge_litert")

@@ -129,8 +129,8 @@ def test_classes_of_files_and_arrays(kept, tmp_path):
     logits = logits_of(model, pixels[None])[0]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     color = np.repeat(pixels, 3, axis=2)  # of gray pixels, which weights of colors leave as it is
-    found = [p.values for p in predict(model, [str(path), path, pixels, pixels[..., 0]], top=3)]
-    found += [p.values for p in predict(model, color, top=3)]
+    several = [str(path), path, pixels, pixels[..., 0], color]
+    found = [p.values for p in predict(model, several, top=3)]
     found += [p.values for p in predict(model, path, top=3)]
     found += [p.values for p in predict(model, np.stack([pixels, pixels]), top=3)]
     assert len(found) == 8 and all(values == found[0] for values in found)

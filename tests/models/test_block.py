@@ -113,8 +113,15 @@ def test_between_expansions_passes_the_expanded_tensor_on():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("wiring", [between_bottlenecks, no_shortcut])
+@pytest.mark.parametrize(
+    ("wiring", "stride"),
+    [
+        (between_bottlenecks, 1),
+        pytest.param(between_bottlenecks, 2, marks=pytest.mark.nightly),
+        pytest.param(no_shortcut, 1, marks=pytest.mark.nightly),
+        (no_shortcut, 2),
+    ],
+)
 def test_split_inference_is_the_same_block(randomize, stride, wiring):
     block = InvertedResidual(8, stride=stride, shortcut=wiring, bottleneck=relu6)
     variables = randomize(block, SHAPE)

@@ -72,7 +72,7 @@ def same(ours, theirs, tolerance=1e-6):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     shape=st.tuples(st.integers(2, 5), st.integers(1, 5), st.integers(2, 4), st.integers(1, 4)),
     features=st.integers(1, 7),

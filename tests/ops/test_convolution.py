@@ -67,7 +67,7 @@ def check(x, k, options):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(convolutions(groups=True), st.sampled_from([1, 8]), st.sampled_from([1, 40, 1 << 17]))
 def test_depthwise_equals_xla(case, devices, band):
     with (
@@ -78,7 +78,7 @@ def test_depthwise_equals_xla(case, devices, band):
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(convolutions(groups=False))
 def test_full_and_pointwise_equal_xla(case):
     check(*case)

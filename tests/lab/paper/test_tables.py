@@ -159,6 +159,7 @@ def test_table_7_multiscale(monkeypatch):
     assert seen == [257, 385, 513, 641, 769, 897]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_table_7_whole():
     table = tables(table_7)[0]

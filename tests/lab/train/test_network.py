@@ -91,6 +91,7 @@ def test_a_killed_run_goes_on_bit_for_bit(task, tmp_path, monkeypatch):
     assert saved.task.name == task and len(saved.classes) == (10 if task == "detect" else 11)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [pytest.param("detect", marks=pytest.mark.nightly), "segment"])
 def test_the_launchers_agree(task):

@@ -13,6 +13,7 @@ from mnv2_jax.lab.train.report import environment, make_setting, report_text
 from tests.lab.train.setting import tiny
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_scores_are_those_of_a_network_that_is_nearly_the_float_one(randomize):
     config = tiny()

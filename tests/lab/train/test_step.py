@@ -47,6 +47,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_it_learns_32_images_by_heart():
     task = make_task()
@@ -100,6 +101,7 @@ def test_the_launchers_agree(scope):
     assert float(states[0][1]["sums"]["loss"][1]) == 24
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", [pytest.param("global", marks=pytest.mark.nightly), "device"])
 def test_the_launchers_agree_on_accumulated_gradients(scope):
@@ -276,6 +278,7 @@ def test_every_step_draws_anew():
     assert len(set(losses)) == 3
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("scope", ["global", "device"])
 @pytest.mark.parametrize("masked", [(0, 1, 2, 3), (0, 1, 9, 30)])
 def test_devices_with_unequal_numbers_of_masked_rows(scope, masked):

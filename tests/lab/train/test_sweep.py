@@ -453,7 +453,7 @@ def test_a_run_that_goes_astray_stops_with_one_line(tmp_path):
     [
         "jit",
         pytest.param("shard_map", marks=[pytest.mark.slow, pytest.mark.nightly]),
-        pytest.param("pmap", marks=pytest.mark.slow),
+        pytest.param("pmap", marks=[pytest.mark.slow, pytest.mark.nightly]),
     ],
 )
 def test_nothing_is_compiled_after_the_first_steps_and_evaluation(
@@ -623,7 +623,7 @@ def test_seeds_are_added_until_the_claim_is_decided_also_if_it_was_stopped_betwe
     tmp_path, monkeypatch, delta, trained
 ):
     """Three seeds tell that variants are not 99 points apart, and four not which is better."""
-    config = config_with(seeds=(0, 1, 2, 3), looks=(3,), delta=delta)
+    config = config_with(seeds=(0, 1, 2, 3), looks=(3,), delta=delta, at_once=1)
     with config.unlocked():
         config.data.resplit = True
 
