@@ -186,14 +186,18 @@ def some(model, size):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
+AT_NIGHT = ("flax.md", "regions.md", "export.md")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
 @pytest.mark.parametrize(
     "page",
     # Trackers are run beside fakes of them, in tests/lab/train/test_tracker.py.
-    # The guide to Flax says what tests/test_foreign_projects.py does in full.
+    # The guide to Flax says what tests/test_foreign_projects.py does in full; those to regions and
+    # exports, what the tests of their verbs do.
     [
-        pytest.param(page, marks=[pytest.mark.nightly] * (page.name == "flax.md"))
+        pytest.param(page, marks=[pytest.mark.nightly] * (page.name in AT_NIGHT))
         for page in PAGES
         if blocks(page, "python") and page.name != "trackers.md"
     ],

@@ -57,6 +57,7 @@ def test_the_address_is_in_one_place(notebook):
     assert places == [1] and notebook.cells[1].source.count("OWNER") == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_away_from_a_checkout_it_clones_one(notebook, execute, tmp_path, monkeypatch):
     monkeypatch.setenv("MNV2_NOTEBOOK_SHORT", str(tmp_path / "out"))

@@ -76,6 +76,7 @@ def test_every_task_is_listed_by_its_name():
     assert {"loss", *TASKS["classify"].metrics} == {"loss", "accuracy"}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_fourth_task_needs_no_other_module(regress, tmp_path, capsys):
     config = tiny("regress", steps=3, seeds=(0,), task="regress")

@@ -367,7 +367,8 @@ def test_a_damaged_checkpoint_costs_some_steps_and_one_warning(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["shard_map", pytest.param("pmap", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["shard_map", "pmap"])
 def test_every_launcher_goes_on_from_its_checkpoint(tmp_path, monkeypatch, launcher):
     config = one(6, parallel={"launcher": launcher, "devices": 2})
     train(config, tmp_path / "whole")
@@ -623,7 +624,7 @@ def test_seeds_are_added_until_the_claim_is_decided_also_if_it_was_stopped_betwe
     tmp_path, monkeypatch, delta, trained
 ):
     """Three seeds tell that variants are not 99 points apart, and four not which is better."""
-    config = config_with(seeds=(0, 1, 2, 3), looks=(3,), delta=delta, at_once=1)
+    config = config_with(seeds=(0, 1, 2, 3), looks=(3,), delta=delta)
     with config.unlocked():
         config.data.resplit = True
 
