@@ -42,7 +42,7 @@ paper: $(FOR_RUN)  ## reproduce the paper's tables and figures, with the results
 check: lint  ## lint, and the tests and doctests that are fast
 	$(PYTEST) -m "not slow and not multiprocess and not nightly" $(ARGS)
 
-test: $(FOR_DEV)  ## the tests and doctests that the gate runs (twelve minutes on two cores)
+test: $(FOR_DEV)  ## the tests and doctests that the gate runs (12 to 15 minutes on two cores)
 	$(PYTEST) -m "not nightly" $(ARGS)
 
 test-all: $(FOR_DEV)  ## those that run at night as well (about an hour on two cores)

@@ -88,6 +88,7 @@ def test_counts_are_the_packages(minimal, width):
     assert minimal.multiply_adds(minimal.TABLE_2, 224, 1000, width) == counted.madds
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("promotion")
 def test_a_short_training_learns(minimal):

@@ -200,6 +200,7 @@ def test_the_doctor_knows_a_segmenter(files):
     assert not any(finding.change for finding in findings.values())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_import_predict_evaluate_and_back(files, tmp_path, capsys):
     """The verbs of the command line, on a segmenter from elsewhere."""

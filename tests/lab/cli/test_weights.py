@@ -71,6 +71,7 @@ def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_background_is_no_answer(slim, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 120, 100, 3)).astype(np.uint8)

@@ -190,6 +190,7 @@ def test_a_cell_cannot_break_the_page():
     assert inline("[x](javascript:alert)") == "[x](javascript:alert)"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_everything_at_once(tmp_path, monkeypatch):
     """With thin networks for what is compiled or traced at many sizes: every item and picture."""

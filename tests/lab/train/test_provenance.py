@@ -149,6 +149,7 @@ def test_seeds_at_once_are_another_program_of_the_same_images(digits, usual):
     }  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_another_process_comes_to_the_same_fingerprint(tmp_path):

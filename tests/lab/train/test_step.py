@@ -110,6 +110,7 @@ def test_the_launchers_agree_on_accumulated_gradients(scope):
         assert_close(other, states[0])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_scope_of_batch_norm_and_the_augmentation_matter():
     """So that the agreement above is one of programs that do these things."""
