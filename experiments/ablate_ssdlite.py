@@ -21,7 +21,7 @@ from mnv2_jax.errors import unknown
 def _scenes() -> ConfigDict:
     c = detect_scenes.get_config()
     c.model.width, c.steps, c.ema_decay = 0.5, 700, 0.99
-    c.sweep.seeds = (0, 1, 2)
+    c.sweep.seeds = tuple(range(8))
     return c
 
 
@@ -37,5 +37,5 @@ def get_config(preset: str = "scenes") -> ConfigDict:
     c.sweep.variants = ConfigDict(
         {name: {"detect": {"heads": name}} for name in ("ssdlite", "ssd")}
     )
-    c.sweep.reference = "ssdlite"
+    c.sweep.reference, c.sweep.claim = "ssdlite", ("ssd", "ssdlite")
     return c

@@ -13,7 +13,7 @@ differ by less than the noise (results/tradeoff).
 from ml_collections import ConfigDict
 
 from experiments.imagenet import base
-from experiments.scales import set_scale
+from experiments.scales import set_scale, until_decided
 
 RESOLUTIONS = {
     "digits": (8, 16),
@@ -31,6 +31,9 @@ def get_config(preset: str = "digits") -> ConfigDict:
     c.name, c.title = "tradeoff", "Accuracy against cost (Fig. 5)"
     set_scale(c, preset)
     largest = max(RESOLUTIONS[preset])
+    c.sweep.claim = tuple(f"width_{w}-size_{largest}" for w in (140, 100, 75, 50, 35))
+    if preset == "digits":
+        until_decided(c, 16, otherwise=8)
     grid = [(w, r) for w in WIDTHS for r in RESOLUTIONS[preset]] + [(1.4, largest)]
     c.sweep.variants = ConfigDict(
         {
