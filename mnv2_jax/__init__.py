@@ -32,14 +32,19 @@ from mnv2_jax.models.ssdlite import SSDLite
 from mnv2_jax.ops import compiler
 from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.version import __version__ as __version__
-from mnv2_jax.weights import export_weights, inspect_weights, load_weights
+from mnv2_jax.weights import (
+    export_weights,
+    from_pretrained,
+    inspect_weights,
+    load_weights,
+)
 
 __all__ = [
     "DIALECTS", "SPECS", "Account", "ConvNorm", "DeepLabV3", "Dialect", "InvertedResidual",
     "MobileNetV2", "SSDLite", "Spec", "UsageError", "account", "add_parts", "between_bottlenecks",
     "between_expansions", "build", "convolution", "export_weights", "fold", "folded_apply",
-    "inspect_weights", "linear", "load_weights", "make_divisible", "no_shortcut", "normalize",
-    "relu6", "unroll",
+    "from_pretrained", "inspect_weights", "linear", "load_weights", "make_divisible",
+    "no_shortcut", "normalize", "relu6", "unroll",
 ]  # fmt: skip
 
 compiler.warn()

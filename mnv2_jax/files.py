@@ -47,6 +47,11 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     return expanded
 
 
+def cache_folder() -> Path:
+    """Returns the folder of what can be made or fetched again; it may be missing."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnv2_jax"
+
+
 def writable_place(
     path: str | Path, what: str, folder: bool = False, parents: bool = False
 ) -> Path:

@@ -19,6 +19,7 @@ from mnv2_jax.lab.train.config import load_config
 from mnv2_jax.models.build import PARTS, build
 from mnv2_jax.models.spec import SPECS, Row, Spec
 from mnv2_jax.version import __version__
+from mnv2_jax.weights import PUBLISHED
 from tests.lab.train.setting import SPEC
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +168,10 @@ def place(tmp_path, monkeypatch):
     model = build(dialect="torchvision")
     variables = some(model, 32)
     export_weights(model, variables, "torchvision", "mobilenet_v2.safetensors")
+    row = PUBLISHED["torchvision"]["v1"]._replace(sha256="", file="mobilenet_v2.safetensors")
+    monkeypatch.setitem(PUBLISHED["torchvision"], "v1", row)
+    monkeypatch.setenv("MNV2_MIRROR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 

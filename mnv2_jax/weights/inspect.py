@@ -17,6 +17,7 @@ from mnv2_jax.weights.load import Loaded, load_weights, split_source
 from mnv2_jax.weights.merge import describe_unknown, infer_ecosystem
 from mnv2_jax.weights.names import ECOSYSTEMS
 from mnv2_jax.weights.preprocessing import RELEASES
+from mnv2_jax.weights.published import resolve
 from mnv2_jax.weights.readers import Contents, read_tensors
 
 PADDING = {"same": "TensorFlow's SAME, (0, 1) on even inputs", "symmetric": "symmetric, (1, 1)"}
@@ -34,7 +35,8 @@ def inspect_weights(source: str | Path) -> list[Finding]:
     """Describes a file of weights.
 
     Args:
-      source: `ecosystem:path`, or a path alone, whose ecosystem is inferred from the tensor names.
+      source: `ecosystem:path`, or a path alone, whose ecosystem is inferred from the tensor names;
+        or a name of `published.PUBLISHED`.
 
     Returns:
       Findings, the file first. Where the weights cannot be loaded, the last one says why and what
@@ -43,7 +45,7 @@ def inspect_weights(source: str | Path) -> list[Finding]:
     Raises:
       UsageError: the file cannot be read at all.
     """
-    named, path = split_source(str(source))
+    named, path = split_source(resolve(str(source)))
     contents = read_tensors(path)
     inferred = infer_ecosystem(contents.tensors)
     findings = [_file(path, contents)]

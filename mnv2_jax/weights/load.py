@@ -1,12 +1,13 @@
 """Loads published weights: file, names, architecture, strict merge, and what belongs to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.files import user_path
 from mnv2_jax.models.build import look_up
 from mnv2_jax.models.deeplab import DeepLabV3
@@ -24,6 +25,8 @@ from mnv2_jax.weights.tensors import classifier_names
 IMAGENET_CLASSES = 1000
 OUTPUT_STRIDE = 16  # of a segmenter whose files do not say; the paper's recommendation
 CLASSIFIER_STRIDE = 32
+# What a part of a larger model has to share with its weights; a decay belongs to the training.
+MATCHING = ("padding", "bn_epsilon", "mean", "std")
 
 
 class Loaded(NamedTuple):
@@ -88,6 +91,61 @@ class Loaded(NamedTuple):
         if isinstance(model, DeepLabV3):
             return options | {"channels": model.channels}
         return options | {"class_offset": model.class_offset}
+
+    def into(self, variables: Mapping[str, Any], path: str, model: Any = None) -> dict[str, Any]:
+        """Returns a larger model's variables with these weights at a path, all of them or none.
+
+        Args:
+          variables: of the larger model, its `params` and `batch_stats` among them.
+          path: the name of the part that takes the weights, such as "backbone" or "encoder/net".
+          model: the larger model; then its part has to be of these weights' dialect, as far as
+            attributes of the path's names lead to it.
+
+        Raises:
+          UsageError: there is no such part, or its names, shapes or dialect are others.
+        """
+        part, keys = model, path.split("/")
+        for key in keys:
+            part = getattr(part, key, None)
+        theirs = getattr(getattr(part, "backbone", part), "dialect", self.dialect)
+        fields = [f for f in MATCHING if getattr(theirs, f) != getattr(self.dialect, f)]
+        if fields:
+            differ = ", ".join(f"{f} {getattr(theirs, f)}" for f in fields)
+            raise UsageError(
+                f"{path!r} is of another dialect than {self.source!r}: it has {differ}. Make it "
+                f"with dialect={self.dialect.name!r}, or of the loaded model."
+            )
+        put = {
+            kind: _put(variables.get(kind, {}), keys, ours, self.source)
+            for kind, ours in self.variables.items()
+        }
+        return {**variables, **put}
+
+
+def _put(
+    tree: Mapping[str, Any], keys: Sequence[str], ours: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """Returns a tree with the leaves at a path replaced by others of the same names and shapes."""
+    if keys:
+        key, *rest = keys
+        if not isinstance(tree.get(key), Mapping):
+            raise unknown(
+                "part of the variables", key, (k for k in tree if isinstance(tree[k], Mapping))
+            )
+        return {**tree, key: _put(tree[key], rest, ours, source)}
+    theirs, mine = (
+        {name: np.shape(leaf) for name, leaf in flatten_dict(each, sep="/").items()}
+        for each in (tree, ours)
+    )
+    names = sorted(theirs.keys() ^ mine.keys()) or [n for n in mine if mine[n] != theirs[n]]
+    if names:
+        shapes = (f"{n} {mine.get(n, 'absent')} for {theirs.get(n, 'absent')}" for n in names[:3])
+        raise UsageError(
+            f"{source!r} does not fit that part of the variables, and nothing was put there: "
+            f"{len(names)} tensors differ, such as {', '.join(shapes)}. Load with drop_head=True "
+            "for a part without classifier, and make the part of the loaded model."
+        )
+    return dict(ours)
 
 
 def load_weights(

@@ -42,8 +42,8 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
-    what = f"published weights, such as mobilenet_v2-b0353104.pth; {SOURCE}"
-    parser.add_argument("source", metavar="[ECOSYSTEM:]FILE", help=what)
+    what = f"published weights, by name, such as timm:mobilenetv2_140, or by file; {SOURCE}"
+    parser.add_argument("source", metavar="NAME|[ECOSYSTEM:]FILE", help=what)
     parser.add_argument("folder", help="folder to write the model to")
     for name, help in SWITCHES.items():
         parser.add_argument(f"--{name}", action="store_true", help=help)
@@ -80,6 +80,7 @@ def _load(arguments: argparse.Namespace) -> Any:
     """Loads weights as they can be used here: without background, on images that are read."""
     from mnv2_jax.weights import load_weights
     from mnv2_jax.weights.load import find_source
+    from mnv2_jax.weights.published import resolve
 
     mean, std = (
         None if given is None else [number for part in given for number in part]
@@ -88,7 +89,7 @@ def _load(arguments: argparse.Namespace) -> Any:
     try:
         load = functools.partial(
             load_weights,
-            find_source(arguments.source, ema=not arguments.raw),
+            find_source(resolve(arguments.source), ema=not arguments.raw),
             arguments.sha256,
             drop_head=arguments.drop_head,
             ema=not arguments.raw,
@@ -183,7 +184,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="[ECOSYSTEM:]FILE", help=f"weights; {SOURCE}")
+    what = f"weights by published name or by file; {SOURCE}"
+    parser.add_argument("checkpoint", metavar="NAME|[ECOSYSTEM:]FILE", help=what)
     json_argument(parser)
 
 
@@ -204,7 +206,7 @@ IMPORT = Verb(
     "Turn published weights into a model of this project.",
     _import_arguments,
     _import,
-    ("mnv2 import torchvision:mobilenet_v2-b0353104.pth models/v1",),
+    ("mnv2 import torchvision models/v1", "mnv2 import mobilenet_v2-b0353104.pth models/v1"),
 )
 EXPORT_WEIGHTS = Verb(
     "Write a model's weights under the names of another library.",

@@ -13,8 +13,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from mnv2_jax.files import cache_folder
 
 # glibc's mallopt parameters, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -80,7 +81,7 @@ def use_compilation_cache() -> None:
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:
-        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnv2_jax/xla"
+        place = cache_folder() / "xla"
         try:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:

@@ -30,7 +30,7 @@ def read_pytorch(data: bytes) -> dict[str, np.ndarray]:
         _check_archive(data)
     elif data.startswith(b"\x1f\x8b") or data[257:262] == b"ustar":
         raise DamagedError("it is packed by gzip or tar: unpack it, and give the file inside")
-    torch = _import_torch()
+    torch = import_torch()
     if not archive:  # before PyTorch 1.6: magic number, protocol, system and object, then storages
         _check_storages(data, 4, len(data))
     try:
@@ -64,7 +64,8 @@ def _tensors(torch: Any, loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]
                         waiting.append((f"{path}{key}.", value))
 
 
-def _import_torch() -> Any:
+def import_torch() -> Any:
+    """Imports PyTorch; `UsageError` where there is none, or too old a one."""
     remedy = "install torch>=2.10, or give the weights as .safetensors or .npz."
     try:
         import torch

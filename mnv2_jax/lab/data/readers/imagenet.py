@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.errors import UsageError, first_line
-from mnv2_jax.files import opened, replacing
+from mnv2_jax.files import cache_folder, opened, replacing
 from mnv2_jax.lab.data import image
 from mnv2_jax.lab.data.readers.archives import MAX_MEMBER_BYTES, read_tar_gz, tar_members
 from mnv2_jax.lab.data.source import BadRecord, LazySource
@@ -107,7 +107,7 @@ def cached_index(path: Path, nested: bool) -> Index:
     """Loads the index of an unchanged archive, or makes and keeps it."""
     status = path.stat()
     stamp = np.array([INDEX_FORMAT, status.st_size, status.st_mtime_ns])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnv2_jax"
+    cache = cache_folder()
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     places = (path.with_name(path.name + ".index.npz"), cache / f"{path.name}.{digest}.index.npz")
     for place in places:
