@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import tarfile
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -299,8 +298,10 @@ def _request(url: str, path: Path) -> None:
             f"'mnv2_jax[weights]', or {elsewhere}."
         ) from error
     shows = sys.stderr.isatty() and find_spec("tqdm") is not None
+    answers: list[requests.Response] = []  # which pooch leaves open where it fails
+    keep = {"response": lambda response, **_: answers.append(response)}
     try:
-        get = pooch.HTTPDownloader(progressbar=shows, chunk_size=1 << 16, timeout=TIMEOUT)
+        get = pooch.HTTPDownloader(shows, 1 << 16, timeout=TIMEOUT, hooks=keep)
         get(url, str(path), None)
     except requests.RequestException as error:
         code = getattr(error.response, "status_code", None)
@@ -316,10 +317,15 @@ def _request(url: str, path: Path) -> None:
         raise UsageError(
             f"{url} cannot be downloaded: {why}. Try again, or {elsewhere}."
         ) from error
+    finally:
+        for answer in answers:
+            answer.close()
 
 
 def _unpack(archive: Path, folder: Path) -> list[Path]:
     """Takes a TensorFlow checkpoint out of an archive; returns its index, which is written last."""
+    import tarfile
+
     try:
         with tarfile.open(archive) as tar:
             members = [
