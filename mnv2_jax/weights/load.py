@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.files import user_path
@@ -93,59 +93,42 @@ class Loaded(NamedTuple):
         return options | {"class_offset": model.class_offset}
 
     def into(self, variables: Mapping[str, Any], path: str, model: Any = None) -> dict[str, Any]:
-        """Returns a larger model's variables with these weights at a path, all of them or none.
+        """Returns a larger model's variables with these weights at a path: all of them, or none.
 
         Args:
           variables: of the larger model, its `params` and `batch_stats` among them.
-          path: the name of the part that takes the weights, such as "backbone" or "encoder/net".
-          model: the larger model; then its part has to be of these weights' dialect, as far as
-            attributes of the path's names lead to it.
+          path: the part that takes the weights, such as "backbone" or "encoder/net".
+          model: the larger model. Where its attributes lead to the part, that has to be of these
+            weights' dialect.
 
         Raises:
           UsageError: there is no such part, or its names, shapes or dialect are others.
         """
-        part, keys = model, path.split("/")
+        part, keys = model, tuple(path.split("/"))
         for key in keys:
             part = getattr(part, key, None)
         theirs = getattr(getattr(part, "backbone", part), "dialect", self.dialect)
-        fields = [f for f in MATCHING if getattr(theirs, f) != getattr(self.dialect, f)]
-        if fields:
-            differ = ", ".join(f"{f} {getattr(theirs, f)}" for f in fields)
+        if differ := [f for f in MATCHING if getattr(theirs, f) != getattr(self.dialect, f)]:
             raise UsageError(
-                f"{path!r} is of another dialect than {self.source!r}: it has {differ}. Make it "
-                f"with dialect={self.dialect.name!r}, or of the loaded model."
+                f"{path!r} is of another dialect than {self.source!r}, in {', '.join(differ)}: "
+                f"make it with dialect={self.dialect.name!r}, or of the loaded model."
             )
-        put = {
-            kind: _put(variables.get(kind, {}), keys, ours, self.source)
-            for kind, ours in self.variables.items()
-        }
-        return {**variables, **put}
-
-
-def _put(
-    tree: Mapping[str, Any], keys: Sequence[str], ours: Mapping[str, Any], source: str
-) -> dict[str, Any]:
-    """Returns a tree with the leaves at a path replaced by others of the same names and shapes."""
-    if keys:
-        key, *rest = keys
-        if not isinstance(tree.get(key), Mapping):
-            raise unknown(
-                "part of the variables", key, (k for k in tree if isinstance(tree[k], Mapping))
+        flat = flatten_dict(variables, keep_empty_nodes=True)
+        put = {(k[0], *keys, *k[1:]): leaf for k, leaf in flatten_dict(self.variables).items()}
+        there = {k for k in flat if k[0] in self.variables and k[1 : 1 + len(keys)] == keys}
+        if not there:
+            parts = {"/".join(k[1 : 1 + len(keys)]) for k in flat if len(k) > 1 + len(keys)}
+            raise unknown("part of the variables", path, parts)
+        differ = sorted(there ^ put.keys())
+        differ = differ or [k for k in put if np.shape(put[k]) != np.shape(flat[k])]
+        if differ:
+            named = ", ".join("/".join(key) for key in differ[:3])
+            raise UsageError(
+                f"{self.source!r} does not fit {path!r}, and nothing was put there: {len(differ)} "
+                f"tensors are missing, left over or of another shape, such as {named}. Load with "
+                "drop_head=True for a part without classifier, and make it of the loaded model."
             )
-        return {**tree, key: _put(tree[key], rest, ours, source)}
-    theirs, mine = (
-        {name: np.shape(leaf) for name, leaf in flatten_dict(each, sep="/").items()}
-        for each in (tree, ours)
-    )
-    names = sorted(theirs.keys() ^ mine.keys()) or [n for n in mine if mine[n] != theirs[n]]
-    if names:
-        shapes = (f"{n} {mine.get(n, 'absent')} for {theirs.get(n, 'absent')}" for n in names[:3])
-        raise UsageError(
-            f"{source!r} does not fit that part of the variables, and nothing was put there: "
-            f"{len(names)} tensors differ, such as {', '.join(shapes)}. Load with drop_head=True "
-            "for a part without classifier, and make the part of the loaded model."
-        )
-    return dict(ours)
+        return unflatten_dict(flat | put)
 
 
 def load_weights(

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -238,16 +239,18 @@ def fetch(name: str) -> str:
         try:
             import_torch()
         except UsageError as error:
-            names = [k for k, v in PUBLISHED[ecosystem].items() if v.file.endswith(".safetensors")]
+            rows = PUBLISHED[ecosystem].items()
+            names = [f"{ecosystem}:{k}" for k, v in rows if v.file.endswith(".safetensors")]
             without = f" These need no torch: {', '.join(names)}." if names else ""
             raise UsageError(f"{name!r}: {error}{without}") from error
     try:
         if PACKED.search(row.file):
             folder = path.with_name(PACKED.sub("", row.file))
             if not (found := list(folder.glob("*.index"))):
-                _download(row, path)
-                found = _unpack(path, folder)
-                path.unlink()
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent) as own:
+                    _download(row, Path(own, row.file))
+                    found = _unpack(Path(own, row.file), folder)
             path = found[0].with_suffix("")
         elif not path.is_file() or _sha256(path, row) is not None:
             _download(row, path)
@@ -288,13 +291,13 @@ def _download(row: Published, path: Path) -> None:
 
 
 def _request(url: str, path: Path) -> None:
-    elsewhere = f"download {url} elsewhere and give its path, or name its folder by {MIRROR}"
+    elsewhere = f"download it elsewhere and give its path, or name its folder by {MIRROR}"
     try:
         import pooch
         import requests
     except ImportError as error:
         raise UsageError(
-            "a download needs the package pooch, which is not installed: pip install "
+            f"{url} cannot be downloaded without the package pooch: pip install "
             f"'mnv2_jax[weights]', or {elsewhere}."
         ) from error
     shows = sys.stderr.isatty() and find_spec("tqdm") is not None
@@ -337,12 +340,10 @@ def _unpack(archive: Path, folder: Path) -> list[Path]:
             size = sum(member.size for *_, member in members)
             if len(indices) != 1 or size > MAX_BYTES:
                 raise tarfile.TarError(f"it holds {len(indices)} checkpoints in {size:,} bytes")
-            folder.mkdir(exist_ok=True)
             for _, name, member in sorted(members, key=lambda entry: entry[:2]):
                 content = tar.extractfile(member)
                 write_file(folder / name, content.read() if content else b"")
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        archive.unlink()
         why = f"the archive cannot be read: {first_line(error)}"
         raise UsageError(f"{archive.name!r} is damaged ({why}): try again.") from error
     return indices
