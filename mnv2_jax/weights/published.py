@@ -25,7 +25,7 @@ from mnv2_jax.models.build import look_up
 from mnv2_jax.weights.limits import MAX_BYTES
 from mnv2_jax.weights.load import Loaded, load_weights
 from mnv2_jax.weights.names import ECOSYSTEMS
-from mnv2_jax.weights.readers import READERS
+from mnv2_jax.weights.readers import READERS, read_tensors
 from mnv2_jax.weights.readers.pytorch import import_torch
 
 MIRROR = "MNV2_MIRROR"
@@ -254,6 +254,12 @@ def fetch(name: str) -> str:
             path = found[0].with_suffix("")
         elif not path.is_file() or _sha256(path, row) is not None:
             _download(row, path)
+            if not row.sha256:  # a page of a network that asks to log in is not to be kept
+                try:
+                    read_tensors(path)
+                except UsageError:
+                    path.unlink()
+                    raise
     except OSError as error:
         raise UsageError(
             f"{str(path)!r} cannot be kept in the cache ({first_line(error)}): make room, or name "

@@ -165,6 +165,12 @@ def test_a_download_that_fails_leaves_nothing(server, publish, cache, monkeypatc
     assert list(cache.iterdir()) == []
 
 
+def test_what_is_no_file_of_weights_is_not_kept(server, publish, cache):
+    server.content = b"<html>Please log in to this network.</html>"
+    message = refused(publish(f"{server.address}/a", ""))
+    assert "cannot be read" in message and list(cache.iterdir()) == []
+
+
 def test_without_a_network(publish):
     pytest.importorskip("pooch")
     with socket.socket() as taken:  # bound, and not listening
