@@ -174,12 +174,7 @@ class InvertedResidual(BlockSettings):
             maps = (lambda x: expand(conv, x, block), filter_, lambda x: project(conv, x, block))
         expected = (*(-(-n // self.stride) for n in thin.shape[1:3]), self.channels)
         thin, wide = self.shortcut(*maps, thin, wide, self.stride)
-        if thin.shape[1:] != expected:
-            raise UsageError(
-                f"the maps of {self.name or 'the block'} give (height, width, channels) = "
-                f"{thin.shape[1:]}, and the block's are {expected}: filter has to apply "
-                "block.stride, project to give block.channels."
-            )
+        check_output(self.name or "the block", thin.shape[1:], expected)
         return thin, wide, entering
 
 
@@ -223,6 +218,15 @@ def split_bottleneck(block: InvertedResidual, x: Images) -> Array:
     total, _ = jax.lax.scan(add_group, zeros, (wide, thin))
     norm = BatchNorm(True, epsilon=block.dialect.bn_epsilon, dtype=block.dtype, parent=None)
     return jnp.asarray(norm.apply({k: tree["norm"] for k, tree in of("project").items()}, total))
+
+
+def check_output(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises UsageError where maps of one's own give another shape than the block's."""
+    if shape != expected:
+        raise UsageError(
+            f"the maps of {name} give (height, width, channels) = {shape}, and the block's are "
+            f"{expected}: filter has to apply block.stride, project to give block.channels."
+        )
 
 
 def check_split(block: BlockSettings) -> None:

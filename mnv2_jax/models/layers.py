@@ -145,17 +145,19 @@ class ConvNorm(LayerSettings):
             not train or self.frozen_norm, momentum=self.dialect.bn_decay, dtype=self.dtype,
             epsilon=self.dialect.bn_epsilon, axis_name=self.norm_axis, name="norm",
         )  # fmt: skip
-        together = (  # where that pays
-            norm.is_written_out
-            and not self.is_initializing()
-            and self.convolve is convolution
-            and (self.kernel, self.stride) == (1, 1)
-            and self.features >= EXPANDS * x.shape[-1]
-            and jnp.finfo(self.dtype).bits >= 32
-        )
-        if together:
+        if norm.is_written_out and not self.is_initializing() and expands(self, x.shape[-1]):
             conv = partial(Product, self.features, (1, 1), dtype=self.dtype, name="conv")
         return norm(conv()(x), mask, self.activation)
+
+
+def expands(layer: ConvNorm, channels: int) -> bool:
+    """Whether it pays to take a layer's batch statistics from its input of so many channels."""
+    return (
+        layer.convolve is convolution
+        and (layer.kernel, layer.stride) == (1, 1)
+        and layer.features >= EXPANDS * channels
+        and jnp.finfo(layer.dtype).bits >= 32
+    )
 
 
 def given_train(module: nn.Module, train: bool | None) -> bool:

@@ -78,7 +78,7 @@ def convolution(
         or lhs.ndim != 4
         or dimension_numbers not in (NHWC, ("NHWC", "HWIO", "NHWC"))
         or any(d != 1 for d in lhs_dilation or ())
-        or options
+        or any(option is not None for option in options.values())  # such as NNX's out_sharding
     ):
         return xla()
     kernel = rhs.shape[:2]
