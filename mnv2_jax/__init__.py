@@ -4,7 +4,7 @@ The paper, section by section:
 
 - Table 2, widths, output strides: `mnv2_jax.models.spec`
 - inverted residual, linear bottleneck, shortcuts, Sec. 5.1's split: `mnv2_jax.models.block`
-- the network and its endpoints: `mnv2_jax.models.mobilenet`
+- the network and its endpoints: `mnv2_jax.models.mobilenet`; in Flax NNX: `mnv2_jax.nnx`
 - SSDLite detection, Sec. 6.2, and Mobile DeepLabv3, Sec. 6.3: `mnv2_jax.models.ssdlite`, `.deeplab`
 - parameters, multiply-adds, memory: `mnv2_jax.accounting`
 - weights of other projects, in and out: `mnv2_jax.weights`

@@ -7,9 +7,9 @@ A fresh model trains, as NNX's own layers do: with the batch's statistics, which
 ones, and with dropout. `model.eval()` ends both, and `model.train()` begins them again, in place;
 `nnx.view(model, use_running_average=True, deterministic=True)` leaves the model as it is.
 
->>> model = MobileNetV2(num_classes=10, width=0.35, rngs=nnx.Rngs(0))
->>> model.eval()
->>> nnx.eval_shape(model, jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)).shape
+>>> model = nnx.eval_shape(lambda: MobileNetV2(num_classes=10, rngs=nnx.Rngs(0)))
+>>> images = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+>>> nnx.eval_shape(lambda model, images: model(images), model, images).shape
 (1, 10)
 """
 
@@ -54,7 +54,7 @@ class ConvNorm(nnx.Module):
         )  # fmt: skip
         self.norm = nnx.BatchNorm(
             features, momentum=dialect.bn_decay, epsilon=dialect.bn_epsilon,
-            dtype=jnp.promote_types(given.dtype, jnp.float32), axis_name=given.norm_axis, rngs=rngs,
+            dtype=np.promote_types(given.dtype, jnp.float32), axis_name=given.norm_axis, rngs=rngs,
         ) if given.norm else None  # fmt: skip
 
     def __call__(self, x: Images, mask: Mask = None) -> Float[Array, "b ho wo f"]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import MobileNetV2, export_weights
+from mnv2_jax import MobileNetV2, export_weights, nnx
 from mnv2_jax.lab import cli
 from mnv2_jax.lab.model_folder import save_model
 from mnv2_jax.lab.tasks import TASKS
@@ -216,6 +216,8 @@ def test_python_runs(page, place, monkeypatch):
     few = page.name == "flax.md"
     if few:
         monkeypatch.setitem(SPECS, "tiny_8", SPEC)
+        few_nnx = functools.partial(nnx.MobileNetV2, spec=FEW)
+        monkeypatch.setattr(nnx, "MobileNetV2", few_nnx)
     with jax.numpy_rank_promotion("allow"):  # as a reader has it; nnx.Linear needs it
         for block in blocks(page, "python"):
             code = block.replace("MobileNetV2(", "Few(") if few else block

@@ -39,6 +39,7 @@ def test_importing_every_module_loads_no_heavy_framework():
     script = """
 import importlib, pkgutil, sys
 import mnv2_jax
+print(*[name for name in ("flax.nnx", "optax") if name in sys.modules])
 names = ["mnv2_jax"]
 names += [m.name for m in pkgutil.walk_packages(mnv2_jax.__path__, "mnv2_jax.")]
 for name in names:
@@ -46,8 +47,9 @@ for name in names:
 heavy = "tensorflow torch keras onnx onnxruntime ai_edge_litert tensorflow_datasets"
 print(len(names), *[name for name in heavy.split() if name in sys.modules])
 """
-    count, *loaded = run(sys.executable, "-c", script, cwd=ROOT, JAX_PLATFORMS="cpu").split()
-    assert loaded == []
+    printed = run(sys.executable, "-c", script, cwd=ROOT, JAX_PLATFORMS="cpu")
+    early, (count, *loaded) = (line.split() for line in printed.splitlines())
+    assert early == loaded == []
     assert int(count) >= len(list((ROOT / "mnv2_jax").glob("*.py")))
 
 
@@ -114,6 +116,9 @@ try:
     assert report.difference["logits"] < 1e-4
 except mnv2_jax.UsageError as error:
     assert "needs the package flatbuffers" in str(error)
+
+from mnv2_jax.nnx import to_linen, twin
+jax.tree.map(np.testing.assert_array_equal, to_linen(twin(model, variables)), variables)
 
 from mnv2_jax.__main__ import main
 sys.exit(main(["account"]))
