@@ -219,6 +219,7 @@ def test_published_weights_go_in_and_out(randomize, tmp_path):
     loaded = mnv2_jax.load_weights(f"torchvision:{tmp_path / 'a.safetensors'}")
     model = twin(loaded.model, loaded.variables)
     assert model.linen == loaded.model
+    assert nnx.graphdef(model) == nnx.graphdef(twin(*loaded[:2]))  # compiled once for both
     assert_same(to_linen(model), variables)
     mnv2_jax.export_weights(model.linen, to_linen(model), "torchvision", tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
