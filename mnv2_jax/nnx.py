@@ -31,7 +31,11 @@ from mnv2_jax.ops.batch_norm import Setting, expanded, normalized
 from mnv2_jax.ops.platform import platform
 
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}  # Linen's, and NNX's for them
-LISTED = 4  # variables in an error
+
+
+def as_they_are(args: Any, **_: Any) -> Any:
+    """Makes `nnx.BatchNorm` keep float32 statistics, and mix them with x, as Linen's does."""
+    return args
 
 
 class ConvNorm(nnx.Module):
@@ -53,8 +57,8 @@ class ConvNorm(nnx.Module):
             dtype=given.dtype, conv_general_dilated=given.convolve, rngs=rngs,
         )  # fmt: skip
         self.norm = nnx.BatchNorm(
-            features, momentum=dialect.bn_decay, epsilon=dialect.bn_epsilon,
-            dtype=np.promote_types(given.dtype, jnp.float32), axis_name=given.norm_axis, rngs=rngs,
+            features, momentum=dialect.bn_decay, epsilon=dialect.bn_epsilon, dtype=given.dtype,
+            promote_dtype=as_they_are, axis_name=given.norm_axis, rngs=rngs,
         ) if given.norm else None  # fmt: skip
 
     def __call__(self, x: Images, mask: Mask = None) -> Float[Array, "b ho wo f"]:
@@ -65,8 +69,9 @@ class ConvNorm(nnx.Module):
         frozen = norm.use_running_average or given.frozen_norm
         if frozen or (platform() != "cpu" and norm.axis_name is None):
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
-            x = self.conv(x).astype(norm.dtype)
-            return given.activation(norm(x, frozen, mask=rows).astype(given.dtype))
+            with jax.numpy_dtype_promotion("standard"):
+                out = norm(self.conv(x), frozen, mask=rows)
+            return given.activation(out)
         # What is fast in training on CPUs, and right over several devices: see `ops.batch_norm`.
         if layers.expands(given, x.shape[-1]):
             kernel = self.conv.kernel[0, 0].astype(given.dtype)
@@ -156,8 +161,7 @@ class MobileNetV2(nnx.Module):
       **options: `output_stride`, `spec`, `in_channels`, `dropout`, `dialect`, `bottleneck`,
         `shortcut` and all else that `mnv2_jax.MobileNetV2` has, with its defaults and its errors.
 
-    `linen` is the Linen network of these options; with the variables of `to_linen` it goes wherever
-    one is taken: `account`, `fold`, `export`, `export_weights`.
+    `linen` is the Linen network of these options: for `account`, `fold`, `export` and the like.
     """
 
     def __init__(
@@ -175,8 +179,8 @@ class MobileNetV2(nnx.Module):
             self.last = ConvNorm(channels, layout.last, rngs=rngs, **ends)
         if num_classes is not None:
             self.dropout, init = nnx.Dropout(given.dropout, rngs=rngs), layers.classifier_init
-            channels = layout.last or channels
-            self.classifier = nnx.Linear(channels, num_classes, kernel_init=init, rngs=rngs)
+            last = layout.last or channels
+            self.classifier = nnx.Linear(last, num_classes, kernel_init=init, rngs=rngs)
 
     def __call__(self, images: Images, mask: Mask = None) -> Float[Array, "b ..."]:
         """Returns the logits, or the last feature map where there is no classifier.
@@ -222,8 +226,7 @@ def twin(
 def from_linen(model: MobileNetV2, variables: Mapping[str, Any]) -> MobileNetV2:
     """Sets a model's parameters and statistics to a Linen network's, in place, and returns it.
 
-    Arrays are copied, to float32. `UsageError` lists what is missing, superfluous or of another
-    shape, and then nothing is set.
+    Arrays are copied, to float32. `UsageError` lists what does not fit; then nothing is set.
     """
     flat, held = (flatten_dict({**tree}, sep="/") for tree in (variables, to_linen(model)))
     given, own = ({k: list(np.shape(v)) for k, v in tree.items()} for tree in (flat, held))
@@ -235,7 +238,7 @@ def from_linen(model: MobileNetV2, variables: Mapping[str, Any]) -> MobileNetV2:
     if wrong:
         raise UsageError(
             f"{len(wrong)} of the variables do not fit the model, and nothing was set: "
-            f"{'; '.join(wrong[:LISTED])}{'; …' * (len(wrong) > LISTED)}."
+            f"{'; '.join([*wrong[:4], '…'][: len(wrong)])}."
         )
     arrays = {name: jnp.array(leaf, jnp.float32) for name, leaf in flat.items()}
     nnx.update(model, *unflatten_dict(arrays, sep="/").values())
@@ -243,8 +246,5 @@ def from_linen(model: MobileNetV2, variables: Mapping[str, Any]) -> MobileNetV2:
 
 
 def to_linen(model: nnx.Module) -> dict[str, Any]:
-    """Returns the variables of the Linen network with a model's parameters and statistics.
-
-    The arrays are the model's own: copy them before a step to which the model is donated.
-    """
+    """Returns the variables of a Linen network; the arrays are the model's own, not copies."""
     return {name: nnx.to_pure_dict(nnx.state(model, of)) for name, of in COLLECTIONS.items()}
