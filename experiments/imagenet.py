@@ -60,7 +60,7 @@ def base() -> ConfigDict:
     c.model.dialect = "slim"  # padding, batch-norm constants, input range
     c.model.bn_decay = Optional(float)  # None keeps the dialect's
     c.model.dropout = 0.2
-    c.model.dtype = "float32"  # bfloat16 on accelerators
+    c.model.dtype = "auto"  # bfloat16 on TPUs and new GPUs, float32 on CPUs
 
     c.data = Config()
     c.data.name = "imagenet2012"  # see mnv2_jax.lab.data.catalog

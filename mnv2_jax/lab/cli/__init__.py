@@ -13,6 +13,7 @@ from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.compare import COMPARE
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
+from mnv2_jax.lab.cli.plan import PLAN
 from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
 from mnv2_jax.lab.cli.train import FINISH, PREPARE, TRAIN, VERIFY
 from mnv2_jax.lab.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
@@ -26,8 +27,8 @@ AT_TRAINING += " where it stopped when its command is given again."
 SIGNALLED = 128  # and the number of the signal, as shells count
 
 GROUPS = {
-    "train": {"train": TRAIN, "finish": FINISH, "compare": COMPARE, "prepare": PREPARE,
-              "verify": VERIFY},
+    "train": {"train": TRAIN, "plan": PLAN, "finish": FINISH, "compare": COMPARE,
+              "prepare": PREPARE, "verify": VERIFY},
     "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
     "weights of other projects":
         {"doctor": DOCTOR, "import": IMPORT, "export-weights": EXPORT_WEIGHTS},
@@ -36,6 +37,7 @@ GROUPS = {
 # Verbs by what they were called before, and by what other programs call them.
 RENAMED = {"eval": "evaluate", "test": "evaluate", "infer": "predict", "fit": "train"}
 RENAMED |= {"inspect": "doctor", "convert": "import", "check": "verify", "diff": "compare"}
+EXPERIMENTS = (TRAIN.run, PLAN.run)  # which take overrides
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
@@ -58,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown("verb", first, VERBS)
         arguments, extra = make_parser().parse_known_args([_home(word) for word in rest])
         if extra:
-            hint = AT_TRAINING * (arguments.run is TRAIN.run) + f" See `mnv2 {rest[0]} --help`."
+            hint = AT_TRAINING * (arguments.run in EXPERIMENTS) + f" See `mnv2 {rest[0]} --help`."
             raise UsageError(f"unrecognized arguments: {' '.join(extra)}.{hint}")
-        if overrides and arguments.run is not TRAIN.run:
-            raise UsageError(f"override {overrides[0]!r} belongs to the verb train.")
+        if overrides and arguments.run not in EXPERIMENTS:
+            raise UsageError(f"override {overrides[0]!r} belongs to the verbs train and plan.")
         arguments.overrides, arguments.argv = overrides, argv
         arguments.run(arguments)
     except UsageError as error:

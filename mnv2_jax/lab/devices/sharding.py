@@ -6,7 +6,7 @@ rows, and statistics are averaged over the mapped axis or not. Which scope is me
 choice (`BATCH_NORM`), the same whichever launcher runs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,15 +68,18 @@ def make_plan(
     seeds_at_once: int = 1,
     batch_size: int | None = None,
     accumulate: int = 1,
+    given: Sequence[Any] | None = None,
 ) -> Plan:
     """Lays out the devices, all (of all hosts) for 0; several seeds take as many as divide them.
+
+    They are JAX's, or those `given`, which need not be here: programs are only compiled for them.
 
     `UsageError` for more devices than there are, and for a global batch whose rows do not divide
     over devices and the parts that are accumulated.
     """
     if launcher == "pmap" and jax.process_count() > 1:
         raise UsageError("the launcher pmap runs on one host: set parallel.launcher to jit.")
-    here = jax.devices()
+    here = jax.devices() if given is None else list(given)
     if not 0 <= devices <= len(here):
         raise UsageError(
             f"parallel.devices is {devices}, but {len(here)} "
@@ -135,10 +138,16 @@ def _pmap(function: Function, plan: Plan) -> Function:
     mapped = jax.pmap(function, AXIS, devices=list(plan.mesh.devices.flat), **axes)
     local = len(plan.mesh.local_devices)
 
-    def call(state: Any, resident: Any, batch: Any, key: Any) -> Any:
-        stacked = jax.tree.map(lambda v: v.reshape(local, -1, *v.shape[1:]), batch)
-        return mapped(state, resident, stacked, key)
+    def stacked(batch: Any) -> Any:
+        return jax.tree.map(lambda v: v.reshape(local, -1, *v.shape[1:]), batch)
 
+    def call(state: Any, resident: Any, batch: Any, key: Any) -> Any:
+        return mapped(state, resident, stacked(batch), key)
+
+    def lower(state: Any, resident: Any, batch: Any, key: Any) -> Any:
+        return mapped.lower(state, resident, jax.eval_shape(stacked, batch), key)
+
+    call.lower = lower  # as the functions of `jax.jit` have it
     return call
 
 
@@ -168,3 +177,16 @@ def global_batch(batch: Any, plan: Plan) -> Any:
         return jax.make_array_from_process_local_data(plan.rows, local, shape)
 
     return jax.tree.map(place, batch)
+
+
+def shapes_of(tree: Any, sharding: Any) -> Any:
+    """Shapes and types of a tree, placed by a sharding."""
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), tree)
+
+
+def global_shapes(batch: Any, plan: Plan) -> Any:
+    """Returns the shapes of what `global_batch` places, for devices that may be elsewhere."""
+    hosts = jax.process_count() if plan.seeds_at_once == 1 else 1
+
+    whole = jax.tree.map(lambda v: np.broadcast_to(v[:1], (len(v) * hosts, *v.shape[1:])), batch)
+    return shapes_of(whole, None if plan.launcher == "pmap" else plan.rows)

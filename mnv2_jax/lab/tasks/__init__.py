@@ -10,10 +10,11 @@ from mnv2_jax.lab.tasks.detect import DETECT
 from mnv2_jax.lab.tasks.segment import SEGMENT
 from mnv2_jax.lab.tasks.task import Task, TaskSpec, evaluate
 
+AUTO = "auto"  # a `model.dtype` that is chosen by the devices, see `train.run.settle`
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (CLASSIFY, DETECT, SEGMENT)}
 
 __all__ = [
-    "CLASSIFY", "DETECT", "SEGMENT", "TASKS", "Task", "TaskSpec", "evaluate", "make_model",
+    "AUTO", "CLASSIFY", "DETECT", "SEGMENT", "TASKS", "Task", "TaskSpec", "evaluate", "make_model",
     "model_options",
 ]  # fmt: skip
 
@@ -25,6 +26,8 @@ def model_options(config: Any, classes: int, channels: int) -> dict[str, Any]:
     """
     given = config.model.to_dict() | TASKS[config.task].options(config)
     given |= {"num_classes": classes, "in_channels": channels}
+    if given["dtype"] == AUTO:  # until devices are known
+        given["dtype"] = "float32"
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -9,10 +9,11 @@ from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.lab import rules
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
 from mnv2_jax.lab.rules import each, flag, number, optional, rising, text
-from mnv2_jax.lab.tasks import TASKS, make_model
+from mnv2_jax.lab.tasks import AUTO, TASKS, make_model
 from mnv2_jax.lab.train.config import OVERRIDE, Config, flatten, unknown_key
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
+from mnv2_jax.models.build import DTYPES
 
 MAX_STEPS = 2**31 - 1  # the state counts them in 32 bits
 MAX_SEED = 2**32 - 1  # jax.random.key takes no more bits, and would give larger seeds' keys twice
@@ -67,7 +68,8 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
     for group, own in ({"model": rules.MODEL, "data.eval": rules.EVAL} | rules.HEADS_OF).items()
     for key, rule in own.items()
 } | {
-    "task": TASKS, "data.resolution": number(1, rules.MAX_SIDE), "optimizer.name": OPTIMIZERS,
+    "model.dtype": {**DTYPES, AUTO: None}, "task": TASKS,
+    "data.resolution": number(1, rules.MAX_SIDE), "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
     "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),

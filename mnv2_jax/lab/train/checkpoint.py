@@ -28,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.lab.devices.hosts import agree, gather
+from mnv2_jax.lab.devices.sharding import shapes_of
 from mnv2_jax.lab.train.log import say_no_more
 from mnv2_jax.lab.train.record import Identity, check_seal, sealed
 
@@ -269,11 +270,6 @@ def _progress(record: dict[str, Any]) -> Progress:
     """Reads what was saved beside a state, under the names of version 0.1.0 too."""
     given = {"sums": record.get("window") or {}, "evaluated": not record.get("due"), **record}
     return Progress(**{name: given[name] for name in Progress._fields if name in given})
-
-
-def shapes_of(tree: Any, sharding: Any) -> Any:
-    """Shapes and types of a tree, placed by a sharding."""
-    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), tree)
 
 
 def step_of(state: Any) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.devices.hosts import HostRequests, gather, leave
 from mnv2_jax.lab.devices.process import Interrupted, Stop
+from mnv2_jax.lab.devices.sharding import shapes_of
 from mnv2_jax.lab.train.check import seconds_of
-from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, shapes_of, step_of
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
 from mnv2_jax.lab.train.config import plain
 from mnv2_jax.lab.train.log import RunLog, Tracker, progress_bar, rows_before, tracked
 from mnv2_jax.lab.train.precision import low_precision_scores

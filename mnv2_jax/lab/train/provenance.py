@@ -14,12 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mnv2_jax.lab.data import Source, fingerprint
-from mnv2_jax.lab.devices.sharding import global_batch
-from mnv2_jax.lab.train.checkpoint import shapes_of
 from mnv2_jax.lab.train.config import plain
 from mnv2_jax.lab.train.record import IDLE, digest
 from mnv2_jax.lab.train.run import Run
@@ -91,20 +88,13 @@ def of_run(
     training calls next, so they are traced and lowered once. `folder`, the variant's, keeps which
     records are bad, as in training.
     """
-    seeds, data, plan = tuple(range(run.seeds_at_once)), config.data, run.plan
-    keys, resident = run.keys(seeds), run.train.resident()
-    rows = next(run.train.batches(seeds, 0, folder))
-    state = shapes_of(jax.eval_shape(run.fresh, keys), plan.state)
-    evaluation, held_out = run.first_evaluation(state.variables, seeds)
-    batches = [{name: array[rows["id"]] for name, array in resident.items()}, rows, *held_out]
+    seeds, data = tuple(range(run.seeds_at_once)), config.data
+    lowered = run.lowered(seeds, folder)
     place, splits = data.root or data.name, (data.train_split, data.eval_split)
     content = [made[f"{split} of {place}"] for split in splits]
-    arrays = [np.ascontiguousarray(batch[name]) for batch in batches for name in sorted(batch)]
+    arrays = [np.ascontiguousarray(rows[key]) for rows in lowered.batches for key in sorted(rows)]
     content += [hashlib.sha256(array).hexdigest() for array in arrays]
-    step = run.step if hasattr(run.step, "lower") else jax.jit(run.step)  # pmap's is a function
-    resident = shapes_of(resident, plan.everywhere)
-    training = step.lower(state, resident, global_batch(rows, plan), keys)
-    programs = [of_program(p.as_text()) for p in (run.fresh.lower(keys), training, evaluation)]
+    programs = [of_program(program.as_text()) for program in lowered.programs.values()]
     hashes = {"data": short_digest(content), "program": short_digest(programs)}
     hashes = {"configuration": of_configuration(config), **hashes}
     return {"seeds_at_once": len(seeds), "fingerprint": hashes}

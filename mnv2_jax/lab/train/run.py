@@ -1,6 +1,6 @@
 """What a configuration describes, built: data on its way to the devices, model, task and step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -17,9 +17,16 @@ from mnv2_jax.lab.data import Source, Transform, batch_ids, open_source, train_t
 from mnv2_jax.lab.data.catalog import pooled
 from mnv2_jax.lab.data.pipeline import eval_batches, first_record, train_batches
 from mnv2_jax.lab.data.source import resplit
-from mnv2_jax.lab.devices.sharding import Plan, global_batch, launch, make_plan
+from mnv2_jax.lab.devices.sharding import (
+    Plan,
+    global_batch,
+    global_shapes,
+    launch,
+    make_plan,
+    shapes_of,
+)
 from mnv2_jax.lab.model_folder import load_model
-from mnv2_jax.lab.tasks import TASKS, Task, TaskSpec, evaluate, make_model, model_options
+from mnv2_jax.lab.tasks import AUTO, TASKS, Task, TaskSpec, evaluate, make_model, model_options
 from mnv2_jax.lab.tasks.augment import Augmentation, random_flip, random_shift
 from mnv2_jax.lab.tasks.classes import by_name, check_seen
 from mnv2_jax.lab.tasks.task import Batch
@@ -48,6 +55,14 @@ class Feed(NamedTuple):
 
 # Of a seed, the indices of the records that are its own; None where all seeds have all of a set.
 Own = Callable[[int], np.ndarray] | None
+
+
+class Lowered(NamedTuple):
+    """The programs of a run, not compiled yet, and what they are given."""
+
+    programs: dict[str, Any]  # of the state before the first step, the step, the evaluation
+    state: Any  # shapes, with their shardings
+    batches: list[Rows]  # the first one of training and of evaluation, and what they are made of
 
 
 class Run(NamedTuple):
@@ -81,13 +96,42 @@ class Run(NamedTuple):
         """Batches from step `start` on, on the devices; `folder` keeps which records are bad."""
         return (global_batch(rows, self.plan) for rows in self.train.batches(seeds, start, folder))
 
+    def lowered(self, seeds: tuple[int, ...], folder: Path | None = None) -> Lowered:
+        """Lowers what training calls first; of shapes alone, so that devices may be elsewhere."""
+        keys, resident = shapes_of(self.keys(seeds), self.plan.state), self.train.resident()
+        rows = next(self.train.batches(seeds, 0, folder))
+        state = shapes_of(jax.eval_shape(self.fresh, keys), self.plan.state)
+        evaluation, held_out = self.first_evaluation(state.variables, seeds)
+        everywhere = shapes_of(resident, self.plan.everywhere)
+        step = self.step.lower(state, everywhere, global_shapes(rows, self.plan), keys)
+        programs = {"fresh": self.fresh.lower(keys), "step": step, "evaluation": evaluation}
+        batches = [{name: array[rows["id"]] for name, array in resident.items()}, rows, *held_out]
+        return Lowered(programs, state, batches)
 
-def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None = None) -> Run:
+
+def settle(config: Any, devices: Sequence[Any] | None = None) -> None:
+    """Writes in place of a `model.dtype` of auto what suits the devices; JAX's, unless given.
+
+    It is bfloat16 on TPUs and on GPUs that compute with it, NVIDIA's from capability 8.0 on.
+    """
+    if config.model.dtype == AUTO:
+        device = (jax.devices() if devices is None else devices)[0]
+        capable = float(getattr(device, "compute_capability", 8.0)) >= 8
+        fast = device.platform != "cpu" and capable
+        config.model.dtype = "bfloat16" if fast else "float32"
+
+
+def make_run(
+    config: Any, seeds_at_once: int, sources: dict[Any, Source] | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Run:  # fmt: skip
     """Builds a run; everything that can be wrong with one variant's configuration is found here.
 
     Nothing is compiled yet, and data that lives on the device is read when it is trained on. Data
-    sets are taken from `sources`, by name, split and root, and those opened here are added.
+    sets are taken from `sources`, by name, split and root, and those opened here are added. With
+    `devices` that are not here it can only be lowered.
     """
+    settle(config, devices)
     check(config)
     spec, data = TASKS[config.task], config.data
     source, held_out = open_data(data, sources if sources is not None else {})
@@ -97,7 +141,9 @@ def make_run(config: Any, seeds_at_once: int, sources: dict[Any, Source] | None 
             f"{seeds_at_once} seeds at once need a data set that lives on the device, and "
             f"{data.name} with this augmentation does not: set sweep.at_once to 1."
         )
-    plan = make_plan(**config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size)
+    plan = make_plan(
+        **config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size, given=devices
+    )
     place = data.root or data.name
     parts = {f"{data.train_split} of {place}": source, f"{data.eval_split} of {place}": held_out}
     records = {name: first_record(part) for name, part in parts.items()}
@@ -176,7 +222,8 @@ def make_evaluate(
     many = plan.seeds_at_once > 1
     axes = (0, None, 0 if feed.by_seed else None)
     compiled = jax.jit(jax.vmap(metrics, in_axes=axes) if many else metrics)
-    resident = cache(lambda: jax.device_put(feed.resident(), plan.everywhere))
+    held = cache(feed.resident)
+    resident = cache(lambda: jax.device_put(held(), plan.everywhere))
 
     def placed(rows: Any) -> Any:
         return rows if many else global_batch(rows, plan._replace(launcher="jit"))
@@ -186,7 +233,9 @@ def make_evaluate(
 
     def first(variables: Any, seeds: tuple[int, ...]) -> tuple[Any, list[Rows]]:
         rows = next(feed.batches(seeds, 0))
-        return compiled.lower(variables, resident(), placed(rows)), [rows, resident()]
+        shapes = rows if many else global_shapes(rows, plan._replace(launcher="jit"))
+        everywhere = shapes_of(held(), plan.everywhere)
+        return compiled.lower(variables, everywhere, shapes), [rows, held()]
 
     def summarize(total: Any) -> dict[str, np.ndarray]:
         seeds = [total]

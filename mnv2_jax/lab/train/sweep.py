@@ -32,7 +32,7 @@ from mnv2_jax.lab.train.report import (
     read_runs,
     write_report,
 )
-from mnv2_jax.lab.train.run import Run, make_run, open_data
+from mnv2_jax.lab.train.run import Run, make_run, open_data, settle
 from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
@@ -55,6 +55,7 @@ def run_sweep(
     """
     with stoppable() as stop, Lock(workdir) as lock:
         with together():
+            settle(config)
             variants = check_variants(config)
             waiting = _waiting(config, workdir, lock)
             looks = planned_looks(config.sweep.looks, len(config.sweep.seeds))
