@@ -194,7 +194,8 @@ def _by_xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:
 
 
 def _dense(x: Array, kernel: Array, window: Window) -> Array:
-    return _by_xla(x, kernel * jnp.eye(x.shape[3], dtype=kernel.dtype), window, 1)
+    diagonal = jnp.eye(x.shape[3], dtype=kernel.dtype)[None, None]
+    return _by_xla(x, kernel * diagonal, window, 1)
 
 
 # The gradient of the kernel is that of XLA's own form: a dense one has channels² numbers for each.
