@@ -4,7 +4,8 @@ XLA compiles a grouped convolution for CPUs about ten times slower than it need 
 a drop-in for `jax.lax.conv_general_dilated`, so that any `nn.Conv` can take it with the same
 parameters and results (`nn.Conv(..., conv_general_dilated=convolution)`). On CPUs a depthwise
 convolution becomes shifted multiply-adds, a pointwise one a matrix product, and a full one of few
-channels patches and a matrix product; all others, and all on accelerators, stay with XLA.
+channels patches and a matrix product. On TPUs a depthwise one of few channels is computed as a full
+one. All others, and all on GPUs, stay with XLA.
 """
 
 import functools
@@ -60,8 +61,9 @@ def convolution(
 ) -> Float[Array, "b ho wo o"]:
     """Convolves as `jax.lax.conv_general_dilated` does, in the fastest form for this platform.
 
-    The arguments are the same. Forms other than XLA's own are used on CPUs, for NHWC images and
-    HWIO kernels; what a program is compiled for, `ops.platform` tells while it is traced.
+    The arguments are the same. Forms other than XLA's own are used on CPUs and TPUs, for NHWC
+    images and HWIO kernels; what a program is compiled for, `ops.platform` tells while it is
+    traced.
 
     >>> x, k = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
     >>> convolution(x, k, (2, 2), "SAME", feature_group_count=2)[0, :, :, 0]

@@ -1,4 +1,4 @@
-"""The platform that a program is traced for, by which the fast forms of CPUs are chosen."""
+"""The platform that a program is traced for, by which fast forms are chosen."""
 
 import contextlib
 
@@ -10,8 +10,7 @@ _GIVEN = jax.make_user_context(default_value=None)  # part of the key of what `j
 def compiled_for(name: str) -> contextlib.AbstractContextManager[None]:
     """Says what programs traced inside are compiled for: "cpu", "cuda", "tpu", or several.
 
-    For compilation ahead of time. Of several, as in "cpu,tpu", and of all but CPUs every operation
-    is left to XLA.
+    For compilation ahead of time. Of several, as in "cpu,tpu", every operation is left to XLA.
     """
     return _GIVEN(name)
 

@@ -1,6 +1,7 @@
 """Every fast form of convolution against XLA's own, values and gradients, on random shapes."""
 
 import functools
+import re
 from unittest import mock
 
 import jax
@@ -13,6 +14,7 @@ from jax import lax
 
 from mnv2_jax.ops import convolution as forms
 from mnv2_jax.ops.convolution import convolution
+from mnv2_jax.ops.platform import compiled_for
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -75,6 +77,24 @@ def test_depthwise_equals_xla(case, devices, band):
         mock.patch.object(forms, "MAX_BAND", band),
     ):
         check(*case)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None)
+@given(convolutions(groups=True))
+def test_the_form_for_tpus_equals_xla(case):
+    with compiled_for("tpu"):
+        check(*case)
+
+
+def test_few_channels_are_dense_on_a_tpu_and_many_are_not():
+    def groups(channels):
+        x, k = jnp.ones((1, 4, 4, channels)), jnp.ones((3, 3, 1, channels))
+        with compiled_for("tpu"):
+            text = str(jax.make_jaxpr(lambda x, k: depthwise(x, k, 1))(x, k))
+        return int(re.search(r"feature_group_count=(\d+)", text)[1])
+
+    assert [groups(n) for n in (8, 32, 33, 144)] == [1, 1, 33, 144]
 
 
 @pytest.mark.slow
