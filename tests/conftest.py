@@ -32,6 +32,7 @@ for number, usual in (
 # Before the first import of the package: every call checks the shapes and dtypes that it states.
 # An array of numpy's is as good as one of JAX's.
 jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.jaxtyped = runtime_types.where_arrays_are_stated
 jaxtyping.install_import_hook("mnv2_jax", f"{runtime_types.__name__}.checked")
 
 with warnings.catch_warnings(action="ignore"):  # that this is not done yet
@@ -41,6 +42,12 @@ compiler.apply()
 
 # Tracing makes millions of objects that live; looking through them less often saves a twelfth.
 gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_collection_finish():
+    """Leaves what was imported and collected, which lives to the end, out of every later look."""
+    gc.collect()
+    gc.freeze()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
