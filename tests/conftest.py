@@ -49,6 +49,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
 
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

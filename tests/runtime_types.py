@@ -33,6 +33,6 @@ def where_arrays_are_stated(function: Any = None, **options: Any) -> Any:
         return functools.partial(where_arrays_are_stated, **options)
     stated = function.__init__ if isinstance(function, type) else function
     for kind in getattr(stated, "__annotations__", {}).values():
-        if "jaxtyping" in repr(kind) or isinstance(kind, str) and "[" in kind:
+        if "jaxtyping" in repr(kind) or (isinstance(kind, str) and "[" in kind):
             return jaxtyped(function, **options)
     return function

@@ -212,8 +212,8 @@ def test_python_runs(page, place, monkeypatch):
     import jax
 
     names = {"__name__": "page", "Few": functools.partial(MobileNetV2, spec=FEW)}
-    # Networks compile long, and this page, which trains six, is not about their depth.
-    few = page.name == "flax.md"
+    # Networks compile long, and these pages are not about their depth.
+    few = page.name in ("flax.md", "README.md")
     if few:
         monkeypatch.setitem(SPECS, "tiny_8", SPEC)
         few_nnx = functools.partial(nnx.MobileNetV2, spec=FEW)

@@ -95,11 +95,11 @@ WORDS = (
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 9))]
 )
 def test_configurations_and_overrides(seed):
-    """Random values for random keys, some of them misspelt: 100 for each seed."""
+    """Random values for random keys, some of them misspelt: 60 for each seed."""
     rng = np.random.default_rng(seed)
     keys = list(flatten(load_config("experiments/ablate_linear.py")))
     refused = 0
-    for _ in range(100):
+    for _ in range(60):
         key = str(rng.choice(keys))
         if rng.random() < 0.2:
             key = mutate(key.encode(), rng).decode("latin-1").replace("=", "")
@@ -109,7 +109,7 @@ def test_configurations_and_overrides(seed):
             check_variants(load_config("experiments/ablate_linear.py", given))
 
         refused += used_or_refused(use)
-    assert refused > 50  # a word may be right for a key
+    assert refused > 30  # a word may be right for a key
     assert not Path("executed").exists()
 
 

@@ -87,7 +87,9 @@ def test_the_whole_network_has_the_size_of_mobilenext():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    "scale", [pytest.param(s, marks=[pytest.mark.nightly] * (s != "digits")) for s in SCALES]
+)
 def test_both_blocks_cost_the_same_at_every_scale(scale):
     config = load_config(f"experiments/ablate_sandglass.py:{scale}")
     channels = 1 if scale == "digits" or "mnist" in scale else 3

@@ -36,7 +36,13 @@ def check(randomize, model, shape, tolerance=1e-5, bands=(None,)):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        pytest.param(d, marks=[pytest.mark.nightly] * (d not in ("slim", "torchvision")))
+        for d in DIALECTS
+    ],
+)
 def test_dialects(randomize, dialect):
     check(randomize, MobileNetV2(7, spec=THIN, dialect=DIALECTS[dialect]), (2, 9, 8, 3))
 
@@ -86,7 +92,7 @@ BANDED = {
 }
 
 
-BY_DAY = [("strides", "slim"), ("own", "slim"), ("dilated", "torchvision")]
+BY_DAY = [("strides", "slim"), ("own", "slim")]
 
 
 @pytest.mark.slow

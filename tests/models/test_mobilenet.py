@@ -177,7 +177,9 @@ def test_frozen_norm_uses_running_statistics_in_training(randomize):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.float32, marks=pytest.mark.nightly), jnp.bfloat16]
+)
 def test_gradients_are_finite_and_parameters_stay_float32(randomize, dtype):
     model = MobileNetV2(spec=SMALL, num_classes=5, dtype=dtype)
     variables = randomize(model, (4, 16, 16, 3))

@@ -44,7 +44,7 @@ def keras_weights(variables):
 @pytest.mark.parametrize(
     ("width", "size"),
     [
-        (0.35, (97, 75)),
+        pytest.param(0.35, (97, 75), marks=pytest.mark.nightly),
         pytest.param(1.0, (64, 96), marks=pytest.mark.nightly),
         pytest.param(0.35, (96, 96), marks=pytest.mark.nightly),
         pytest.param(1.0, (65, 65), marks=pytest.mark.nightly),

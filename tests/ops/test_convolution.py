@@ -69,7 +69,7 @@ def check(x, k, options):
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(convolutions(groups=True), st.sampled_from([1, 8]), st.sampled_from([1, 40, 1 << 17]))
 def test_depthwise_equals_xla(case, devices, band):
     with (
@@ -80,7 +80,7 @@ def test_depthwise_equals_xla(case, devices, band):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(convolutions(groups=True))
 def test_the_form_for_tpus_equals_xla(case):
     with compiled_for("tpu"):
@@ -98,7 +98,7 @@ def test_few_channels_are_dense_on_a_tpu_and_many_are_not():
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(convolutions(groups=False))
 def test_full_and_pointwise_equal_xla(case):
     check(*case)

@@ -143,7 +143,7 @@ def test_it_works_outside_of_jit():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["normalized", "expanded"])
-@pytest.mark.parametrize("how", ["vmap", "shard_map"])
+@pytest.mark.parametrize("how", [pytest.param("vmap", marks=pytest.mark.nightly), "shard_map"])
 def test_statistics_over_an_axis(how, form):
     x = np.stack([X, V])
 

@@ -41,7 +41,7 @@ def training_logits(model, variables, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.nightly), 0.1])
 def test_the_loss_is_cross_entropy_with_smoothed_targets(variables, smoothing):
     model, rows = network(), batch(16, masked=(3, 8))
     task = classify(model, SHAPE, label_smoothing=smoothing)
@@ -132,7 +132,13 @@ def test_masked_rows_of_evaluation_count_nowhere(variables):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "options", [{}, {"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}]
+    "options",
+    [
+        {},
+        pytest.param({"mixup": 0.5}, marks=pytest.mark.nightly),
+        pytest.param({"cutmix": 1.0}, marks=pytest.mark.nightly),
+        {"mixup": 0.5, "cutmix": 1.0},
+    ],
 )
 def test_what_a_masked_row_holds_changes_nothing(variables, options):
     """Not the loss, the gradient nor the statistics: also not if it holds NaN."""

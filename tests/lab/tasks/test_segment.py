@@ -209,6 +209,7 @@ def test_multi_scale_averages_probabilities(variables):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_training_on_scenes_lowers_the_loss(randomize):
     """Through the one step that every task is trained with."""
     items = open_source("fashion_mnist_small", "train")

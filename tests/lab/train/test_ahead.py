@@ -67,7 +67,9 @@ def test_what_is_forecast_is_what_trains():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["jit", "shard_map", "pmap"])
+@pytest.mark.parametrize(
+    "launcher", ["jit", pytest.param("shard_map", marks=pytest.mark.nightly), "pmap"]
+)
 def test_each_launcher_sums_the_gradients_of_all_parameters(launcher):
     config = tiny(seeds=(0,), parallel={"launcher": launcher}, batch_size=8)
     step = ahead.forecast(config, here(2)).costs["step"]

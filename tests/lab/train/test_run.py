@@ -172,7 +172,7 @@ def test_sets_that_are_split_anew_keep_their_classes_and_share_nothing(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [(3,), (3, 5)])
+@pytest.mark.parametrize("seeds", [pytest.param((3,), marks=pytest.mark.nightly), (3, 5)])
 def test_each_seed_trains_and_evaluates_on_its_own_split(seeds):
     config = one(data={"resplit": True, "train": {"crop": "none"}}, parallel={"devices": 1})
     run = make_run(config, len(seeds))

@@ -195,7 +195,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_the_counters():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("launcher", ["shard_map", pytest.param("jit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["shard_map", pytest.param("jit", marks=pytest.mark.nightly)])
 def test_one_bad_row_on_one_device_skips_the_step_on_all(launcher):
     rows = batch(32)
     rows["image"] = rows["image"].astype(np.float32)
