@@ -111,6 +111,7 @@ def test_its_network_can_be_built(path):
     assert shapes(variant_config(config, list(config.sweep.variants)[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ABLATIONS, ids=title)
 def test_the_variants_of_an_ablation_have_the_same_parameters(path):
     config = load_config(path)

@@ -267,6 +267,7 @@ def refused(match, **maps):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ConvNorm, InvertedResidual])
 def test_a_layer_that_would_not_train_is_refused(make):
     def project(conv, x, block):

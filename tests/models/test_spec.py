@@ -97,6 +97,7 @@ def test_expansion_replaces_all_but_the_first_row():
         with_expansion(IMAGENET, 0)
 
 
+@pytest.mark.slow
 @given(st.floats(0.01, 5000), st.sampled_from([1, 2, 4, 8, 16]))
 def test_make_divisible_keeps_its_promises(value, divisor):
     rounded = make_divisible(value, divisor)

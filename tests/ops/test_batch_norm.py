@@ -93,6 +93,7 @@ def test_values_statistics_and_gradients(shape, features, activation, together, 
     same(run(ours, variables, x, mask), run(peer, variables, x, mask))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("together", [False, True])
 def test_gradients_are_exact(together):
@@ -133,6 +134,7 @@ def test_statistics_shared_over_an_axis(how, together):
     same(run(ours), run(ours.clone(peer=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("together", [False, True])
 def test_it_composes_with_vmap_and_remat(together):
@@ -151,6 +153,7 @@ def test_it_composes_with_vmap_and_remat(together):
     same(run(ours), run(ours.clone(peer=True)), 1e-10)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_statistics_in_float32():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)) + 3, jnp.bfloat16)
     ours = Ours(8, dtype=jnp.bfloat16)

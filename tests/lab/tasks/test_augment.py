@@ -37,6 +37,7 @@ def test_a_flip_mirrors_columns_with_its_probability(probability, share):
 BOTH = (random_shift(2), random_flip(0.5))
 
 
+@pytest.mark.slow
 def test_every_example_draws_for_itself():
     images, rows = pictures(32), np.arange(32, dtype=np.int32)
     augment = jax.jit(partial(each, BOTH))
@@ -54,6 +55,7 @@ def test_every_example_draws_for_itself():
     assert (np.asarray(other) != np.asarray(whole)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_the_number_of_devices_changes_no_draw(devices):
     mesh = jax.make_mesh((devices,), ("batch",), (AxisType.Auto,), devices=jax.devices()[:devices])
@@ -77,6 +79,7 @@ def batch(b=8, h=8, w=6, classes=5, seed=0):
     return rng.normal(size=(b, h, w, 2)).astype(np.float32), targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixup_is_one_convex_combination_of_images_and_targets(alpha):
     images, targets = batch()

@@ -197,6 +197,7 @@ def test_images_are_scaled_as_the_dialect_says(monkeypatch, dialect, level):
     np.testing.assert_allclose(seen[0], level, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_for_every_step_and_every_device(variables):
     task = classify(network(dropout=0.5), SHAPE)
     rows, loss = batch(8), jax.jit(task.loss)

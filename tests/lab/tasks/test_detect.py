@@ -212,6 +212,7 @@ def precision_by_loops(scored, objects):
     )
 
 
+@pytest.mark.slow
 def test_average_precision_against_loops():
     """Over batches that are cut differently, the last one padded: the same number."""
     rng = np.random.default_rng(0)

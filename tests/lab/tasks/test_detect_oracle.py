@@ -59,6 +59,7 @@ def crowds_of(rng, boxes, classes):
     return crowds, rng.choice(classes, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_map_is_cocos_with_crowds(seed, capsys):
     """Detections in a crowd count neither way; to leave crowds out changes the figure."""

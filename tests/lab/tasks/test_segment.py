@@ -147,6 +147,7 @@ def test_classes_in_neither_take_no_part_and_nothing_at_all_is_nan():
     assert np.isnan(seg.summarize({"iou": (np.zeros(2), np.zeros(2))})["miou"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [255, CLASSES, -1, 1000])
 def test_labels_that_are_no_class_count_nowhere(task, variables, wrong):
     batch = rows()

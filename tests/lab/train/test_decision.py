@@ -85,6 +85,7 @@ def test_what_is_detectable_is_found_in_nine_of_ten():
     assert 0.88 <= found.mean() <= 0.93
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looks", [1, 4])
 def test_equal_variants_are_told_apart_in_no_more_than_alpha(looks):
     """With looks at 4, 6, 8 and 10 seeds, which stop at the first that decides."""

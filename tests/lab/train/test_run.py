@@ -123,6 +123,7 @@ class Digest:
         return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
@@ -378,6 +379,7 @@ def test_fine_tuning_makes_the_classifier_of_other_classes_anew(trained, tmp_pat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "kept"),
     [

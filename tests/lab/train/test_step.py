@@ -124,6 +124,7 @@ def test_the_scope_of_batch_norm_and_the_augmentation_matter():
         assert max(jax.tree.leaves(gaps)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["jit", pytest.param("pmap", marks=pytest.mark.nightly)])
 def test_device_scope_is_what_each_device_alone_would_see(launcher):
     """Two devices: statistics of each half, running averages averaged, one common gradient."""
@@ -194,6 +195,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_the_counters():
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state, before)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("launcher", ["shard_map", pytest.param("jit", marks=pytest.mark.nightly)])
 def test_one_bad_row_on_one_device_skips_the_step_on_all(launcher):

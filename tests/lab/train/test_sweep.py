@@ -449,6 +449,7 @@ def test_a_run_that_goes_astray_stops_with_one_line(tmp_path):
     assert "\n" not in str(error.value) and "learning_rate" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -61,6 +61,7 @@ def test_a_cut_tar_is_refused_wherever_it_is_cut(tmp_path):
     assert len(members_of(path)) == 2
 
 
+@pytest.mark.slow
 @given(position=st.integers(0, 511), value=st.integers(0, 255))
 @settings(max_examples=80, deadline=None)
 def test_a_damaged_tar_header_is_refused(tmp_path_factory, position, value):
