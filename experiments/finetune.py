@@ -7,8 +7,8 @@ The images lie in `train/CLASS/` and `val/CLASS/`, or in `CLASS/`, of which a fi
 classifier is kept where both sides have the same classes, by name and in one order (by number where
 the saved model has no names), and else made anew. `:head` trains the classifier alone on frozen
 features and running statistics. Width, spec and dialect must be those of the saved model. The model
-is of a training here, or of published weights (`mnv2 import`); without one, imagenet_modern.py with
-`--config.data.name=folder` trains from nothing.
+is of a training here, or of published weights (`mnv2 import`); without one,
+`imagenet_modern.py:plain` with `--config.data.name=folder` trains from nothing.
 """
 
 from ml_collections import ConfigDict

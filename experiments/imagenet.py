@@ -68,6 +68,7 @@ def base() -> ConfigDict:
     c.data.train_split = "train"
     c.data.eval_split = "test"
     c.data.resolution = 224
+    c.data.eval_resolution = 0  # 0 for that of training; a larger one can pay (FixRes, 1906.06423)
     c.data.on_device = True  # sets that fit in memory live on the device and are augmented there
     c.data.resplit = False  # train and test split anew for each seed, of sets on the device
     c.data.threads = Optional(int)  # that read and decode; None: one a core
@@ -78,7 +79,7 @@ def base() -> ConfigDict:
     c.data.train.area = (0.08, 1.0)  # for crop = inception or ssd
     c.data.train.flip = 0.5  # probability
     c.data.train.color = 0.0  # strength of brightness, contrast and saturation changes
-    c.data.train.policy = "none"  # or rand_augment, trivial_augment
+    c.data.train.policy = "none"  # or rand_augment, rand_augment_half, trivial_augment
     c.data.train.erasing = 0.0  # probability
     c.data.eval = Config()  # see mnv2_jax.lab.data.transforms.eval_transform
     # slim's central 87.5 %, stretched; or center, none; detect: none; segment: pad, none

@@ -53,6 +53,7 @@ def cifar10(c: ConfigDict) -> None:
     c.data.name, c.data.resolution = "cifar10", 32
     c.data.train.pad = 4
     c.model.width, c.epochs = 1.0, 100.0
+    c.optimizer.weight_decay = 4e-5  # of the published 95.1 % with 2.2 M parameters
 
 
 def imagenette(c: ConfigDict) -> None:

@@ -105,10 +105,17 @@ def _drawn(space: int, rng: Rng) -> tuple[Operation, int]:
     return operation, 1 if rng.random() < 0.5 else -1
 
 
-def rand_augment(image: np.ndarray, rng: Rng, count: int = 2, magnitude: float = 9) -> np.ndarray:
-    """Applies `count` random operations at one magnitude of 0 to 30 (Cubuk et al., 2020)."""
+def rand_augment(
+    image: np.ndarray, rng: Rng, count: int = 2, magnitude: float = 9, probability: float = 1.0
+) -> np.ndarray:
+    """Applies `count` random operations at one magnitude of 0 to 30 (Cubuk et al., 2020).
+
+    Each is left out unless it meets its `probability`.
+    """
     for _ in range(count):
         operation, sign = _drawn(NARROW, rng)
+        if probability < 1 and rng.random() >= probability:
+            continue
         image = apply_pillow(image, operation, sign * magnitude / MAX_MAGNITUDE)
     return image
 

@@ -19,7 +19,12 @@ from mnv2_jax.errors import unknown
 from mnv2_jax.lab.data import augment, image, steps
 from mnv2_jax.lab.data.source import Pair, Transform
 
-POLICIES = {"rand_augment": augment.rand_augment, "trivial_augment": augment.trivial_augment}
+POLICIES = {
+    "rand_augment": augment.rand_augment,
+    # Of two operations each is made with a chance of one half, as TensorFlow's models have it.
+    "rand_augment_half": partial(augment.rand_augment, probability=0.5),
+    "trivial_augment": augment.trivial_augment,
+}
 
 
 def train_transform(

@@ -10,7 +10,13 @@ from mnv2_jax.lab import rules
 from mnv2_jax.lab.devices.sharding import BATCH_NORM, LAUNCHERS
 from mnv2_jax.lab.rules import each, flag, number, optional, rising, text
 from mnv2_jax.lab.tasks import AUTO, TASKS, make_model
-from mnv2_jax.lab.train.config import OVERRIDE, Config, flatten, unknown_key
+from mnv2_jax.lab.train.config import (
+    OVERRIDE,
+    Config,
+    eval_resolution,
+    flatten,
+    unknown_key,
+)
 from mnv2_jax.lab.train.optimizer import OPTIMIZERS, SCHEDULES
 from mnv2_jax.lab.train.precision import PRECISIONS
 from mnv2_jax.models.build import DTYPES
@@ -69,7 +75,8 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
     for key, rule in own.items()
 } | {
     "model.dtype": {**DTYPES, AUTO: None}, "task": TASKS,
-    "data.resolution": number(1, rules.MAX_SIDE), "optimizer.name": OPTIMIZERS,
+    "data.resolution": number(1, rules.MAX_SIDE),
+    "data.eval_resolution": number(0, rules.MAX_SIDE), "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES, "parallel.launcher": LAUNCHERS,
     "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
@@ -94,7 +101,7 @@ def check(config: Any) -> None:
             raise unknown("precision in low_precision", precision, PRECISIONS)
     spec = TASKS[config.task]
     spec.train_transform(config, ANY_CHANNELS)
-    spec.eval_transform(config.data.resolution, ANY_CHANNELS, spec.eval_options(config))
+    spec.eval_transform(eval_resolution(config), ANY_CHANNELS, spec.eval_options(config))
     make_model(config, ANY_CLASSES, ANY_CHANNELS)
 
 

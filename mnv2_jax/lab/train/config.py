@@ -85,6 +85,11 @@ def _check_reach(config: Any, overridden: Set[str]) -> None:
                 raise UsageError(f"{reach} value: give {OVERRIDE}{own}=VALUE as well.")
 
 
+def eval_resolution(config: Any) -> int:
+    """Returns the side of the images that a trained model is evaluated, and then used, with."""
+    return config.data.eval_resolution or config.data.resolution
+
+
 def execute(file: Path, kind: str = "configuration") -> Any:
     """Executes a user's Python file as a module; adds the `PARTS` of networks that it brings."""
     name = str(file)

@@ -16,7 +16,7 @@ from mnv2_jax.lab.devices.process import Interrupted, Stop
 from mnv2_jax.lab.devices.sharding import shapes_of
 from mnv2_jax.lab.train.check import seconds_of
 from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, step_of
-from mnv2_jax.lab.train.config import plain
+from mnv2_jax.lab.train.config import eval_resolution, plain
 from mnv2_jax.lab.train.log import RunLog, Tracker, progress_bar, rows_before, tracked
 from mnv2_jax.lab.train.precision import low_precision_scores
 from mnv2_jax.lab.train.record import METRICS, Identity, write_model
@@ -312,6 +312,6 @@ def describe(run: Run, config: Any) -> dict[str, Any]:
     """What `load_model` needs to build the network again, and to feed it images."""
     return {
         "task": config.task, "model": run.description, "classes": list(run.classes),
-        "resolution": config.data.resolution, "eval": config.data.eval.to_dict(), **run.images,
+        "resolution": eval_resolution(config), "eval": config.data.eval.to_dict(), **run.images,
         "held_out": [config.data.name, config.data.eval_split + "@{seed}" * config.data.resplit],
     }  # fmt: skip

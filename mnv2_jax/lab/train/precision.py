@@ -19,6 +19,7 @@ from mnv2_jax.inference.graph import trace
 from mnv2_jax.inference.operations import Graph, run
 from mnv2_jax.lab.data import eval_batches, eval_transform, open_source
 from mnv2_jax.lab.tasks.task import evaluate
+from mnv2_jax.lab.train.config import eval_resolution
 from mnv2_jax.models.dialect import normalize
 
 CALIBRATION_IMAGES = 512
@@ -100,7 +101,7 @@ def low_precision_scores(config: Any, model: Any, variables: Any, seed: int) -> 
         return {}
     data, variables = config.data, jax.device_get(variables)
     options = {"channels": model.in_channels, **data.eval.to_dict()}
-    transform = eval_transform(data.resolution, **options)
+    transform = eval_transform(eval_resolution(config), **options)
 
     def rows(split: str) -> Iterator[Any]:
         source = open_source(data.name, split + f"@{seed}" * data.resplit, data.root)

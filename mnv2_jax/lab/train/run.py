@@ -31,6 +31,7 @@ from mnv2_jax.lab.tasks.augment import Augmentation, random_flip, random_shift
 from mnv2_jax.lab.tasks.classes import by_name, check_seen
 from mnv2_jax.lab.tasks.task import Batch
 from mnv2_jax.lab.train.check import MAX_STEPS, check
+from mnv2_jax.lab.train.config import eval_resolution
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
 from mnv2_jax.lab.train.step import TrainState, make_fresh, make_step
 from mnv2_jax.models.classes import same_classes
@@ -305,7 +306,7 @@ def eval_feed(
     """
     size = -(-config.eval_batch_size // devices) * devices
     options = spec.eval_options(config)
-    transform = spec.eval_transform(config.data.resolution, channels, options)
+    transform = spec.eval_transform(eval_resolution(config), channels, options)
 
     def stream(seeds: tuple[int, ...], start: int) -> Iterator[Rows]:
         for rows in eval_batches(source, batch_size=size, **_pipeline(config, transform)):

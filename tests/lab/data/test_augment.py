@@ -140,3 +140,28 @@ def test_distortion_changes_colors_within_its_ranges():
     ]
     assert np.min(values) >= 67 and np.max(values) <= 133  # contrast leaves a flat picture alone
     assert 30 < sum((v == 100).all() for v in values) < 170
+
+
+def test_operations_of_rand_augment_are_left_out_by_their_probability():
+    """Of two operations with a chance of one half, none is made for a quarter of the images.
+
+    With one that never does, an image stays; and what is drawn at 1 is what was drawn before.
+    """
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+
+    def unchanged(**options):
+        made = [
+            augment.rand_augment(image, np.random.default_rng(s), magnitude=25, **options)
+            for s in range(400)
+        ]
+        return np.mean([(other == image).all() for other in made])
+
+    always, half = unchanged(), unchanged(probability=0.5)
+    assert unchanged(probability=0.0) == 1
+    # P(neither is made) = 1/4; each alone leaves the image as often as when both are made, or more.
+    assert 0.25 - 0.07 < half - 0.75 * always < 0.25 + 0.2
+    drawn = [
+        augment.rand_augment(image, np.random.default_rng(3), **o)
+        for o in ({}, {"probability": 1.0})
+    ]
+    np.testing.assert_array_equal(*drawn)

@@ -52,10 +52,11 @@ def test_presets_and_overrides():
 
 
 @pytest.mark.parametrize(
-    ("file", "images", "rate"), [("imagenet", 96, 0.045), ("imagenet_modern", 1024, 0.4)]
+    ("file", "images", "rate"),
+    [("imagenet.py", 96, 0.045), ("imagenet_modern.py:plain", 1024, 0.4)],
 )
 def test_the_rate_follows_the_batch_unless_it_is_given(file, images, rate):
-    path = f"experiments/{file}.py"
+    path = f"experiments/{file}"
     assert load_config(path, [f"batch_size={images}"]).optimizer.learning_rate == rate
     small = load_config(path, ["batch_size=64"])
     assert math.isclose(small.optimizer.learning_rate, rate * 64 / images)

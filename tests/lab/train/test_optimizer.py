@@ -113,9 +113,10 @@ def test_l2_is_added_to_the_gradient_of_the_recipes_of_the_paper(name):
         assert (ours != flat(params)[path]).any() == path.endswith("kernel")
 
 
-def test_adamw_decouples_weight_decay():
+@pytest.mark.parametrize(("beta1", "epsilon"), [(0.9, 1e-8), (0.6, 1e-6)])
+def test_adamw_decouples_weight_decay(beta1, epsilon):
     """Loshchilov and Hutter, Algorithm 2, in numpy."""
-    config = settings(name="adamw", weight_decay=0.1, epsilon=1e-8, beta1=0.9, beta2=0.99)
+    config = settings(name="adamw", weight_decay=0.1, epsilon=epsilon, beta1=beta1, beta2=0.99)
     start = {"layer": {"kernel": np.ones((5, 1), np.float32), "bias": np.ones(5, np.float32)}}
     gradients = random_gradients()
     trees = [{"layer": {"kernel": g[:, None], "bias": g}} for g in gradients]
@@ -123,8 +124,8 @@ def test_adamw_decouples_weight_decay():
     for name, decay in (("kernel", 0.1), ("bias", 0.0)):
         w, m, v = np.ones(5), np.zeros(5), np.zeros(5)
         for t, g in enumerate(gradients):
-            m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g.astype(np.float64) ** 2
-            adam = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.99 ** (t + 1))) + 1e-8)
+            m, v = beta1 * m + (1 - beta1) * g, 0.99 * v + 0.01 * g.astype(np.float64) ** 2
+            adam = m / (1 - beta1 ** (t + 1)) / (np.sqrt(v / (1 - 0.99 ** (t + 1))) + epsilon)
             w = w - rates(t) * (adam + decay * w)
             np.testing.assert_allclose(found[t]["layer"][name].ravel(), w, rtol=1e-5)
 

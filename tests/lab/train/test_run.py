@@ -231,6 +231,21 @@ def test_training_sets_are_resized_alike_on_the_device_and_streamed():
         np.testing.assert_array_equal(ours[name], streamed[name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", [True, False])
+def test_evaluation_may_be_at_another_resolution(resident):
+    """The images are those of a run that trains at it, and so is the score of the same network."""
+    larger = {"eval_resolution": 12, "on_device": resident}
+    run = make_run(one(data=larger), 1)
+    alike = make_run(one(data={"resolution": 12, "on_device": resident}), 1)
+    variables = run.fresh(run.keys((0,))).variables
+    np.testing.assert_array_equal(
+        run.evaluate(variables)["loss"], alike.evaluate(variables)["loss"]
+    )
+    training = next(rows for rows in run.lowered((0,)).batches if "image" in rows)
+    assert training["image"].shape[1:3] == (8, 8)
+
+
 def test_a_run_starts_where_it_is_told(monkeypatch):
     run = make_run(one(data={"on_device": True}), 1)
     whole = [jax.device_get(rows) for rows in itertools.islice(run.rows((0,), 0), 6)]
