@@ -61,8 +61,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     fits = "fits" if used <= whole else "does not fit"
     print(f"\n{'memory':<22} {fits}: {used / 1e9:,.2f} of {whole / 1e9:,.1f} GB of a device")
     print(f"{'largest batch':<22} about {found.largest_batch:,} images")
-    minutes = found.hours * 60
-    took = f"{found.hours:,.1f} hours" if minutes >= 100 else f"{minutes:,.2g} minutes"
+    units = (("hours", 1), ("minutes", 60), ("seconds", 3600))
+    unit, times = next((u for u in units if found.hours * u[1] >= 2), units[-1])
+    took = f"{found.hours * times:,.2g} {unit}" if unit != "hours" else f"{found.hours:,.0f} hours"
     print(f"{'whole training':<22} {took} for {found.steps:,} steps and the evaluations")
     if price:
         print(f"{'cost':<22} {price:,.2f}, at {arguments.price:g} a device and hour")

@@ -99,7 +99,7 @@ class Run(NamedTuple):
 
     def lowered(self, seeds: tuple[int, ...], folder: Path | None = None) -> Lowered:
         """Lowers what training calls first; of shapes alone, so that devices may be elsewhere."""
-        keys, resident = shapes_of(self.keys(seeds), self.plan.state), self.train.resident()
+        keys, resident = shapes_of(self.keys(seeds), None), self.train.resident()
         rows = next(self.train.batches(seeds, 0, folder))
         state = shapes_of(jax.eval_shape(self.fresh, keys), self.plan.state)
         evaluation, held_out = self.first_evaluation(state.variables, seeds)
