@@ -26,8 +26,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 def where_arrays_are_stated(function: Any = None, **options: Any) -> Any:
     """`jaxtyping.jaxtyped`, but leaves a function or class alone that states no array.
 
-    jaxtyping itself would bind the arguments of every call, only to find nothing to check: a tenth
-    of the time of all tests.
+    jaxtyping itself would bind the arguments of every call, only to find nothing to check.
     """
     if function is None:
         return functools.partial(where_arrays_are_stated, **options)

@@ -29,7 +29,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     import jax
 
-    from mnv2_jax.lab.train.ahead import KNOWN, forecast, place_of, unseen
+    from mnv2_jax.lab.data.catalog import CATALOG
+    from mnv2_jax.lab.train.ahead import forecast, place_of, unseen
     from mnv2_jax.lab.train.config import load_config
     from mnv2_jax.lab.train.sweep import check_variants
 
@@ -44,8 +45,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     variant = variants[name]
     images = _numbers(arguments.images)
     place = place_of(arguments.on)
-    absent = variant.data.root is None and variant.data.name in KNOWN
-    sources = unseen(variant, arguments.classes, images) if absent or images else None
+    data = CATALOG.get(variant.data.name)
+    here = variant.data.root is not None or (data is not None and data.root is None)
+    sources = unseen(variant, arguments.classes, images) if images or not here else None
     found = forecast(variant, place, sources)
     price = arguments.price and arguments.price * found.hours * found.devices
     if arguments.json:

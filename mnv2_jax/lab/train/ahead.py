@@ -19,7 +19,7 @@ from jax.experimental import topologies
 
 from mnv2_jax.accounting import account
 from mnv2_jax.errors import UsageError, first_line, unknown
-from mnv2_jax.lab.data.source import LazySource, Source
+from mnv2_jax.lab.data.source import ArraySource, LazySource, Source
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import seed_groups
@@ -74,7 +74,8 @@ KNOWN = {
     "fashion_mnist": (10, 60_000, 10_000), "mnist": (10, 60_000, 10_000),
     "tfds:imagenette/160px-v2": (10, 12_894, 500),
 }  # fmt: skip
-GREY = ("fashion_mnist", "mnist")
+# Those that live on the device: the side of an image, and its channels.
+SMALL = {"cifar10": (32, 3), "cifar100": (32, 3), "fashion_mnist": (28, 1), "mnist": (28, 1)}
 
 
 class Place(NamedTuple):
@@ -160,7 +161,7 @@ def _topology(name: str, *given: Any, **options: Any) -> list[Any]:
         return list(topologies.get_topology_desc(*given, **options).devices)
     except Exception as error:  # of many kinds, by what the plugin is made of
         raise UsageError(
-            f"the compiler refuses {name!r}: {first_line(error)}. Choose one of {', '.join(SLICES)}"
+            f"the compiler refuses {name!r}: {first_line(error)}. Choose from {', '.join(SLICES)}."
         ) from error
 
 
@@ -199,14 +200,17 @@ def unseen(config: Any, classes: int | None, images: Sequence[int]) -> dict[Any,
             )
         classes, images = classes or known[0], images or known[1:]
     names = tuple(f"class {i}" for i in range(classes))
-    channels = 1 if data.name in GREY else 3
-    record = {"image": np.zeros((32, 32, channels), np.uint8), **spec.unlabeled(32, 32)}
+    record = {"image": np.zeros((32, 32, 3), np.uint8), **spec.unlabeled(32, 32)}
+
+    def source(n: int) -> Source:
+        if data.name in SMALL:
+            side, channels = SMALL[data.name]
+            black = np.zeros((n, side, side, channels), np.uint8)
+            return ArraySource(black, np.zeros(n, np.int32), names)
+        return LazySource(n, lambda i: record, names, counts=[1] * classes)
+
     parts = zip((data.train_split, data.eval_split), images, strict=True)
-    counts = [1] * classes
-    return {
-        (data.name, split, data.root): LazySource(n, lambda i: record, names, counts=counts)
-        for split, n in parts
-    }
+    return {(data.name, split, data.root): source(n) for split, n in parts}
 
 
 def forecast(config: Any, place: Place, sources: dict[Any, Source] | None = None) -> Forecast:

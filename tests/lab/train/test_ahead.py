@@ -86,6 +86,12 @@ def test_known_sets_need_no_files_and_others_say_what_is_missing():
     mine.data.name = "folder"
     with pytest.raises(UsageError, match="--classes N and --images TRAIN,EVAL"):
         ahead.unseen(mine, None, ())
+    mine.data.name = "mnist"  # which lives on the device
+    assert [len(s.arrays()["image"]) for s in ahead.unseen(mine, None, ()).values()] == [
+        60_000,
+        10_000,
+    ]
+    mine.data.name = "folder"
     held_out = list(ahead.unseen(mine, 7, (90, 10)).values())[1]
     assert (len(held_out), len(held_out.classes)) == (10, 7)
 
