@@ -64,6 +64,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if "@" in held_out and arguments.split != held_out:
         print(f"note: this model has not seen {held_out} of {name} alone", file=sys.stderr)
     if (arguments.data, arguments.split) == (CORRUPTED, "test"):
+        if arguments.examples:
+            raise UsageError("--examples shows images of one set: leave it out for imagenet_c.")
         images, scores = evaluate_corruptions(model, arguments.root, arguments.out, views)
     else:
         source = open_source(arguments.data, arguments.split, arguments.root)
