@@ -52,7 +52,7 @@ def plan(experiment: str, on: str, overrides: list[str]) -> dict:
     done = subprocess.run(
         [sys.executable, "main.py", *command, "--json"], text=True, capture_output=True
     )
-    told = {"command": " ".join(["python", "main.py", *command])}
+    told = {"command": " ".join(["python", "main.py", *command]), "commit": commit()}
     if done.returncode:
         return told | {"refused": done.stderr.strip().splitlines()[-1].removeprefix("mnv2: ")}
     return told | json.loads(done.stdout)
@@ -109,7 +109,8 @@ def main() -> None:
             continue
         print(name, flush=True)
         plans[name] = plan(experiment, on, overrides)
-        here = {"commit": commit(), **environment()}
+        here = environment()
+        commits = sorted({found["commit"] for found in plans.values()})
         arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(place, {**here, "plans": plans})
         lines = [row(key.partition(" on ")[0], found) for key, found in plans.items()]
@@ -120,7 +121,7 @@ def main() -> None:
             "as memory traffic, arithmetic or links do at the devices' peaks; on TPUs it is the sum"
             " of the cycles that the compiler expects. The hours are those of such steps.\n\n"
             + markdown_table(HEAD, lines)
-            + f"\n- command: `python -m docs.plans`\n- commit: {here['commit']}\n"
+            + f"\n\n- command: `python -m docs.plans`\n- commits: {', '.join(commits)}\n"
             f"- versions: jax {here['versions']['jax']}, jaxlib {here['versions']['jaxlib']}\n",
         )
 
