@@ -1,5 +1,6 @@
 """What a configuration describes, built: data on its way to the devices, model, task and step."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count
@@ -113,13 +114,13 @@ class Run(NamedTuple):
 def settle(config: Any, devices: Sequence[Any] | None = None) -> None:
     """Writes in place of a `model.dtype` of auto what suits the devices; JAX's, unless given.
 
-    It is bfloat16 on TPUs and on GPUs that compute with it, NVIDIA's from capability 8.0 on.
+    It is bfloat16 on TPUs and on GPUs but NVIDIA's below capability 8.0, which do not compute with
+    it.
     """
     if config.model.dtype == AUTO:
         device = (jax.devices() if devices is None else devices)[0]
-        capable = float(getattr(device, "compute_capability", 8.0)) >= 8
-        fast = device.platform != "cpu" and capable
-        config.model.dtype = "bfloat16" if fast else "float32"
+        old = re.match(r"[1-7]\.", str(getattr(device, "compute_capability", "")))
+        config.model.dtype = "float32" if device.platform == "cpu" or old else "bfloat16"
 
 
 def make_run(

@@ -121,6 +121,7 @@ class Elsewhere:
     [
         (Elsewhere("cpu"), "float32"), (Elsewhere("tpu"), "bfloat16"),
         (Elsewhere("gpu", "7.5"), "float32"), (Elsewhere("gpu", "9.0"), "bfloat16"),
+        (Elsewhere("gpu", "12.0"), "bfloat16"), (Elsewhere("gpu", "gfx90a"), "bfloat16"),
     ],
 )  # fmt: skip
 def test_auto_is_bfloat16_where_devices_compute_with_it(device, dtype):
