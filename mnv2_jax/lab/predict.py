@@ -64,7 +64,7 @@ def predict(
     one = isinstance(images, str | os.PathLike) or _is_image(images)
     several: Any = [images] if one else images
     for number, image in enumerate(several):
-        yield answer(_pixels(image, number, model.backbone.in_channels))
+        yield answer(read_pixels(image, model.backbone.in_channels, number))
 
 
 def predictor(
@@ -288,7 +288,12 @@ def _is_image(image: Any) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
 
 
-def _pixels(image: Any, number: int, channels: int) -> np.ndarray:
+def read_pixels(image: Any, channels: int, number: int = 0) -> np.ndarray:
+    """Returns an image, the path of a file or an array, as uint8 (h, w, channels).
+
+    Raises:
+      UsageError: it cannot be used; `number` is what an array is called then.
+    """
     if isinstance(image, str | os.PathLike):
         return read_image(image, channels)
     if not _is_image(image) or image.dtype != np.uint8 or not image.size:

@@ -14,7 +14,7 @@ from mnv2_jax.lab.cli.compare import COMPARE
 from mnv2_jax.lab.cli.export import EXPORT
 from mnv2_jax.lab.cli.paper import PAPER
 from mnv2_jax.lab.cli.plan import PLAN
-from mnv2_jax.lab.cli.predict import EVALUATE, PREDICT
+from mnv2_jax.lab.cli.predict import EVALUATE, EXPLAIN, PREDICT
 from mnv2_jax.lab.cli.train import FINISH, PREPARE, TRAIN, VERIFY
 from mnv2_jax.lab.cli.weights import DOCTOR, EXPORT_WEIGHTS, IMPORT
 from mnv2_jax.lab.train.config import OVERRIDE
@@ -29,7 +29,8 @@ SIGNALLED = 128  # and the number of the signal, as shells count
 GROUPS = {
     "train": {"train": TRAIN, "plan": PLAN, "finish": FINISH, "compare": COMPARE,
               "prepare": PREPARE, "verify": VERIFY},
-    "use a model": {"predict": PREDICT, "evaluate": EVALUATE, "export": EXPORT},
+    "use a model": {"predict": PREDICT, "explain": EXPLAIN, "evaluate": EVALUATE,
+                    "export": EXPORT},
     "weights of other projects":
         {"doctor": DOCTOR, "import": IMPORT, "export-weights": EXPORT_WEIGHTS},
     "the paper": {"account": ACCOUNT, "paper": PAPER},

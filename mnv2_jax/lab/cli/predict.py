@@ -1,4 +1,4 @@
-"""`mnv2 evaluate` and `mnv2 predict`: a trained model at work."""
+"""`mnv2 evaluate`, `mnv2 predict` and `mnv2 explain`: a trained model at work."""
 
 import argparse
 import os
@@ -146,6 +146,35 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{unread} of {len(images)} images could not be read.")
 
 
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="a file")
+    model_argument(parser)
+    parser.add_argument("--class", dest="name", metavar="NAME", help="the likeliest, if left out")
+    what = "picture of what the network sees, with the map over it (explanation.png)"
+    parser.add_argument("--out", default="explanation.png", metavar="PICTURE", help=what)
+    json_argument(parser)
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.explain import explainer
+    from mnv2_jax.lab.predict import read_image
+    from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, enlarge, write_picture
+
+    out = writable_place(arguments.out, "--out", parents=True)
+    if out.suffix.lower() != ".png" or os.path.realpath(out) == os.path.realpath(arguments.image):
+        raise UsageError(f"--out is {arguments.out!r}: give the name of a new .png file.")
+    host.use_compilation_cache()
+    model = trained_model(arguments)
+    pixels = read_image(arguments.image, model.backbone.in_channels)
+    found = explainer(model)(pixels, arguments.name)
+    write_picture(enlarge(found.picture, SHOWN_SIDE), out)
+    values = {"image": arguments.image, "class": found.name, "probability": found.probability}
+    values |= {"map": found.map.tolist(), "picture": str(out)}
+    shown = f"{arguments.image}\n  {found.probability:6.1%}  {found.name}\n{out}"
+    print(json_text(values) if arguments.json else shown)
+
+
 def _places(images: list[tuple[str, str]], folder: Path) -> list[Path]:
     """Returns where the pictures of predictions are written, with their values beside them."""
     places = [folder / Path(name).with_suffix(".png") for _, name in images]
@@ -176,5 +205,14 @@ PREDICT = Verb(
     (
         "mnv2 predict --model runs/ablate_linear/linear/seed_0 image.png",
         "mnv2 predict --model MODEL --top 1 --json my_images more.jpg",
+    ),
+)
+EXPLAIN = Verb(
+    "Show where in an image a classifier sees its class.",
+    _explain_arguments,
+    _explain,
+    (
+        "mnv2 explain image.jpg --model MODEL --out map.png",
+        "mnv2 explain image.jpg --model MODEL --class cat",
     ),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mnv2_jax.files import replacing
-from mnv2_jax.lab.data.image import with_channels
+from mnv2_jax.lab.data.image import resize, with_channels
 
 # Okabe and Ito's colors, told apart with any color vision; classes take them in turn.
 COLORS = np.array([
@@ -51,6 +51,19 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, background: int | None = 
     shown = np.rint((1 - COVER) * image + COVER * color).astype(np.uint8)
     kept = labels == (-1 if background is None else background)
     return np.where(kept[..., None], image, shown)
+
+
+def draw_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Tints an image, (h, w, 1 or 3) uint8, by a map of any size; returns (h, w, 3).
+
+    The largest number of the map is yellow and half of it orange; 0 and less leave the image gray.
+    """
+    large = resize(heat[..., None], *image.shape[:2])[..., 0]
+    share = np.clip(large / max(float(heat.max()), 1e-12), 0, 1)[..., None]
+    color = COLORS[5] + np.clip(2 * share - 1, 0, 1) * (COLORS[3] - COLORS[5].astype(float))
+    gray = with_channels(image, 3).mean(axis=2, keepdims=True)
+    cover = 0.7 * np.minimum(2 * share, 1)
+    return np.rint((1 - cover) * gray + cover * color).astype(np.uint8)
 
 
 def enlarge(image: np.ndarray, side: int) -> np.ndarray:
