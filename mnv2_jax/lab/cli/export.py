@@ -4,16 +4,21 @@ import argparse
 import sys
 from typing import Any
 
-from mnv2_jax.errors import UsageError
-from mnv2_jax.files import json_text, writable_place
+from mnv2_jax.errors import UsageError, unknown
+from mnv2_jax.files import json_text, writable_place, write_file
 from mnv2_jax.lab.cli.account import parse_size
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
-    parser.add_argument("--to", required=True, help="stablehlo, onnx or litert (tflite)")
-    parser.add_argument("path", help="file to write")
+    parser.add_argument("--to", required=True, help="stablehlo, onnx, litert (tflite) or web")
+    parser.add_argument("path", help="file to write; the folder of the page for web")
+    parser.add_argument(
+        "--runtime",
+        metavar="DIST",
+        help="of web: folder dist of the npm package onnxruntime-web (default: npm fetches it)",
+    )
     parser.add_argument(
         "--preprocessing",
         action="store_true",
@@ -42,10 +47,17 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from mnv2_jax.export import export
+    from mnv2_jax.export import FORMATS, export
     from mnv2_jax.lab.devices import process as host
+    from mnv2_jax.lab.web import MODEL, page_files
 
-    path = writable_place(arguments.path, "file to write")
+    to = {"tflite": "litert"}.get(arguments.to, arguments.to)
+    if to not in (known := (*FORMATS, "web")):
+        raise unknown("export format", to, known)
+    web = to == "web"
+    path = writable_place(arguments.path, "folder of the page" if web else "file to write", web)
+    if arguments.runtime is not None and not web:
+        raise UsageError("--runtime is of a page: give --to web too.")
     if arguments.images < 1:
         raise UsageError(f"--images is {arguments.images}: give at least 1.")
     if arguments.equalize and not arguments.int8:
@@ -53,18 +65,28 @@ def _export(arguments: argparse.Namespace) -> None:
     host.use_compilation_cache()
     saved = trained_model(arguments)
     size = parse_size(arguments.size) if arguments.size else (saved.resolution, saved.resolution)
+    files = {}
+    if web:
+        if size[0] != size[1]:
+            raise UsageError(f"the page takes square images, and --size is {arguments.size}.")
+        files = page_files(saved, size[0], arguments.runtime, _say)
+        path.mkdir(parents=True, exist_ok=True)
     report = export(
         saved.model,
         saved.variables,
         size,
-        "litert" if arguments.to == "tflite" else arguments.to,
-        path,
+        "onnx" if web else to,
+        path / MODEL if web else path,
         saved.classes,
-        arguments.preprocessing,
+        arguments.preprocessing or web,
         _calibration(arguments, saved, size) if arguments.int8 else (),
         arguments.equalize,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=_say,
     )
+    for name, content in files.items():
+        write_file(path / name, content)
+    if web:
+        _say(f"see it at http://localhost:8000 with: python -m http.server --directory {path}")
     if arguments.json:
         print(json_text(report._asdict()))
         return
@@ -78,6 +100,10 @@ def _export(arguments: argparse.Namespace) -> None:
             f"  {output:<10}  from our simulation {mean:.2f} steps of int8, at most {largest:.0f}"
         )
     print(f"  latency     {report.latency_ms:.2f} ms for one image on one thread")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _calibration(arguments: argparse.Namespace, saved: Any, size: tuple[int, int]) -> list[Any]:
@@ -99,11 +125,12 @@ def _calibration(arguments: argparse.Namespace, saved: Any, size: tuple[int, int
 
 
 EXPORT = Verb(
-    "Write a model as StableHLO, ONNX or LiteRT, and check the file in its own runtime.",
+    "Write a model as StableHLO, ONNX, LiteRT or a web page, and check it in its own runtime.",
     _export_arguments,
     _export,
     (
         "mnv2 export --model MODEL --to onnx model.onnx",
         "mnv2 export --model MODEL --to litert --int8 folder --root my_images model.tflite",
+        "mnv2 export --model MODEL --to web page",
     ),
 )
