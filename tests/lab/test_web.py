@@ -1,8 +1,8 @@
 """The page that runs a classifier in a browser: its files, its resizing, and its answers.
 
-The resizing is compared with Pillow's where there is node. The whole page runs where there is also a
-Chromium, `chromium` or the path in MNV2_CHROMIUM, and MNV2_ORT_WEB names the folder `dist` of the npm
-package onnxruntime-web.
+The resizing is compared with Pillow's where there is node. The whole page runs where there is also
+a Chromium, `chromium` or the path in MNV2_CHROMIUM, and MNV2_ORT_WEB names the folder `dist` of the
+npm package onnxruntime-web.
 """
 
 import http.server
@@ -188,7 +188,8 @@ try {
     const state = page.document.getElementById("state");
     while (state.textContent === "?") await wait(20);
     const items = [...page.document.querySelectorAll("#answers li")];
-    answers.push([state.textContent, items.map((i) => [i.childNodes[1].data, i.lastChild.style.width])]);
+    const pairs = items.map((i) => [i.childNodes[1].data, i.lastChild.style.width]);
+    answers.push([state.textContent, pairs]);
   }
   await fetch("answers", { method: "POST", body: JSON.stringify(answers) });
 } catch (error) { await fetch("answers", { method: "POST", body: JSON.stringify(String(error)) }); }
@@ -205,13 +206,13 @@ def test_the_page_answers_as_predict_does(folder, model, tmp_path):
     assert main(words) == 0
     (place / "probe.html").write_text(PROBE)
     (place / "text.png").write_text("no picture")
-    images = [rng.integers(0, 256, shape + (3,)).astype(np.uint8) for shape in PICTURES[1:]]
+    images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in PICTURES[1:]]
     for i, image in enumerate(images):
         Image.fromarray(image).save(place / f"{i}.png")
     received, answers = threading.Event(), []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802
+        def do_POST(self):
             answers.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()

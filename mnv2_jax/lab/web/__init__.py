@@ -1,8 +1,8 @@
 """A trained classifier as a static web page, where ONNX Runtime runs it in the browser.
 
-Beside `model.onnx`, which takes pixels 0..255, stand a page, a module that cuts and resizes pictures
-as `mnv2 predict` does, what both need to know of the model in `model.json`, and the runtime's own
-files. The page loads nothing from elsewhere.
+Beside `model.onnx`, which takes pixels 0..255, stand a page, a module that cuts and resizes
+pictures as `mnv2 predict` does, what both need to know of the model in `model.json`, and the
+runtime's own files. The page loads nothing from elsewhere.
 """
 
 import inspect
