@@ -110,9 +110,13 @@ def evaluate(
 
 
 def evaluator(
-    model: TrainedModel, batch_size: int | None = None, augmentation: TestTimeAugmentation = ONCE
-) -> Callable[[Source], dict[str, float]]:
-    """Returns `evaluate` as a function of the data, compiled once for many sets of one kind."""
+    model: TrainedModel, batch_size: int | None = None, augmentation: TestTimeAugmentation = ONCE,
+    watch: Callable[[Mapping[str, Any], Any], None] | None = None,
+) -> Callable[[Source], dict[str, float]]:  # fmt: skip
+    """Returns `evaluate` as a function of the data, compiled once for many sets of one kind.
+
+    `watch` is given each batch, padding included, and what the model puts out for its rows.
+    """
     task, (forward, weights) = model.task, _forward(model, augmentation)
     shared = over_rows(forward)
 
@@ -120,7 +124,7 @@ def evaluator(
         outputs = shared(weights, batch["image"])
         if choice is not None:
             outputs = jnp.where(choice, outputs, -jnp.inf)
-        return task.scores(model.model, outputs, batch)
+        return task.scores(model.model, outputs, batch), outputs if watch else None
 
     compiled = jax.jit(sums, compiler_options=prediction_options())
 
@@ -136,7 +140,11 @@ def evaluator(
         fields = ("image", *task.fields, "also", "mask")
 
         def of_batch(rows: Any) -> Any:
-            return compiled(weights, {key: rows[key] for key in fields if key in rows}, choice)
+            own = {key: rows[key] for key in fields if key in rows}
+            found, outputs = compiled(weights, own, choice)
+            if watch:
+                watch(rows, outputs)
+            return found
 
         return evaluate_batches(of_batch, batches, task.summarize)
 

@@ -39,6 +39,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="keeps the scores in DIR/evaluation.json, for `mnv2 paper`"
     )
+    parser.add_argument(
+        "--report", metavar="HTML", help="page of a classifier's classes, confusions and mistakes"
+    )
     json_argument(parser)
 
 
@@ -51,7 +54,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.tasks.draw import write_picture
     from mnv2_jax.lab.tasks.task import TestTimeAugmentation
 
-    for name, folder in (("out", True), ("examples", False)):
+    for name, folder in (("out", True), ("examples", False), ("report", False)):
         if (given := getattr(arguments, name)) is not None:
             setattr(arguments, name, writable_place(given, f"--{name}", folder, parents=True))
     host.use_compilation_cache()
@@ -64,15 +67,25 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if "@" in held_out and arguments.split != held_out:
         print(f"note: this model has not seen {held_out} of {name} alone", file=sys.stderr)
     if (arguments.data, arguments.split) == (CORRUPTED, "test"):
-        if arguments.examples:
-            raise UsageError("--examples shows images of one set: leave it out for imagenet_c.")
+        for given in ("examples", "report"):
+            if getattr(arguments, given):
+                raise UsageError(f"--{given} shows images of one set: not those of imagenet_c.")
         images, scores = evaluate_corruptions(model, arguments.root, arguments.out, views)
     else:
         source = open_source(arguments.data, arguments.split, arguments.root)
         if arguments.examples:
             picture = predict.examples(model, source, EXAMPLES, augmentation=views)
             write_picture(picture, arguments.examples)
-        images, scores = len(source), predict.evaluate(model, source, augmentation=views)
+        images, place = len(source), arguments.root or arguments.data
+        if arguments.report:
+            from mnv2_jax.lab.evaluation_report import write_report
+
+            facts = {"Data": f"{place}, split {arguments.split}", "Model": arguments.model}
+            facts["Command"] = shlex.join(["python", "main.py", *arguments.argv])
+            folder = Path(arguments.model)
+            scores = write_report(arguments.report, model, source, facts, folder)
+        else:
+            scores = predict.evaluate(model, source, augmentation=views)
     if arguments.out:
         facts = {
             "data": arguments.data,
@@ -193,7 +206,7 @@ EVALUATE = Verb(
     _evaluate,
     (
         "mnv2 evaluate --model runs/ablate_linear/linear/seed_0 --data digits",
-        "mnv2 evaluate --model MODEL --data folder --root my_images --split val",
+        "mnv2 evaluate --model MODEL --data folder --root my_images --report report.html",
         "mnv2 evaluate --model models/v1 --data imagenet2012 --root IMAGENET --out runs/v1",
         "mnv2 evaluate --model models/v1 --data imagenet_c --root IMAGENET_C --out runs/v1_c",
     ),

@@ -21,6 +21,8 @@ MARKS = {  # in a paragraph outside of code, in the order in which they are look
     r"(?<!\\)\*(\S.*?)(?<!\\)\*": r"<em>\1</em>",
     r"\\\*": "*",
 }
+KEY = '<p class="key"><span class="paper">printed in the paper</span> '
+KEY += '<span class="here">counted or measured here</span></p>'
 TITLE = "MobileNetV2, table by table"
 Section = tuple[Item, tuple[Part, ...]]  # with what was computed for it
 PAPER_LINK = "[arXiv 1801.04381](https://arxiv.org/abs/1801.04381)"
@@ -48,7 +50,7 @@ def html_page(sections: Sequence[Section], command: str, facts: str) -> str:
     )
     intro = "".join(f"<p>{inline(text)}</p>" for text in introduction(command))
     return PAGE.substitute(
-        title=TITLE, style=STYLE, introduction=intro, links=links, facts=inline(facts),
+        title=TITLE, style=STYLE, introduction=intro + KEY, links=links, facts=inline(facts),
         body="\n".join(map(_section, sections)),
     )  # fmt: skip
 
