@@ -146,6 +146,7 @@ def base() -> ConfigDict:
     c.parallel.batch_norm = "global"  # or device: statistics of each device's rows
     c.parallel.devices = 0  # 0 for all
     c.parallel.accumulate = 1  # parts of a batch, one after the other
+    c.parallel.steps_per_call = 0  # up to so many steps in one call, of data on the device
 
     c.sweep = Config()
     c.sweep.seeds = (0,)

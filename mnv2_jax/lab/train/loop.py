@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,22 @@ class MetricSums:
         self._sums = dict(sums)
         self._on_device: list[Any] = []
 
-    def add(self, metrics: dict[str, Any]) -> int:
+    def add(self, metrics: dict[str, Any], stacked: int = 0) -> int:
         """Adds a step's metrics, and waits for those of `IN_FLIGHT` steps before.
 
         Two steps under way keep a device busy; with more, a run that is told to stop would first
-        have to work them off. Returns how many steps in a row were not finite, as far as known.
+        have to work them off. Metrics may be those of several steps, the first `stacked`. Returns
+        how many steps in a row were not finite, as far as known.
         """
-        self._on_device.append(metrics)
+        self._on_device.append((metrics, stacked))
         if len(self._on_device) <= IN_FLIGHT:
             return 0
-        known = self._on_device[-1 - IN_FLIGHT]
+        known, _ = self._on_device[-1 - IN_FLIGHT]
         return int(np.max(jax.device_get(known["skipped_in_a_row"])))
 
     def wait(self) -> dict[str, Any]:
         """Waits for all steps; returns name -> (sum, count) and the last of the other metrics."""
-        for metrics in jax.device_get(self._on_device):
+        for metrics in chain.from_iterable(starmap(_each, jax.device_get(self._on_device))):
             for name, (total, count) in metrics.pop("sums").items():
                 before = self._sums.get(name, (0.0, 0.0))
                 pair = (np.float64(total) + before[0], np.float64(count) + before[1])
@@ -65,6 +67,10 @@ class MetricSums:
         return sums
 
 
+def _each(metrics: dict[str, Any], stacked: int) -> list[dict[str, Any]]:
+    return [jax.tree.map(lambda v, i=i: v[i], metrics) for i in range(stacked)] or [metrics]
+
+
 @dataclass
 class Session:
     """What the loop holds besides the state."""
@@ -73,7 +79,7 @@ class Session:
     config: Any
     seeds: tuple[int, ...]
     keys: Any
-    rows: Iterator[Any]
+    batches: Iterator[Any]
     checkpoints: Checkpoints
     logs: list[RunLog]  # one for each seed, on the first process only
     bar: Any
@@ -116,7 +122,7 @@ def fit(
     session = Session(
         run=run, config=config, seeds=seeds, keys=keys, checkpoints=checkpoints, began=began,
         stop=stop, requests=requests, sums=MetricSums(before.sums), losses=before.losses,
-        end=before.end, rows=run.rows(seeds, start, folder),
+        end=before.end, batches=run.train.batches(seeds, start, folder),
         origins=before.origins + [origin] * (origin not in before.origins),
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
@@ -167,16 +173,18 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
         else:
             _save(session, state, evaluated=False)
             _leave(session, state)
-    for step in range(start + 1, run.steps + 1):
-        if session.end.get("why"):
-            break
+    step, most = start, max(1, config.parallel.steps_per_call)
+    while step < run.steps and not session.end.get("why"):
+        ends = [run.steps, config.log_every] + [eval_every] * bool(config.eval_every_epochs)
+        count = min(most, *(every - step % every for every in ends))
+        state, metrics = run.advance(state, resident, session.batches, session.keys, count)
+        first, step = step == start, step + count
         last = step == run.steps or requests.over
-        state, metrics = run.step(state, resident, next(session.rows), session.keys)
-        _check_finite(config, session.sums.add(metrics), step)
-        if step == start + 1:  # compiled; the time left is told by the steps
+        _check_finite(config, session.sums.add(metrics, count if most > 1 else 0), step)
+        if first:  # compiled; the time left is told by the steps
             session.bar.set_postfix_str("", refresh=False)
             session.bar.unpause()
-        session.bar.update(1)
+        session.bar.update(count)
         if step % config.log_every == 0 or last:
             _log_row(session, step)
         due = bool(config.eval_every_epochs and step % eval_every == 0) or last

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array
 
 from mnv2_jax.errors import UsageError
@@ -76,6 +77,7 @@ class Run(NamedTuple):
     fresh: Callable[[Array], TrainState]  # (keys) -> the state before the first step
     # (state, resident, rows, keys) -> (state, metrics), compiled
     step: Callable[..., tuple[TrainState, dict[str, Any]]]
+    advance: Callable[..., tuple[TrainState, dict[str, Any]]]  # see `make_advance`
     # (variables[, seeds, stopped]) -> {metric: value for each seed}; None once `stopped()` is true
     evaluate: Callable[..., Any]
     # (variables, seeds) -> the program of its first batch, lowered, and what that is made of
@@ -143,9 +145,16 @@ def make_run(
             f"{seeds_at_once} seeds at once need a data set that lives on the device, and "
             f"{data.name} with this augmentation does not: set sweep.at_once to 1."
         )
+    parallel = config.parallel.to_dict()
+    most = parallel.pop("steps_per_call")
     plan = make_plan(
-        **config.parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size, given=devices
+        **parallel, seeds_at_once=seeds_at_once, batch_size=config.batch_size, given=devices
     )
+    if most > 1 and (not on_device or plan.launcher == "pmap" or jax.process_count() > 1):
+        raise UsageError(
+            f"parallel.steps_per_call is {most}, which needs data that lives on the device, one "
+            "host, and the launcher jit or shard_map: set it to 0."
+        )
     place = data.root or data.name
     parts = {f"{data.train_split} of {place}": source, f"{data.eval_split} of {place}": held_out}
     records = {name: first_record(part) for name, part in parts.items()}
@@ -192,6 +201,7 @@ def make_run(
     def step(state: TrainState, resident: Any, rows: Any, key: Any) -> Any:
         return train_step(state, feed.fetch(resident, rows), key)
 
+    launched = launch(step, plan)
     spread = plan.mesh.size if seeds_at_once == 1 else 1
     eval_set = eval_feed(spec, config, held_out, on_device, channels, spread, own[1])
     evaluate, first_evaluation = make_evaluate(task, eval_set, plan)
@@ -199,9 +209,43 @@ def make_run(
         seeds_at_once=seeds_at_once, steps=steps, epoch_steps=epoch_steps, train=feed, model=model,
         schedule=schedule, classes=classes, plan=plan, monitor=task.monitor,
         fresh=make_fresh(config, task, model, optimizer, plan, classes),
-        step=launch(step, plan), evaluate=evaluate, first_evaluation=first_evaluation,
+        step=launched, advance=make_advance(launched, plan, most), evaluate=evaluate,
+        first_evaluation=first_evaluation,
         description=model_options(config, len(classes), channels), images=images,
     )  # fmt: skip
+
+
+def make_advance(step: Callable[..., Any], plan: Plan, most: int) -> Callable[..., Any]:
+    """Returns (state, resident, batches, keys, count) -> (state, metrics), after `count` steps.
+
+    With `most` above 1 that is one call of the devices for any count up to it, by one program, so
+    that a host that takes longer to call a step than a device to compute it holds nothing up; the
+    metrics are stacked, `most` of them. Otherwise `count` is 1.
+    """
+
+    def single(state: Any, resident: Any, batches: Iterator[Rows], keys: Any, _: int) -> Any:
+        return step(state, resident, global_batch(next(batches), plan), keys)
+
+    def loop(state: Any, resident: Any, stacked: Any, keys: Any, count: Any) -> Any:
+        def one(i: Any, carry: Any) -> Any:
+            rows = jax.tree.map(lambda v: v[i], stacked)
+            state, metrics = step(carry[0], resident, rows, keys)
+            return state, jax.tree.map(lambda told, v: told.at[i].set(v), carry[1], metrics)
+
+        first = jax.tree.map(lambda v: v[0], stacked)
+        _, shapes = jax.eval_shape(step, state, resident, first, keys)
+        told = jax.tree.map(lambda v: jnp.zeros((most, *v.shape), v.dtype), shapes)
+        return lax.fori_loop(0, count, one, (state, told))
+
+    compiled = jax.jit(loop, donate_argnums=0)
+
+    def several(state: Any, resident: Any, batches: Iterator[Rows], keys: Any, count: int) -> Any:
+        rows = list(islice(batches, count))
+        rows += rows[-1:] * (most - count)  # to one shape; these are not computed
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        return compiled(state, resident, stacked, keys, count)
+
+    return several if most > 1 else single
 
 
 def open_data(data: Any, sources: dict[Any, Source]) -> list[Source]:

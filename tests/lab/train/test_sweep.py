@@ -199,6 +199,36 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "together"),
+    [
+        ("jit", 1),
+        pytest.param("shard_map", 1, marks=pytest.mark.nightly),
+        pytest.param("jit", 2, marks=pytest.mark.nightly),
+    ],
+)
+def test_several_steps_in_one_call_are_the_same_steps(tmp_path, launcher, together):
+    """Also where a call ends early, for a row, an evaluation or a signal, and goes on from there."""
+    changes = {"sweep": {"at_once": together, "seeds": tuple(range(together))}}
+    singly, at_once = (
+        one(**changes, parallel={"launcher": launcher, "steps_per_call": most}) for most in (0, 4)
+    )
+    train(singly, tmp_path / "singly")
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(patch, 4, at_once, tmp_path / "at_once")
+        add = loop.MetricSums.add
+        patch.setattr(loop.MetricSums, "add", lambda *given: calls.append(given[2]) or add(*given))
+        train(at_once, tmp_path / "at_once")
+    assert calls == [2, 2, 1, 1, 2]  # a row ends them every two steps, an evaluation every three
+    found, expected = (outcome(tmp_path / place) for place in ("at_once", "singly"))
+    for side in (found, expected):
+        for seed in range(together):
+            del side[f"linear/seed_{seed} result"]["origins"]
+    assert found == expected
+
+
+@pytest.mark.slow
 def test_a_result_names_all_code_that_trained_it(tmp_path, monkeypatch):
     first, second = "a" * 40, "b" * 40 + " with changes"
     monkeypatch.setattr(provenance, "commit", lambda: first)
