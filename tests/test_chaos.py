@@ -48,7 +48,7 @@ def test_killed_at_random_is_bit_equal_to_undisturbed(tmp_path, name, kills, ter
     assert tally.slowest_term > 0
 
 
-TWINS = CONFIG.replace("steps=24", "steps=12").replace(
+TWINS = CONFIG.replace("steps=24", "steps=8").replace(
     "    return",
     """    with config.unlocked():
         config.sweep.variants.relu6 = config.sweep.variants.linear

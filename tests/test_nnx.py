@@ -93,8 +93,14 @@ def assert_same_results(ours, theirs, *args, run=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bottleneck", "shortcut"), WIRINGS)
-@pytest.mark.parametrize("options", [FEW, pytest.param(TINY, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("options", "bottleneck", "shortcut"),
+    [
+        pytest.param(options, *pair, marks=[pytest.mark.nightly] * (options is TINY or 0 < i < 5))
+        for options in (FEW, TINY)
+        for i, pair in enumerate(WIRINGS)
+    ],
+)
 def test_a_step_of_every_wiring(randomize, options, bottleneck, shortcut):
     linen = mnv2_jax.MobileNetV2(bottleneck=bottleneck, shortcut=shortcut, **options)
     images = images_for(options)

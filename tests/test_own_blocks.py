@@ -105,10 +105,14 @@ def test_every_layer_trains(trained):
         assert (leaf != (0 if name.endswith("/mean") else 1)).any(), name
 
 
-AT_NIGHT = [pytest.param(name, marks=pytest.mark.nightly) for name in list(VARIANTS)[1:]]
+def one_by_day(day):
+    """`trained`, of one variant by day and of the others at night."""
+    marks = {name: [pytest.mark.nightly] * (name != day) for name in VARIANTS}
+    variants = [pytest.param(name, marks=mark) for name, mark in marks.items()]
+    return pytest.mark.parametrize("trained", variants, indirect=True)
 
 
-@pytest.mark.parametrize("trained", ["own_five", *AT_NIGHT], indirect=True)
+@one_by_day("own_five")
 def test_a_stopped_run_goes_on(trained, tmp_path, monkeypatch):
     file, folder = trained
     with only_the_paper_s_parts():
@@ -121,6 +125,7 @@ def test_a_stopped_run_goes_on(trained, tmp_path, monkeypatch):
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+@one_by_day("own_excited")
 def test_it_predicts_and_evaluates(trained, tmp_path, capsys):
     picture = tmp_path / "digit.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(picture)
@@ -131,6 +136,7 @@ def test_it_predicts_and_evaluates(trained, tmp_path, capsys):
     assert accuracy == pytest.approx(result["metrics"]["eval/accuracy"], abs=1e-6)
 
 
+@one_by_day("own_excited")
 @pytest.mark.parametrize("to", PACKAGES)
 def test_it_is_exported(trained, tmp_path, capsys, to):
     pytest.importorskip(PACKAGES[to])

@@ -110,7 +110,7 @@ FAULTS = {
     ),
     17: (
         "many saves -> memory stays flat, and no temporary folder is left",
-        f"{CHECKPOINT}test_a_hundred_saves_leave_nothing_behind",
+        f"{CHECKPOINT}test_many_saves_leave_nothing_behind",
     ),
     18: (
         "a checkpoint of an older release -> the same bits",

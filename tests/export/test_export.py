@@ -53,7 +53,8 @@ NETWORKS = {
 PACKAGES = {"stablehlo": "jax", "onnx": "onnxruntime", "litert": "ai_edge_litert"}
 
 
-PAIRS = [*itertools.product(NETWORKS, ("onnx", "litert"))]
+DAY = ("classifier", "detector", "segmenter")
+PAIRS = [*itertools.product((*DAY, "ablated"), ("onnx", "litert"))]
 
 
 def by_day(pairs=PAIRS):
@@ -101,7 +102,7 @@ def assert_same(found, expected, tolerance=1e-5):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.nightly] * (n in ("relu", "ablated"))) for n in NETWORKS],
+    [pytest.param(n, marks=[pytest.mark.nightly] * (n not in DAY)) for n in NETWORKS],
 )
 def test_a_graph_computes_what_its_network_does(networks, name):
     model, variables, images, expected = networks(name)
@@ -131,7 +132,7 @@ def test_a_file_computes_what_its_network_does_for_any_batch(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n == "detector" else pytest.mark.nightly) for n in NETWORKS],
+    [pytest.param(n, marks=() if n == "classifier" else pytest.mark.nightly) for n in NETWORKS],
 )
 def test_stablehlo_is_for_every_platform_and_changes_nothing(tmp_path, networks, name):
     model, variables, images, expected = networks(name)

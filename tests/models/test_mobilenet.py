@@ -44,7 +44,9 @@ def count(tree):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", PARAMS)
+@pytest.mark.parametrize(  # by day all of them are accounted for (tests/test_accounting.py)
+    "width", [pytest.param(w, marks=[pytest.mark.nightly] * (w != 1.0)) for w in PARAMS]
+)
 def test_parameters_of_the_published_widths(width):
     logits, variables = structure(MobileNetV2(width=width))
     assert count(variables["params"]) == PARAMS[width]
@@ -52,8 +54,14 @@ def test_parameters_of_the_published_widths(width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [0.1, 0.27, 1.0, 1.8, 3])
-@pytest.mark.parametrize("size", [(32, 32), (97, 130), (224, 160), (1, 5)])
+@pytest.mark.parametrize(
+    ("width", "size"),
+    [
+        pytest.param(width, size, marks=[pytest.mark.nightly] * ((i + 2 * j) % 5 > 0))
+        for i, width in enumerate((0.1, 0.27, 1.0, 1.8, 3))
+        for j, size in enumerate(((32, 32), (97, 130), (224, 160), (1, 5)))
+    ],
+)
 def test_any_width_and_size_gives_logits(width, size):
     logits, _ = structure(MobileNetV2(width=width, num_classes=7), size)
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32
@@ -213,7 +221,7 @@ def test_bfloat16_is_close_to_float32(randomize):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("t", [2, 5])
+@pytest.mark.parametrize("t", [pytest.param(2, marks=pytest.mark.nightly), 5])
 def test_split_network_gives_the_same_logits(randomize, t):
     model = MobileNetV2(spec=SMALL, num_classes=5)
     variables = randomize(model, (2, 17, 16, 3))

@@ -50,7 +50,14 @@ def test_counts_of_table_5(heads, params, madds):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("width", "size"), [(0.35, (129, 514)), (1.0, (300, 300)), (1.4, (20, 33))]
+    ("width", "size"),
+    [
+        (0.35, (129, 514)),
+        *(
+            pytest.param(*v, marks=pytest.mark.nightly)
+            for v in ((1.0, (300, 300)), (1.4, (20, 33)))
+        ),
+    ],
 )
 def test_any_width_and_size_has_an_output_for_every_anchor(width, size):
     model = build_ssdlite(num_classes=7, width=width)

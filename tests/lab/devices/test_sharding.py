@@ -87,7 +87,6 @@ def test_what_runs_on_one_host_only(monkeypatch, arguments):
         make_plan(**arguments)
 
 
-COMBINATIONS = (("jit", "global"), ("shard_map", "device"))
 TRAINED = """
 import itertools
 import jax
@@ -124,10 +123,17 @@ print(json.dumps(requests(1, lambda: None)), flush=True)
 @pytest.mark.multiprocess
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # starved of processor time it takes minutes
-def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
+@pytest.mark.parametrize(
+    "combinations",
+    [
+        (("jit", "global"),),
+        pytest.param((("jit", "device"), ("shard_map", "device")), marks=pytest.mark.nightly),
+    ],
+)
+def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path, combinations):
     """And leave together when one of them is told to stop."""
     script = tmp_path / "hosts.py"
-    code = ON_A_HOST.replace("TRAINED", TRAINED).replace("COMBINATIONS", repr(COMBINATIONS))
+    code = ON_A_HOST.replace("TRAINED", TRAINED).replace("COMBINATIONS", repr(combinations))
     script.write_text(code)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -144,7 +150,7 @@ def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
     try:
         here: dict = {}
         exec(TRAINED, here)  # of four devices in this process meanwhile
-        expected = [here["trained"](*combination, 4) for combination in COMBINATIONS]
+        expected = [here["trained"](*combination, 4) for combination in combinations]
         outputs = [process.communicate(timeout=540) for process in both]
     finally:  # one that waits for a peer in vain would outlive the tests
         for process in both:

@@ -68,7 +68,8 @@ def test_what_is_forecast_is_what_trains():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["jit", pytest.param("shard_map", marks=pytest.mark.nightly), "pmap"]
+    "launcher",
+    ["jit", *(pytest.param(n, marks=pytest.mark.nightly) for n in ("shard_map", "pmap"))],
 )
 def test_each_launcher_sums_the_gradients_of_all_parameters(launcher):
     config = tiny(seeds=(0,), parallel={"launcher": launcher}, batch_size=8)

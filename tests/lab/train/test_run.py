@@ -141,6 +141,7 @@ def test_sets_of_every_size_are_evaluated_exactly(devices, resident):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_several_seeds_are_evaluated_each_for_itself():
     run, alone = make_run(one(), 4), make_run(one(parallel={"devices": 1}), 1)
     states = run.fresh(run.keys((3, 4, 5, 6)))
@@ -232,7 +233,7 @@ def test_training_sets_are_resized_alike_on_the_device_and_streamed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("resident", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_evaluation_may_be_at_another_resolution(resident):
     """The images are those of a run that trains at it, and so is the score of the same network."""
     larger = {"eval_resolution": 12, "on_device": resident}

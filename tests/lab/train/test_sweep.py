@@ -208,7 +208,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     ],
 )
 def test_several_steps_in_one_call_are_the_same_steps(tmp_path, launcher, together):
-    """Also where a call ends early, for a row, an evaluation or a signal, and goes on from there."""
+    """Also where a call ends early: for a row, an evaluation or a signal, and goes on from there."""
     changes = {"sweep": {"at_once": together, "seeds": tuple(range(together))}}
     singly, at_once = (
         one(**changes, parallel={"launcher": launcher, "steps_per_call": most}) for most in (0, 4)
@@ -657,7 +657,7 @@ def test_seeds_are_added_until_the_claim_is_decided_also_if_it_was_stopped_betwe
     """Three seeds tell that variants are not 99 points apart, and four not which is better."""
     config = config_with(seeds=(0, 1, 2, 3), looks=(3,), delta=delta)
     with config.unlocked():
-        config.data.resplit = True
+        config.data.resplit, config.steps = True, 3
 
     def scores(results):  # so short a training knows nothing yet
         return {
