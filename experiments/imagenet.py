@@ -162,6 +162,7 @@ def base() -> ConfigDict:
     c.checkpoint_minutes = 5.0
     c.keep_checkpoints = 2  # latest ones, besides the best
     c.stop_after_skipped = 20  # steps in a row that are not finite
+    c.profile = 0  # steps whose trace is written for TensorBoard, once all is compiled
     c.lock()  # a misspelt key is refused, here and in what builds on this
     c.sweep.variants.unlock()
     return c

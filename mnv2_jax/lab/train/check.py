@@ -64,7 +64,7 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
         (number(0.0, 1e6), "epochs optimizer.decay_epochs optimizer.warmup_epochs "
                            "eval_every_epochs"),
         (number(1, 2**20), "batch_size eval_batch_size parallel.accumulate keep_checkpoints"),
-        (number(0, 2**20), "parallel.devices parallel.steps_per_call sweep.at_once"),
+        (number(0, 2**20), "parallel.devices parallel.steps_per_call sweep.at_once profile"),
         (number(1e-6, 1.0), "sweep.delta"),
         (number(1, MAX_STEPS), "log_every stop_after_skipped"),
     )

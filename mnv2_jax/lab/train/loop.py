@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, starmap
 from pathlib import Path
@@ -90,6 +91,8 @@ class Session:
     stop: Stop
     end: dict[str, Any]  # see `Progress`
     origins: list[Any]  # likewise
+    traces: Path  # where the profiler writes to
+    tracing: ExitStack
 
 
 def fit(
@@ -125,6 +128,7 @@ def fit(
         end=before.end, batches=run.train.batches(seeds, start, folder),
         origins=before.origins + [origin] * (origin not in before.origins),
         logs=_open_logs(folder, seeds, before, start) if first_process else [],
+        traces=folder / f"profile_{listed}", tracing=ExitStack(),
         bar=progress_bar(run.steps, start, title, quiet or not first_process),
     )  # fmt: skip
     about = {k: v for k, v in plain(config).items() if not k.startswith("sweep.")}
@@ -142,6 +146,7 @@ def fit(
         leave(error)  # what follows would wait for the host that is gone
         raise
     finally:
+        session.tracing.close()
         session.bar.close()
         for log in session.logs:
             log.track("finish", None)
@@ -173,7 +178,7 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
         else:
             _save(session, state, evaluated=False)
             _leave(session, state)
-    step, most = start, max(1, config.parallel.steps_per_call)
+    step, most, to_trace = start, max(1, config.parallel.steps_per_call), config.profile
     while step < run.steps and not session.end.get("why"):
         ends = [run.steps, config.log_every] + [eval_every] * bool(config.eval_every_epochs)
         count = min(most, *(every - step % every for every in ends))
@@ -184,6 +189,12 @@ def _train(session: Session, state: Any, start: int, due: bool) -> Any:
         if first:  # compiled; the time left is told by the steps
             session.bar.set_postfix_str("", refresh=False)
             session.bar.unpause()
+            if to_trace:
+                session.sums.wait()
+                session.tracing.enter_context(jax.profiler.trace(str(session.traces)))
+        elif to_trace > 0 >= (to_trace := to_trace - count):
+            session.sums.wait()
+            session.tracing.close()
         session.bar.update(count)
         if step % config.log_every == 0 or last:
             _log_row(session, step)

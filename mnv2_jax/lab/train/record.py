@@ -23,6 +23,7 @@ MODEL = (TENSORS, DESCRIPTION, CARD)
 # Of the length, see `sweep.check_owner`.
 FREE = ("title", "data.threads", "data.bad_record_budget", "checkpoint_minutes")
 FREE += ("keep_checkpoints", "stop_after_skipped", "patience", "time", "sweep.delta", "sweep.looks")
+FREE += ("profile",)
 LENGTH = ("steps", "epochs")
 # Keys that change no result.
 IDLE = {*FREE, "name", "log_every"} - {"patience", "time"}

@@ -37,7 +37,12 @@ from mnv2_jax.version import __version__
 
 # Keys that sweeps of earlier releases did not have, and what they meant without them.
 ADDED = dict.fromkeys(("model.expand", "model.filter", "model.project"), "standard")
-ADDED |= {"data.resplit": False, "data.eval_resolution": 0, "parallel.steps_per_call": 0}
+ADDED |= {
+    "data.resplit": False,
+    "data.eval_resolution": 0,
+    "parallel.steps_per_call": 0,
+    "profile": 0,
+}
 Groups = list[tuple[str, tuple[int, ...]]]  # variants with the seeds that are trained together
 log = logging.getLogger(__name__)
 

@@ -208,7 +208,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     ],
 )
 def test_several_steps_in_one_call_are_the_same_steps(tmp_path, launcher, together):
-    """Also where a call ends early: for a row, an evaluation or a signal, and goes on from there."""
+    """Also where a call ends early: for a row, an evaluation or a signal, and then goes on."""
     changes = {"sweep": {"at_once": together, "seeds": tuple(range(together))}}
     singly, at_once = (
         one(**changes, parallel={"launcher": launcher, "steps_per_call": most}) for most in (0, 4)
@@ -226,6 +226,25 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path, launcher, togeth
         for seed in range(together):
             del side[f"linear/seed_{seed} result"]["origins"]
     assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_trace_of_some_steps_changes_none(undisturbed, tmp_path, monkeypatch):
+    traced, trace = [], jax.profiler.trace
+
+    @contextlib.contextmanager
+    def counted(place):
+        add = loop.MetricSums.add
+        with trace(place), monkeypatch.context() as patch:
+            patch.setattr(loop.MetricSums, "add", lambda *g: traced.append(g) or add(*g))
+            yield
+
+    monkeypatch.setattr(jax.profiler, "trace", counted)
+    train(one(profile=3), tmp_path)
+    (found,) = tmp_path.glob("linear/profile_0/plugins/profile/*/*.xplane.pb")
+    assert found.stat().st_size > 1000 and len(traced) == 3
+    assert outcome(tmp_path) == outcome(undisturbed)
 
 
 @pytest.mark.slow
