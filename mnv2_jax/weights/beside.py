@@ -1,7 +1,7 @@
 """What lies beside weights, or with them in a file, and belongs to them: obeyed or refused.
 
-Hugging Face's `config.json` and `preprocessor_config.json`, timm's `config.json`, and the layers of
-a Keras model that was saved whole.
+Hugging Face's `config.json` and `preprocessor_config.json`, timm's `config.json`, the layers of
+a Keras model that was saved whole, and what an exported graph does to its images.
 """
 
 import json
@@ -48,7 +48,8 @@ def read_beside(ecosystem: str, path: str, graph: str) -> Beside:
     """
     try:
         if graph:
-            return _keras(json.loads(graph))
+            layers = json.loads(graph)
+            return _exported(layers) if "padding" in layers else _keras(layers)
         if ecosystem not in ("hf", "timm"):
             return Beside()
         files = (Path(path).with_name(name) for name in FILES)
@@ -224,6 +225,18 @@ def _keras(graph: Mapping[str, Any]) -> Beside:
     if np.any(scale != 1) or np.any(offset != 0):
         dialect |= input_range(-offset / scale, 1 / scale, 1.0)
     return Beside(size, dialect, head=head)
+
+
+def _exported(facts: Mapping[str, Any]) -> Beside:
+    """Follows what `readers.exported.named` says of a graph."""
+    size = _side("the input", facts["size"]) if "size" in facts else None
+    dialect: dict[str, Any] = {}
+    if facts["scale"] is not None:
+        scale, shift = _numbers("scale", facts["scale"]), _numbers("shift", facts["shift"])
+        dialect = input_range(-shift / scale, 1 / scale, 1.0)
+        # What was a float32 in the file has seven digits.
+        dialect = {key: tuple(float(f"{v:.7g}") for v in dialect[key]) for key in dialect}
+    return Beside(size, dialect, names=tuple(facts["names"]))
 
 
 def _scaling(kind: str, layer: Mapping[str, Any], inputs: Any, named: str) -> tuple[Any, Any]:

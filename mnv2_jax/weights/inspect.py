@@ -143,7 +143,14 @@ def _statistics(loaded: Loaded) -> Finding:
     """Checks the stem's moving averages, which are 0 and 1 in a network that was never trained."""
     stats = loaded.variables["batch_stats"]
     stats = stats.get("backbone", stats)["stem"]["norm"]
-    if np.all(stats["mean"] == 0) and np.all(stats["var"] == 1):
+    still = np.all(stats["mean"] == 0)
+    if still and np.all(stats["var"] == 1 - np.float32(loaded.dialect.bn_epsilon)):
+        return Finding(
+            "statistics",
+            "batch norm was folded into the convolutions, and its statistics are gone",
+            "predict with these weights; to train further, take weights that were not exported",
+        )
+    if still and np.all(stats["var"] == 1):
         return Finding(
             "statistics",
             "the moving averages of batch norm are still 0 and 1",

@@ -7,6 +7,7 @@ with it ends in one `UsageError`.
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from mnv2_jax.files import UnreadableFile, read_file, user_path
 from mnv2_jax.weights import limits
 from mnv2_jax.weights.limits import DamagedError, shown
 from mnv2_jax.weights.readers.hdf5 import read_graph, read_hdf5
+from mnv2_jax.weights.readers.litert import read_litert
+from mnv2_jax.weights.readers.onnx import read_onnx
 from mnv2_jax.weights.readers.pytorch import read_pytorch
 from mnv2_jax.weights.readers.tensor_bundle import read_bundle
 from mnv2_jax.weights.wrapping import choose_network
@@ -38,7 +41,7 @@ class Contents(NamedTuple):
     tensors: Arrays  # without what wraps the network's names and the state of an optimizer
     averages: str  # "absent", or "used" or "left out" where the file has moving averages
     sha256: str
-    graph: str = ""  # the layers of a Keras model that was saved whole, in JSON
+    graph: str = ""  # in JSON, the layers of a whole Keras model, or what an exported one says
 
 
 def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) -> Contents:
@@ -169,6 +172,8 @@ READERS: dict[str, Callable[..., Arrays]] = {
     ".keras": lambda data: read_hdf5(_keras_member("model.weights.h5", data)),
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), read_pytorch),
     ".index": read_bundle,
+    ".onnx": lambda data: read_onnx(data)[0],
+    ".tflite": lambda data: read_litert(data)[0],
 }
 """By the ending of a file's name. A reader takes the bytes of the file, or of the index and data
 files of a TensorFlow checkpoint. PyTorch's examples call their checkpoints `.pth.tar`."""
@@ -177,5 +182,7 @@ GRAPHS: dict[str, Callable[[bytes], str]] = {
     ".h5": read_graph,
     ".hdf5": read_graph,
     ".keras": lambda data: _keras_member("config.json", data).decode(),
+    ".onnx": lambda data: json.dumps(read_onnx(data)[1]),
+    ".tflite": lambda data: json.dumps(read_litert(data)[1]),
 }
 """Readers of what a file says of its network besides the tensors, by the ending likewise."""
