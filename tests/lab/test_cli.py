@@ -52,7 +52,7 @@ def test_words_that_are_no_command(refused):
     assert "goes on where it stopped" in refused("--config", ABLATION, "--resume")
     assert "--config.KEY=VALUE" in refused("--config", ABLATION, "--width", "0.5")
     assert "--config.KEY" not in refused("account", "--widht", "0.5")
-    assert "belongs to the verbs train and plan" in refused("account", "--config.steps=3")
+    assert "belongs to the verbs train, plan and fit" in refused("account", "--config.steps=3")
 
 
 def test_a_configuration_is_trained_with_or_without_the_verb(monkeypatch, tmp_path, capsys):

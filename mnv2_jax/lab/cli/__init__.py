@@ -12,6 +12,7 @@ from mnv2_jax.files import user_path
 from mnv2_jax.lab.cli.account import ACCOUNT
 from mnv2_jax.lab.cli.compare import COMPARE
 from mnv2_jax.lab.cli.export import EXPORT
+from mnv2_jax.lab.cli.fit import FIT
 from mnv2_jax.lab.cli.paper import PAPER
 from mnv2_jax.lab.cli.plan import PLAN
 from mnv2_jax.lab.cli.predict import EVALUATE, EXPLAIN, PREDICT
@@ -27,7 +28,7 @@ AT_TRAINING += " where it stopped when its command is given again."
 SIGNALLED = 128  # and the number of the signal, as shells count
 
 GROUPS = {
-    "train": {"train": TRAIN, "plan": PLAN, "finish": FINISH, "compare": COMPARE,
+    "train": {"fit": FIT, "train": TRAIN, "plan": PLAN, "finish": FINISH, "compare": COMPARE,
               "prepare": PREPARE, "verify": VERIFY},
     "use a model": {"predict": PREDICT, "explain": EXPLAIN, "evaluate": EVALUATE,
                     "export": EXPORT},
@@ -36,9 +37,9 @@ GROUPS = {
     "the paper": {"account": ACCOUNT, "paper": PAPER},
 }  # fmt: skip
 # Verbs by what they were called before, and by what other programs call them.
-RENAMED = {"eval": "evaluate", "test": "evaluate", "infer": "predict", "fit": "train"}
+RENAMED = {"eval": "evaluate", "test": "evaluate", "infer": "predict"}
 RENAMED |= {"inspect": "doctor", "convert": "import", "check": "verify", "diff": "compare"}
-EXPERIMENTS = (TRAIN.run, PLAN.run)  # which take overrides
+EXPERIMENTS = (TRAIN.run, PLAN.run, FIT.run)  # which take overrides
 VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = AT_TRAINING * (arguments.run in EXPERIMENTS) + f" See `mnv2 {rest[0]} --help`."
             raise UsageError(f"unrecognized arguments: {' '.join(extra)}.{hint}")
         if overrides and arguments.run not in EXPERIMENTS:
-            raise UsageError(f"override {overrides[0]!r} belongs to the verbs train and plan.")
+            raise UsageError(f"override {overrides[0]!r} belongs to the verbs train, plan and fit.")
         arguments.overrides, arguments.argv = overrides, argv
         arguments.run(arguments)
     except UsageError as error:

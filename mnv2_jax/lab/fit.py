@@ -1,0 +1,248 @@
+"""From a folder of pictures to a trained classifier: what is there, what to choose, and why."""
+
+import hashlib
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import mnv2_jax
+from mnv2_jax.errors import UsageError
+from mnv2_jax.files import read_json, user_path, write_json
+from mnv2_jax.lab.data import BadRecord, open_source
+from mnv2_jax.lab.data.image import decode
+from mnv2_jax.lab.data.readers.files import read_record
+from mnv2_jax.lab.data.source import summary
+from mnv2_jax.lab.evaluation_report import write_report
+from mnv2_jax.lab.model_folder import DESCRIPTION, load_model, read_description
+from mnv2_jax.lab.tasks.task import TrainedModel
+from mnv2_jax.lab.train.check import duration, seconds_of
+from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.finish import finish
+from mnv2_jax.lab.train.report import MAX_OF_START
+from mnv2_jax.lab.train.run import make_run
+from mnv2_jax.lab.train.sweep import check_variants, run_sweep
+
+SPLITS = ("train", "val")
+EXPERIMENTS = Path(mnv2_jax.__file__).parent.parent / "experiments"
+CHOICES, REPORT, SOUND = "fit.json", "report.html", "images"
+ENDS = (b"\xff\xd9", b"IEND")  # of whole JPEG and PNG files; others are decoded to be sure
+SPARE = 0.7  # the share of the time for steps and to compile them; the rest is evaluating
+EPOCHS = {True: 20, False: 100}  # at most, from a model and from nothing
+LISTED = 5
+Choice = tuple[str, Any, str]  # key, value, reason
+
+
+class Pictures(NamedTuple):
+    """What is in a folder of pictures."""
+
+    sources: dict[str, Any]  # by split
+    side: int  # the median of the shorter sides, in pixels
+    damaged: dict[Path, str]  # files that cannot be read, and why
+    twice: list[tuple[Path, Path]]  # of train and val, with the same bytes
+
+
+def look(root: Path) -> Pictures:
+    """Reads every file of a folder of pictures, as far as it takes to find damage and copies.
+
+    Raises:
+      UsageError: there is nothing to train on: no images, two of them, or one class.
+    """
+    sources: dict[str, Any] = {split: open_source("folder", split, str(root)) for split in SPLITS}
+    paths = {
+        split: [Path(source.files[0]) / name for name in source.files[1]]
+        for split, source in sources.items()
+    }
+    every = [*paths["train"], *paths["val"]]
+    with ThreadPoolExecutor() as pool:
+        seen = dict(zip(every, pool.map(_seen, every), strict=True))
+    damaged = {path: found for path, found in seen.items() if isinstance(found, str)}
+    sides, first, twice = [], {}, []
+    for split in SPLITS:
+        for path in paths[split]:
+            if not isinstance(found := seen[path], str):
+                sides.append(found[1])
+                if first.setdefault(found[0], (split, path))[0] != split:
+                    twice.append((first[found[0]][1], path))
+    classes, sound = sources["train"].classes, [len(set(p) - set(damaged)) for p in paths.values()]
+    if len(classes) < 2 or min(sound) < 1 or sum(sound) < 3:
+        there = f"{sound[0]} images to train on and {sound[1]} to evaluate on, {len(classes)} class"
+        raise UsageError(f"{root} has {there}: two classes with two images each are needed.")
+    return Pictures(sources, int(statistics.median(sides)), damaged, twice)
+
+
+def _seen(path: Path) -> tuple[bytes, int] | str:
+    """Returns the hash and the shorter side of an image, or why it cannot be read."""
+    from PIL import Image
+
+    try:
+        data = read_record(path)
+        if not any(end in data[-32:] for end in ENDS):
+            decode(data, str(path))
+        with Image.open(io.BytesIO(data)) as picture:
+            return hashlib.sha256(data).digest(), min(picture.size)
+    except BadRecord as bad:
+        return bad.reason
+    except Exception:  # Pillow raises what it meets
+        return "it is no image that can be read"
+
+
+def choose(found: Pictures, start: Path | None) -> tuple[str, list[Choice]]:
+    """Returns the experiment to train by, and its keys that suit the pictures and the machine."""
+    n, slow, side = len(found.sources["train"]), jax.devices()[0].platform == "cpu", found.side
+    size = f"the shorter side of the pictures is {side} pixels in the median"
+    batch = max(2, min(32 if n < 2000 else 64 if slow else 256, n // 4))
+    batch += -batch % jax.device_count()
+    choices: list[Choice] = [("batch_size", batch, f"for {n:,} pictures to train on")]
+    if start is not None:
+        own = read_description(start / DESCRIPTION)[0]
+        for key in ("spec", "width", "dialect"):
+            if isinstance(own["model"].get(key), str | float):
+                choices.append(
+                    (f"model.{key}", own["model"][key], "that of the model to start from")
+                )
+        place = ("init.model", str(start), "it was given to start from")
+        choices += [place, ("data.resolution", own["resolution"], "as the model has it")]
+        return "finetune.py", choices
+    steps = ((16, "tiny_8", 8), (64, "small_32", 32), (160 if not slow else 1e9, "small_96", 96))
+    spec, resolution = next((row[1:] for row in steps if side < row[0]), ("imagenet", 224))
+    reason = size + ", and there is no GPU or TPU" * (slow and side >= 160)
+    choices += [("model.spec", spec, reason), ("data.resolution", resolution, reason)]
+    choices.append(("model.width", 0.5 if slow else 1.0, "CPUs are slow" if slow else "Table 2"))
+    rate = 0.05 * batch / 32
+    choices.append(("optimizer.learning_rate", rate, "from nothing in a short time, by batch size"))
+    return "imagenet_modern.py:plain", choices
+
+
+def plan(config: Any, limit: float, epochs: bool) -> list[Choice]:
+    """Times steps of a training, and returns how many of them fit into so many seconds.
+
+    With `epochs`, or steps, in the configuration it has as many.
+    """
+    run = make_run(config.copy_and_resolve_references(), 1)
+    keys, began = run.keys((0,)), time.monotonic()
+    state, rows, compiling = run.fresh(keys), run.rows((0,), 0), 0.0
+    resident = jax.device_put(run.train.resident(), run.plan.everywhere)
+    for number in range(4):
+        state, metrics = run.step(state, resident, next(rows), keys)
+        jax.block_until_ready(metrics)
+        if not number:  # which compiles
+            compiling, began = time.monotonic() - began, time.monotonic()
+    each = (time.monotonic() - began) / 3
+    left = max(0.3 * limit, SPARE * limit - compiling)
+    most = EPOCHS[bool(config.init.model)] * run.epoch_steps
+    fitting = max(10, round(min(most, left / each)))
+    steps = run.steps if epochs or config.steps else fitting
+    reason = f"{each:.2f} s a step: {steps * each:.0f} s, {compiling:.0f} s to compile, evaluations"
+    decay = round(min(0.997, max(0.8, MAX_OF_START ** (1 / (0.3 * steps)))), 3)
+    every = round(max(1.0, steps / run.epoch_steps / 10), 2)
+    return [
+        ("steps", steps, reason),
+        ("model.bn_decay", decay, "running statistics follow so few steps"),
+        ("eval_every_epochs", every, "at most ten evaluations or so, of which the best is kept"),
+        ("log_every", max(1, steps // 50), "fifty points of a curve"),
+        ("optimizer.warmup_epochs", round(0.05 * steps / run.epoch_steps, 2), "a twentieth"),
+    ]
+
+
+def fit(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, time: str = "10m",
+    patience: int = 0, start: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (),
+    dry_run: bool = False, say: Callable[[str], None] = print, quiet: bool = False,
+) -> TrainedModel | None:  # fmt: skip
+    """Trains a classifier on a folder of pictures; returns the best model of the training.
+
+    Args:
+      folder: `train/CLASS/` and `val/CLASS/`, or `CLASS/`, of which a fifth is held out.
+      out: of the results (`runs/` and the folder's name). A training there goes on.
+      time: how long it may take, such as "10m", compiling included.
+      patience: evaluations without a better one that end it; 0 is off.
+      start: folder of a model to start from; without one, from nothing.
+      overrides: `KEY=VALUE` of the configuration, which go before what is chosen here.
+      dry_run: tells what it would do, trains nothing and returns None.
+      say: is given each line of what is found and chosen.
+      quiet: no progress bar.
+
+    Raises:
+      UsageError: there is nothing to train on, or something given cannot be used.
+    """
+    root = user_path(folder, "folder of the pictures").absolute()
+    place = user_path(out or Path("runs") / root.name, "--out").absolute()
+    if (must := duration(time)) or not seconds_of(time):
+        raise UsageError(f"--time is {time!r}: it must be {must or 'more than none'}.")
+    found = look(root)
+    for split, source in found.sources.items():
+        say(f"{split}: {summary(source)}")
+    for path, why in found.damaged.items():
+        say(f"damaged, left out: {path}: {why}")
+    for one, two in found.twice[:LISTED]:
+        say(f"the same picture in train and val: {one} and {two}")
+    if more := found.twice[LISTED:]:
+        say(f"and {len(more)} more that are the same in train and val: the accuracy is flattered")
+    chosen = {override.partition("=")[0] for override in overrides}
+    given: list[Choice] = [("data.name", "folder", "it is one")]
+    given += [("time", time, "--time"), ("patience", patience, "--patience")]
+    images = _sound(found, place) if found.damaged and not dry_run else root
+    given += [("data.root", str(images), "what is left of it" if found.damaged else "it was given")]
+    begin = None if start is None else user_path(start, "--start").absolute()
+    if (place / CHOICES).is_file() and not dry_run:
+        kept = read_json(place / CHOICES)
+        experiment, choices = kept["experiment"], [tuple(row) for row in kept["choices"]]
+        say(f"{place} goes on with what was chosen there")
+    else:
+        experiment, choices = choose(found, begin)
+        choices = [row for row in given + choices if row[0] not in chosen]
+        first: list[Choice] = [("optimizer.warmup_epochs", 0.0, "")]
+        first = [row for row in first if row[0] not in chosen]
+        first.append(("data.bad_record_budget", 1.0, ""))  # which are not left out in a dry run
+        config = _config(experiment, choices + first, overrides)
+        timed = plan(config, seconds_of(time), "epochs" in chosen)
+        choices += [row for row in timed if row[0] not in chosen]
+        if not dry_run:
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(place / CHOICES, {"experiment": experiment, "choices": choices})
+    for key, value, reason in choices:
+        say(f"  {key:<24} {value!s:<14} {reason}")
+    config = _config(experiment, choices, overrides)
+    check_variants(config)
+    if dry_run:
+        return None
+    command = ["mnv2", "fit", str(folder), "--out", str(place)]
+    run_sweep(config, place, command, quiet)
+    best = Path(next(finish(place, best=True))["model"])
+    model = load_model(best)
+    held_out = open_source("folder", config.data.eval_split, config.data.root)
+    facts = {"Data": f"{root}, split val", "Model": str(best)}
+    rows = [(str(key), str(value), reason) for key, value, reason in choices]
+    scores = write_report(place / REPORT, model, held_out, facts, best.parent, rows)
+    say(f"accuracy {scores['accuracy']:.1%}; report: {place / REPORT}; model: {best}")
+    say(f"  mnv2 predict --model {best} IMAGE")
+    say(f"  mnv2 export --model {best} --to onnx model.onnx")
+    say(f"  mnv2 fit {folder} --start {best} --out {place}-2 --time 1h")
+    return model
+
+
+def _config(experiment: str, choices: Sequence[Choice], overrides: Sequence[str]) -> Any:
+    if not EXPERIMENTS.is_dir():
+        raise UsageError(
+            f"fit needs the experiments, and {EXPERIMENTS} is not there: use a checkout."
+        )
+    lines = [f"{key}={value}" for key, value, _ in choices]
+    return load_config(str(EXPERIMENTS / experiment), [*lines, *overrides])
+
+
+def _sound(found: Pictures, place: Path) -> Path:
+    """Makes a folder of links to the files that can be read."""
+    for split, source in found.sources.items():
+        for name in source.files[1]:
+            target, link = Path(source.files[0]) / name, place / SOUND / split / name
+            if target not in found.damaged and not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+    return place / SOUND

@@ -1,0 +1,92 @@
+"""From a folder of pictures to a model: what is found there, refused and chosen."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax import UsageError
+from mnv2_jax.lab import fit as module
+from mnv2_jax.lab.cli import main
+from mnv2_jax.lab.devices import process as host
+from mnv2_jax.lab.fit import choose, fit, look
+from mnv2_jax.lab.model_folder import load_model
+from mnv2_jax.models.spec import SPECS, Row, Spec
+
+SPECS["one_block"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
+
+
+@pytest.fixture(autouse=True)
+def process_settings_left_alone(monkeypatch):
+    for name in ("keep_freed_memory", "use_compilation_cache"):
+        monkeypatch.setattr(host, name, lambda *_: None)
+
+
+def write(path, seed, side=12, light=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 100, (side, side + 4, 3), np.uint8) + light
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Dark and light pictures, a damaged one in either split, and one that is in both."""
+    root = tmp_path / "pictures"
+    for light, name in ((0, "dark"), (150, "light")):
+        for i in range(8):
+            write(root / "train" / name / f"{i}.png", i, light=light)
+        for i in range(4):
+            write(root / "val" / name / f"{i}.png", 100 + i, light=light)
+    whole = (root / "train" / "dark" / "0.png").read_bytes()
+    (root / "train" / "dark" / "cut.png").write_bytes(whole[:200])
+    (root / "val" / "light" / "empty.jpg").write_bytes(b"")
+    (root / "val" / "dark" / "copy.png").write_bytes(whole)
+    return root
+
+
+def test_damage_copies_and_sizes_are_found(folder):
+    found = look(folder)
+    assert {path.name for path in found.damaged} == {"cut.png", "empty.jpg"}
+    assert [(a.name, b.name) for a, b in found.twice] == [("0.png", "copy.png")]
+    assert found.side == 12
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
+    for i in range(3):
+        write(tmp_path / "one" / "train" / "cat" / f"{i}.png", i)
+        write(tmp_path / "one" / "val" / "cat" / f"{i}.png", 9 + i)
+    write(tmp_path / "two" / "cat" / "1.png", 0)
+    write(tmp_path / "two" / "dog" / "1.png", 1)
+    (tmp_path / "none").mkdir()
+    for name in ("one", "two", "none", "missing"):
+        assert main(["fit", str(tmp_path / name), "--dry-run"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["fit", str(tmp_path / "one"), "--time", "soon"]) == 2
+
+
+@pytest.mark.parametrize(("side", "spec"), [(8, "tiny_8"), (32, "small_32"), (500, "small_96")])
+def test_the_network_suits_the_size_of_the_pictures(folder, side, spec):
+    experiment, choices = choose(look(folder)._replace(side=side), None)
+    chosen = {key: value for key, value, _ in choices}
+    assert experiment == "imagenet_modern.py:plain" and chosen["model.spec"] == spec
+    assert chosen["batch_size"] % jax.device_count() == 0
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_model_and_a_report(folder, tmp_path, monkeypatch):
+    lines, out = [], tmp_path / "run"
+    settings = ("model.spec=one_block", "steps=2", "eval_every_epochs=1.0", "parallel.devices=1")
+    more = {"overrides": settings, "say": lines.append, "quiet": True}
+    with monkeypatch.context() as quick:
+        quick.setattr(module, "plan", lambda *_: [])
+        assert fit(folder, out, dry_run=True, **more) is None and not out.exists()
+    model = fit(folder, out, **more)
+    text = "\n".join(lines)
+    assert model is not None and model.classes == ("dark", "light")
+    assert "cut.png" in text and "empty.jpg" in text and "mnv2 predict --model" in text
+    page = (out / "report.html").read_text()
+    assert "of 9 images" in page and "fifty points" in page and "a twentieth" in text
+    kept = next((out / "default" / "seed_0").glob("at_*"))
+    assert load_model(kept).resolution == model.resolution
+    with pytest.raises(UsageError, match="another configuration"):
+        fit(folder, out, overrides=(*settings, "loss.label_smoothing=0.1"), say=lines.append)
