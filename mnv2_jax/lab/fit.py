@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 import mnv2_jax
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, one_line
 from mnv2_jax.files import read_json, user_path, write_json
 from mnv2_jax.lab.data import BadRecord, open_source
 from mnv2_jax.lab.data.image import decode
@@ -180,9 +180,9 @@ def fit(
     for split, source in found.sources.items():
         say(f"{split}: {summary(source)}")
     for path, why in found.damaged.items():
-        say(f"damaged, left out: {path}: {why}")
+        say(one_line(f"damaged, left out: {path}: {why}"))
     for one, two in found.twice[:LISTED]:
-        say(f"the same picture in train and val: {one} and {two}")
+        say(one_line(f"the same picture in train and val: {one} and {two}"))
     if more := found.twice[LISTED:]:
         say(f"and {len(more)} more that are the same in train and val: the accuracy is flattered")
     chosen = {override.partition("=")[0] for override in overrides}

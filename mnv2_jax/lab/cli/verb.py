@@ -24,7 +24,7 @@ class Verb(NamedTuple):
 def model_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--model`, a folder that training or importing wrote, and `--code`."""
     what = "folder of a trained model: runs/NAME/VARIANT/seed_N, or above the only one"
-    parser.add_argument("--model", required=True, type=_find_model, help=what)
+    parser.add_argument("--model", required=True, type=find_model, help=what)
     what = "Python file with PARTS of your own that the model needs, such as its experiment; it is"
     parser.add_argument("--code", metavar="FILE", help=what + " executed")
 
@@ -41,7 +41,7 @@ def trained_model(arguments: argparse.Namespace) -> "TrainedModel":
     return load_model(arguments.model)
 
 
-def _find_model(path: str) -> str:
+def find_model(path: str) -> str:
     """Finds the model that is meant by the folder of a whole training, if it holds one only."""
     found: list[str] = []
     for below in ("*/seed_*", "*/seed_*/at_*", "at_*"):  # finished ones, or those of `mnv2 finish`
