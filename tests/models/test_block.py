@@ -116,7 +116,7 @@ def test_between_expansions_passes_the_expanded_tensor_on():
 @pytest.mark.parametrize(
     ("wiring", "stride"),
     [
-        (between_bottlenecks, 1),
+        pytest.param(between_bottlenecks, 1, marks=pytest.mark.nightly),
         pytest.param(between_bottlenecks, 2, marks=pytest.mark.nightly),
         pytest.param(no_shortcut, 1, marks=pytest.mark.nightly),
         (no_shortcut, 2),

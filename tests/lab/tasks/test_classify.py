@@ -137,7 +137,7 @@ def test_masked_rows_of_evaluation_count_nowhere(variables):
         {},
         pytest.param({"mixup": 0.5}, marks=pytest.mark.nightly),
         pytest.param({"cutmix": 1.0}, marks=pytest.mark.nightly),
-        {"mixup": 0.5, "cutmix": 1.0},
+        pytest.param({"mixup": 0.5, "cutmix": 1.0}, marks=pytest.mark.nightly),
     ],
 )
 def test_what_a_masked_row_holds_changes_nothing(variables, options):

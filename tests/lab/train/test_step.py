@@ -296,6 +296,7 @@ def test_devices_with_unequal_numbers_of_masked_rows(scope, masked):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_compiled_is_compiled_once():
     plan = make_plan("jit", "global", 8, batch_size=32)
     task, optimizer = make_task(plan), optax.sgd(0.1)
