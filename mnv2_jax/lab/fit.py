@@ -19,6 +19,7 @@ from mnv2_jax.lab.data import BadRecord, open_source
 from mnv2_jax.lab.data.image import decode
 from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import summary
+from mnv2_jax.lab.devices.process import cores
 from mnv2_jax.lab.evaluation_report import write_report
 from mnv2_jax.lab.model_folder import DESCRIPTION, load_model, read_description
 from mnv2_jax.lab.tasks.task import TrainedModel
@@ -32,7 +33,9 @@ from mnv2_jax.lab.train.sweep import check_variants, run_sweep
 SPLITS = ("train", "val")
 EXPERIMENTS = Path(mnv2_jax.__file__).parent.parent / "experiments"
 CHOICES, REPORT, SOUND = "fit.json", "report.html", "images"
-ENDS = (b"\xff\xd9", b"IEND")  # of whole JPEG and PNG files; others are decoded to be sure
+# How whole JPEG and PNG files begin and end; others are decoded to be sure.
+BEGIN, ENDS = (b"\xff\xd8\xff", b"\x89PNG"), (b"\xff\xd9", b"IEND")
+MEASURED = 500  # pictures, for the median of their sizes
 SPARE = 0.7  # the share of the time for steps and to compile them; the rest is evaluating
 EPOCHS = {True: 20, False: 100}  # at most, from a model and from nothing
 LISTED = 5
@@ -60,33 +63,34 @@ def look(root: Path) -> Pictures:
         for split, source in sources.items()
     }
     every = [*paths["train"], *paths["val"]]
-    with ThreadPoolExecutor() as pool:
-        seen = dict(zip(every, pool.map(_seen, every), strict=True))
+    measured = [i % (len(every) // MEASURED + 1) == 0 for i in range(len(every))]
+    with ThreadPoolExecutor(cores()) as pool:
+        seen = dict(zip(every, pool.map(_seen, every, measured), strict=True))
     damaged = {path: found for path, found in seen.items() if isinstance(found, str)}
     sides, first, twice = [], {}, []
     for split in SPLITS:
         for path in paths[split]:
             if not isinstance(found := seen[path], str):
-                sides.append(found[1])
+                sides += found[1]
                 if first.setdefault(found[0], (split, path))[0] != split:
                     twice.append((first[found[0]][1], path))
     classes, sound = sources["train"].classes, [len(set(p) - set(damaged)) for p in paths.values()]
     if len(classes) < 2 or min(sound) < 1 or sum(sound) < 3:
         there = f"{sound[0]} images to train on and {sound[1]} to evaluate on, {len(classes)} class"
         raise UsageError(f"{root} has {there}: two classes with two images each are needed.")
-    return Pictures(sources, int(statistics.median(sides)), damaged, twice)
+    return Pictures(sources, int(statistics.median(sides or [224])), damaged, twice)
 
 
-def _seen(path: Path) -> tuple[bytes, int] | str:
-    """Returns the hash and the shorter side of an image, or why it cannot be read."""
+def _seen(path: Path, measured: bool) -> tuple[bytes, list[int]] | str:
+    """Returns the hash of an image, and its shorter side if `measured`; or what is wrong."""
     from PIL import Image
 
     try:
         data = read_record(path)
-        if not any(end in data[-32:] for end in ENDS):
+        if not (data.startswith(BEGIN) and any(end in data[-32:] for end in ENDS)):
             decode(data, str(path))
-        with Image.open(io.BytesIO(data)) as picture:
-            return hashlib.sha256(data).digest(), min(picture.size)
+        sides = [min(Image.open(io.BytesIO(data)).size)] if measured else []
+        return hashlib.sha256(data).digest(), sides
     except BadRecord as bad:
         return bad.reason
     except Exception:  # Pillow raises what it meets
