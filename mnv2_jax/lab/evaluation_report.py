@@ -45,6 +45,10 @@ figcaption { margin-top: 0.3rem; font-size: 0.88rem; line-height: 1.4; overflow-
 figcaption span { color: var(--faint); }
 td { max-width: 24rem; overflow: hidden; text-overflow: ellipsis; }
 .why td:last-child { white-space: normal; min-width: 16rem; }
+@media (max-width: 40rem) {
+  .why td { white-space: normal; overflow-wrap: anywhere; }
+  .why td:last-child { min-width: 8rem; }
+}
 """
 Table = Sequence[Sequence[object]]
 
