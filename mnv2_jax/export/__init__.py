@@ -79,7 +79,7 @@ def export(
       size: height and width of the images.
       to: one of `FORMATS`.
       path: of the file; an older one is replaced once the new one is complete.
-      classes: their names, kept in the file as JSON.
+      classes: their names, kept in the file as JSON; so are the anchors of a detector.
       preprocessing: take uint8 pixels, and bring them to the dialect's input range inside.
       calibration: batches of uint8 pixels, to write the network in int8.
       equalized: with `calibration`, applies cross-layer equalization first.
@@ -106,8 +106,11 @@ def export(
         graph = quantized.graph
     known, count = {1: ("logits",), 2: ("codes", "logits")}, len(graph.outputs)
     outputs = known.get(count) or tuple(f"output_{i}" for i in range(count))
+    notes: dict[str, Any] = {"classes": list(classes)} if classes else {}
+    if hasattr(model, "anchors"):
+        notes["anchors"] = np.asarray(model.anchors(size), float).round(6).tolist()
     with replacing(path) as partial:
-        format_.write(partial, graph, outputs, classes, quantized)
+        format_.write(partial, graph, outputs, notes, quantized)
     if len(calibration):
         pixels = calibration[0][:CHECKED]  # int8 holds for images like those it was calibrated on
     else:

@@ -1,14 +1,15 @@
 """A graph as a LiteRT (TFLite) flatbuffer, written without TensorFlow, in float or in int8.
 
 Every node becomes one builtin operation with ReLU or ReLU6 fused; a convolution whose padding is
-neither SAME nor VALID gets a `PAD` before it. Names of classes are kept as the metadata entry
-"classes". The layout of the file is LiteRT's published schema, whose generated classes come with
-its runtime.
+neither SAME nor VALID gets a `PAD` before it. Names of classes, and a detector's anchors, are
+entries of the metadata. The layout of the file is LiteRT's published schema, whose generated
+classes come with its runtime.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,17 @@ def write_litert(
     path: Path,
     graph: Graph,
     outputs: Sequence[str],
-    classes: Sequence[str] = (),
+    notes: Mapping[str, Any] = MappingProxyType({}),
     quantized: Quantized | None = None,
 ) -> None:
-    """Writes a graph with names of its outputs; the names of classes go into the metadata.
+    """Writes a graph with names of its outputs; the `notes` go into the metadata, as JSON.
 
     The `quantized` form of the same graph is written with integers inside and floats at both ends.
     An operation that LiteRT lacks is refused by a `UsageError`.
     """
     schema = need("ai_edge_litert.schema_py_generated", "export")
     flatbuffers = need("flatbuffers", "export")
-    model = _Writer(schema, graph, quantized).model(outputs, classes)
+    model = _Writer(schema, graph, quantized).model(outputs, notes)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     path.write_bytes(bytes(builder.Output()))
@@ -58,7 +59,7 @@ class _Writer:
         self.codes: list[int] = []
         self.index: dict[str, int] = {}
 
-    def model(self, outputs: Sequence[str], classes: Sequence[str]) -> Any:
+    def model(self, outputs: Sequence[str], notes: Mapping[str, Any]) -> Any:
         schema = self.schema
         pixels = self.graph.nodes[0].op == "normalize"
         given = self.tensor(IMAGES, self.graph.input_shape, np.uint8 if pixels else np.float32)
@@ -83,10 +84,10 @@ class _Writer:
             for code in self.codes
         ]
         metadata = []
-        if classes:
-            text = np.frombuffer(json.dumps(list(classes)).encode(), np.uint8)
+        for name, note in notes.items():
+            text = np.frombuffer(json.dumps(note).encode(), np.uint8)
             self.buffers.append(schema.BufferT(data=text))
-            metadata = [schema.MetadataT(name="classes", buffer=len(self.buffers) - 1)]
+            metadata.append(schema.MetadataT(name=name, buffer=len(self.buffers) - 1))
         return schema.ModelT(
             version=SCHEMA_VERSION, operatorCodes=codes, subgraphs=[graph],
             description="mnv2_jax", buffers=self.buffers, metadata=metadata,

@@ -2,12 +2,13 @@
 
 Images enter as (b, h, w, c) and one `Transpose` makes them ONNX's (b, c, h, w). Inside, nothing is
 transposed; an output of a detector or segmenter, whose last axis is channels, is once at its end.
-The file stores what each class is called in its metadata.
+The metadata has the names of classes, and a detector's anchors.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,19 @@ def write_onnx(
     path: Path,
     graph: Graph,
     outputs: Sequence[str],
-    classes: Sequence[str] = (),
+    notes: Mapping[str, Any] = MappingProxyType({}),
     quantized: Quantized | None = None,
 ) -> None:
-    """Writes a graph with names of its outputs; the names of classes go into the metadata.
+    """Writes a graph with names of its outputs; the `notes` go into the metadata, as JSON.
 
     The `quantized` form of the same graph is written in int8, with `QuantizeLinear` and
     `DequantizeLinear`. An operation that ONNX lacks is refused by a `UsageError`.
     """
     onnx = need("onnx", "export")
     model = _Writer(onnx, graph, quantized).model(outputs)
-    if classes:
-        onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    if notes:
+        written = {name: json.dumps(note) for name, note in notes.items()}
+        onnx.helper.set_model_props(model, written)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
 

@@ -1,15 +1,18 @@
 """A graph as StableHLO by `jax.export`: any batch, one file for CPU, CUDA and TPU.
 
 `jax.export.deserialize(bytes).call(images)` runs it again, in this version of JAX or a later one
-within the six months that JAX promises. The format has no place for names of classes, but is a
-flatbuffer, which nobody reads beyond its end: they follow there as a ZIP, as TensorFlow Lite's
-metadata keeps its labels, and `unzip -p model.stablehlo classes.json` prints them.
+within the six months that JAX promises. The format has no place for names of classes, or for a
+detector's anchors, but is a flatbuffer, which nobody reads beyond its end: they follow there as a
+ZIP, as TensorFlow Lite's metadata keeps its labels. `unzip -p model.stablehlo classes.json` prints
+them.
 """
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,20 +22,19 @@ from mnv2_jax.export.runtimes import need
 from mnv2_jax.inference.operations import Graph, run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-CLASSES = "classes.json"
 
 
 def write_stablehlo(
     path: Path,
     graph: Graph,
     outputs: Sequence[str] = (),
-    classes: Sequence[str] = (),
+    notes: Mapping[str, Any] = MappingProxyType({}),
     quantized: None = None,
 ) -> None:
     """Writes a graph for all of `PLATFORMS`; on CPUs in the form that is fastest there.
 
-    The names of classes are kept as JSON in the member `CLASSES` of a ZIP at the end. There is no
-    place for `outputs` and `quantized`, which other formats take.
+    Each of the `notes` is kept as JSON in a member NAME.json of a ZIP at the end. There is no place
+    for `outputs` and `quantized`, which other formats take.
     """
     need("flatbuffers", "export")  # by jax.export
     pixels = graph.nodes[0].op == "normalize"
@@ -42,6 +44,7 @@ def write_stablehlo(
     )
     exported = export.export(jax.jit(lambda x: run(graph, x)), platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
-    if classes:
+    if notes:
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(zipfile.ZipInfo(CLASSES), json.dumps(list(classes)))
+            for name, note in notes.items():
+                archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(note))

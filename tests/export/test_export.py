@@ -21,14 +21,16 @@ from mnv2_jax.export import FORMATS, export
 from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import open_litert, open_onnx
-from mnv2_jax.export.stablehlo import CLASSES, PLATFORMS
+from mnv2_jax.export.stablehlo import PLATFORMS
 from mnv2_jax.inference.graph import trace
 from mnv2_jax.inference.operations import run
 from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.model_folder import load_model, save_model
+from mnv2_jax.models.boxes import detections
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import Row, Spec
+from tests.test_docs import ROOT, blocks
 
 THIN = {"spec": Spec(6, 1, (Row(1, 4, 1, 1), Row(6, 4, 1, 1), Row(6, 6, 2, 2)), 16, 2)}
 NETWORKS = {
@@ -254,13 +256,36 @@ def test_files_name_their_classes(tmp_path, randomize):
 
 
 @pytest.mark.slow
+def test_a_detectors_file_has_what_its_boxes_are_made_of(tmp_path, networks):
+    """By the lines of the guide, in numpy, from the file alone."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, variables, images, outputs = networks("detector")
+    size, path = images.shape[1:3], tmp_path / "a.onnx"
+    export(model, variables, size, "onnx", path, ["left", "right"])
+    (guide,) = [b for b in blocks(ROOT / "docs/how-to/export.md", "python") if "boxes_of" in b]
+    exec(guide, names := {})
+    session = onnxruntime.InferenceSession(path)
+    notes = session.get_modelmeta().custom_metadata_map
+    assert json.loads(notes["classes"]) == ["left", "right"]
+    given = np.asarray(normalize(images, dialect_of(model)))
+    codes, logits = session.run(["codes", "logits"], {session.get_inputs()[0].name: given})
+    expected = jax.device_get(detections(*outputs, model.anchors(size)))
+    for i, (of_codes, of_logits) in enumerate(zip(codes, logits, strict=True)):
+        least = float(expected.scores[i][20:22].mean())  # between two detections
+        found = names["boxes_of"](of_codes, of_logits, json.loads(notes["anchors"]), least)
+        np.testing.assert_allclose(found[0], expected.boxes[i][:21], atol=1e-4)
+        np.testing.assert_allclose(found[1], expected.scores[i][:21], atol=1e-4)
+        assert found[2] == expected.classes[i][:21].tolist()
+
+
+@pytest.mark.slow
 def test_stablehlo_names_its_classes_behind_its_end(tmp_path, randomize):
     model, size = NETWORKS["relu"]
     variables, path = randomize(model, (1, size, size, 3)), tmp_path / "a.stablehlo"
     report = export(model, variables, (size, size), "stablehlo", path, ["left", "right"])
     assert report.difference["logits"] <= 1e-5  # of the file as it is, with the names
     with zipfile.ZipFile(path) as archive:
-        assert json.loads(archive.read(CLASSES)) == ["left", "right"]
+        assert json.loads(archive.read("classes.json")) == ["left", "right"]
 
 
 @pytest.mark.slow
