@@ -5,7 +5,7 @@ remains is a `Graph`, computed a few images at a time. Where even those few have
 that no cache holds, a block is computed in bands of rows: expand, filter and project of a few
 output rows, then of the next. The expanded tensor then never exists as a whole, which is what
 Sec. 5.1 does by groups of channels; bands cost the rows in which neighbors overlap, groups cost
-small matrix products.
+small matrix products. `stream` takes rows through many blocks, for the least memory.
 """
 
 import math
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from mnv2_jax.inference import operations
 from mnv2_jax.inference.graph import option, structure
 from mnv2_jax.inference.operations import UNARY, Folded, Graph, Node, compute, only, run
+from mnv2_jax.inference.stream import schedule, streamed
 from mnv2_jax.models.mobilenet import check_images
 from mnv2_jax.ops.convolution import convolution
 from mnv2_jax.ops.platform import platform
@@ -55,6 +56,7 @@ def folded_apply(
     folded: dict[str, Folded],
     images: Float[Array, "b h w c"],
     band: float | None = None,
+    memory: float | None = None,
 ) -> Any:
     """Computes `model.apply(variables, images)` from folded variables; call it under `jax.jit`.
 
@@ -65,6 +67,9 @@ def folded_apply(
       images: in the dialect's input range.
       band: bytes of an expanded tensor above which a block is computed in bands of rows, each of at
         most so many bytes; None leaves the choice to the platform, infinity computes all at once.
+      memory: bytes that temporaries may take, by the estimate of `stream.cost`, for one image at a
+        time on a CPU, else for the batch; the first blocks are then computed in rows, and `band` is
+        not looked at. A UsageError names the least.
     """
     check_images(images, option(model, "in_channels", 3))
     on_cpu = platform() == "cpu"
@@ -79,15 +84,19 @@ def folded_apply(
     convolve = option(model, "convolve", convolution)
 
     def network(images: Array) -> Any:
-        banded = in_bands(graph, images.shape[0], band, dtype)
-        outputs = run(banded, images.astype(dtype), convolve=convolve)
+        if memory is None:
+            cut = in_bands(graph, len(images), band, dtype)
+        else:
+            cut = streamed(graph, schedule(graph, memory, len(images), jnp.dtype(dtype).itemsize))
+        outputs = run(cut, images.astype(dtype), convolve=convolve)
         whole = jax.tree.unflatten(tree, outputs)
         return jax.tree.map(lambda x, y: x.astype(y.dtype), whole, results)
 
-    whole = images.shape[0] // CHUNK * CHUNK
-    if not on_cpu or whole <= CHUNK:
+    chunk = CHUNK if memory is None else 1
+    whole = images.shape[0] // chunk * chunk
+    if not on_cpu or whole <= chunk:
         return network(images)
-    chunks = images[:whole].reshape(-1, CHUNK, *images.shape[1:])
+    chunks = images[:whole].reshape(-1, chunk, *images.shape[1:])
     out = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), lax.map(network, chunks))
     if whole == len(images):
         return out

@@ -16,8 +16,8 @@ from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.predict import evaluate, predict
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
-SPECS["one_block"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
-OPTIONS = {"spec": "one_block", "num_classes": 3}
+SPECS["reported"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
+OPTIONS = {"spec": "reported", "num_classes": 3}
 EVIL = "<script>alert(1)<"  # a slash cannot be in the name of a folder
 NAMES = (EVIL, 'a"b&c', "*bird* $x `y`")
 

@@ -16,8 +16,8 @@ from mnv2_jax.lab.tasks.draw import draw_heat
 from mnv2_jax.models.dialect import normalize
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
-SPECS["one_block"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
-OPTIONS = {"spec": "one_block", "num_classes": 4, "class_offset": 1}
+SPECS["explained"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
+OPTIONS = {"spec": "explained", "num_classes": 4, "class_offset": 1}
 NAMES = ("cat", "<b>dog</b>", "bird")
 
 

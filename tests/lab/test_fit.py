@@ -13,7 +13,7 @@ from mnv2_jax.lab.fit import choose, fit, look
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
-SPECS["one_block"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
+SPECS["fitted"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_the_network_suits_the_size_of_the_pictures(folder, side, spec):
 @pytest.mark.slow
 def test_a_folder_becomes_a_model_and_a_report(folder, tmp_path, monkeypatch):
     lines, out = [], tmp_path / "run"
-    settings = ("model.spec=one_block", "steps=2", "eval_every_epochs=1.0", "parallel.devices=1")
+    settings = ("model.spec=fitted", "steps=2", "eval_every_epochs=1.0", "parallel.devices=1")
     more = {"overrides": settings, "say": lines.append, "quiet": True}
     with monkeypatch.context() as quick:
         quick.setattr(module, "plan", lambda *_: [])

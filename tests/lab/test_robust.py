@@ -189,7 +189,7 @@ def test_the_verb_scores_all_corruptions(corrupted, tmp_path, randomize, capsys)
     assert scores["images"] == 150 and scores["mce"] > 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["images"] == 150
     assert main([*command, "--examples", str(tmp_path / "a.png")]) == 2
-    assert "leave it out for imagenet_c" in capsys.readouterr().err
+    assert "not those of imagenet_c" in capsys.readouterr().err
 
 
 def test_mistakes(tmp_path, corrupted):

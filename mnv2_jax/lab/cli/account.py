@@ -3,6 +3,9 @@
 import argparse
 import json
 import re
+from typing import Any
+
+import numpy as np
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.cli.verb import Verb, json_argument
@@ -17,6 +20,12 @@ def _account_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-stride", type=int, help="8, 16 or 32; later strides dilate instead")
     add("--channels", type=int, default=3, help="channels of the image (3)")
     add("--layers", action="store_true", help="print a row for each layer, not for each block")
+    add(
+        "--memory-plan",
+        type=float,
+        metavar="MB",
+        help="say instead how one image is predicted with so many megabytes of temporaries",
+    )
     json_argument(parser)
 
 
@@ -32,6 +41,8 @@ def _account(arguments: argparse.Namespace) -> None:
         width=arguments.width, num_classes=arguments.classes, spec=arguments.spec,
         output_stride=arguments.output_stride, in_channels=arguments.channels,
     )  # fmt: skip
+    if arguments.memory_plan is not None:
+        return _memory_plan(model, size, arguments.memory_plan, arguments.json)
     result = account(model, (1, *size, arguments.channels))
     layout = unroll(model.width, model.output_stride, model.spec)
 
@@ -56,6 +67,36 @@ def _account(arguments: argparse.Namespace) -> None:
         print(f"  every block in {t} parts {elements * 2 / 1000:>15,.0f} kB")
 
 
+def _memory_plan(model: Any, size: tuple[int, int], megabytes: float, json_: bool) -> None:
+    """Prints what `folded_apply(..., memory=...)` does, in float32."""
+    import jax
+
+    from mnv2_jax.inference.graph import structure
+    from mnv2_jax.inference.stream import cost, flow, schedule
+
+    images = jax.ShapeDtypeStruct((1, *size, model.in_channels), np.float32)
+    graph, _ = structure(model, jax.eval_shape(model.init, jax.random.key(0), images), size)
+    groups = schedule(graph, megabytes * 1e6)
+    (whole, plain), (bytes_, work) = cost(graph, []), cost(graph, groups)
+    told: dict[str, Any] = {
+        "temporaries": bytes_, "of_the_whole": round(bytes_ / whole, 3),
+        "work": round(work / plain, 2),
+    }  # fmt: skip
+    for first, last, rows in groups:
+        steps = flow(graph.nodes[first : last + 1], rows)
+        names = {"first": graph.nodes[first].name, "last": graph.nodes[last].name}
+        told |= names | {"rows": rows, "steps": steps.fill + steps.steps}
+    if json_:
+        print(json.dumps(told))
+        return
+    in_rows = "{first} to {last}: {rows} row(s) of the last at a time, in {steps} steps"
+    print(in_rows.format(**told) if groups else "every tensor is computed whole")
+    print(
+        f"estimated temporaries  {bytes_ / 1e6:.2f} MB, {bytes_ / whole:.2f} of the whole tensors'"
+    )
+    print(f"estimated work         {work / plain:.2f} times")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Reads a resolution.
 
@@ -73,5 +114,6 @@ def parse_size(text: str) -> tuple[int, int]:
 ACCOUNT = Verb(
     "Count a network's parameters, multiply-adds and memory, block by block.",
     _account_arguments, _account,
-    ("mnv2 account --width 0.75 --resolution 160", "mnv2 account --layers --json"),
+    ("mnv2 account --width 0.75 --resolution 160", "mnv2 account --layers --json",
+     "mnv2 account --memory-plan 1.5"),
 )  # fmt: skip

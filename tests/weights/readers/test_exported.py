@@ -42,7 +42,7 @@ def save(path, dialect="slim", width=0.1, classes=6, pixels=True, size=(SIZE, SI
     variables = jax.tree_util.tree_map_with_path(fill, shapes)
     graph = trace(model, variables, size, model.dialect if pixels else None)
     names = [f"kind {i}" for i in range(classes - model.class_offset)]
-    WRITE[path.suffix](path, graph, ("logits",), names)
+    WRITE[path.suffix](path, graph, ("logits",), {"classes": names})
     return path
 
 
