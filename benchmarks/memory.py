@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import re
 import statistics
 import time
@@ -60,6 +61,8 @@ def resident(field):
 def risen(call):
     """Bytes by which the process grows at most during a call, beyond what it returns to."""
     if CLEAR.exists():
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)  # what it keeps would be used again unseen
         CLEAR.write_text("5")  # the peak from here on
     before = resident("VmRSS")
     call()
@@ -102,6 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 1024])
     parser.add_argument("--splits", nargs="+", type=int, default=[2, 3, 4, 5, 6])
+    parser.add_argument("--name", default="memory", help="of the result (memory)")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     tables = {
@@ -112,10 +116,10 @@ def main():
         "MobileNetV2 1.0, one image, float32. Temporaries are those of XLA's `memory_analysis()`. "
         "Groups of channels are the paper's t; bands of rows cut every block whose expanded tensor "
         "is above the given size; rows stream through the first blocks within the given budget "
-        "(`folded_apply(..., memory=...)`). The process grows by what a call has at its peak beyond "
-        "what was there before it (Linux)."
+        "(`folded_apply(..., memory=...)`). The process grows by what a call has at its peak "
+        "beyond what was there before it (Linux, glibc)."
     )
-    save("memory", "Memory-efficient inference (Sec. 5.1)", tables, note)
+    save(arguments.name, "Memory-efficient inference (Sec. 5.1)", tables, note)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mnv2_jax.inference.operations import BINARY, IMAGES, UNARY, Graph, Node, co
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # of a group's output, in a step
 # What a node of a step costs besides its multiply-adds, in these: that of a small kernel's call.
-OVERHEAD = 30_000
+OVERHEAD = 200_000
 
 
 class Group(NamedTuple):
