@@ -117,7 +117,8 @@ def main():
         "Groups of channels are the paper's t; bands of rows cut every block whose expanded tensor "
         "is above the given size; rows stream through the first blocks within the given budget "
         "(`folded_apply(..., memory=...)`). The process grows by what a call has at its peak "
-        "beyond what was there before it (Linux, glibc)."
+        "beyond what was there before it (Linux, glibc), or by less where the allocator has kept "
+        "memory of an earlier call."
     )
     save(arguments.name, "Memory-efficient inference (Sec. 5.1)", tables, note)
 
