@@ -5,9 +5,9 @@
 The paper's grid: widths 0.35 to 1.0 at 96 to 224 pixels, and 1.4 at 224. Digits are shown at 8 and
 16 pixels. Presets are the scales of `scales.py`.
 
-Measured on digits with eight seeds: from 86.1 ± 4.9 % (width 0.35 at 8 pixels) to 98.5 ± 0.4 %
-(width 1.4 at 16). At every width 16 pixels are better than 8; at 16 pixels, widths 0.75 and 1.0
-differ by less than the noise (results/tradeoff).
+Measured on digits with 16 seeds: from 85.5 ± 3.3 % (width 0.35 at 8 pixels) to 98.5 ± 0.7 % (width
+1.4 at 16). At 16 pixels each width is confirmed above the next smaller one, but for 1.0 and 0.75,
+which are equivalent (results/tradeoff).
 """
 
 from ml_collections import ConfigDict
