@@ -1,1 +1,1 @@
-"""One configuration a file; `imagenet.py` is the base that defines every key."""
+"""One configuration a file: what differs from `mnv2_jax/lab/train/defaults.py`."""

@@ -13,8 +13,8 @@ Presets are the scales of `scales.py`.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import set_scale
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

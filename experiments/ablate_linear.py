@@ -11,8 +11,8 @@ takes about a minute and a half, less when started again. Presets are the scales
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import set_scale
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

@@ -14,8 +14,8 @@ costs nothing (results/ablate_lowprecision). Not measured with several seeds yet
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import set_scale
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

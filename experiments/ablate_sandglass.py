@@ -22,8 +22,8 @@ are the scales of `scales.py`.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import set_scale
+from mnv2_jax.lab.train.defaults import base
 from mnv2_jax.models.layers import linear
 from mnv2_jax.models.spec import Row, Spec
 

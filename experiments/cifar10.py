@@ -8,8 +8,8 @@ augmentation. Not run here: the archive is not at hand.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import cifar10
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ batch are those of the released configuration. Not run here: it takes days on an
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base, per
+from mnv2_jax.lab.train.defaults import base, per
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ pictures boxes sit on their items; what is wrong is mostly a name.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config() -> ConfigDict:

@@ -10,8 +10,8 @@ scales of `scales.py`.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import set_scale
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config(preset: str = "fashion_mnist_small") -> ConfigDict:

@@ -12,9 +12,9 @@ Measured with `:laptop`, one seed: 92.2 % in 35 minutes on two busy CPU cores
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import fashion_mnist
 from mnv2_jax.errors import unknown
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config(preset: str = "accelerator") -> ConfigDict:

@@ -13,8 +13,8 @@ is of a training here, or of published weights (`mnv2 import`); without one,
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base, per
 from mnv2_jax.errors import unknown
+from mnv2_jax.lab.train.defaults import base, per
 
 
 def get_config(preset: str = "whole") -> ConfigDict:

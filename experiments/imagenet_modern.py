@@ -15,8 +15,8 @@ too. Neither was run here: they take days on eight accelerators.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base, per
 from mnv2_jax.errors import unknown
+from mnv2_jax.lab.train.defaults import base, per
 
 
 def get_config(preset: str = "adamw") -> ConfigDict:

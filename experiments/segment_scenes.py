@@ -14,7 +14,7 @@ itself 4,000 steps took 731 s and gave 77.6 %, or 78.5 % with each scene's mirro
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from mnv2_jax.lab.train.defaults import base
 
 
 def get_config() -> ConfigDict:

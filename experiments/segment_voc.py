@@ -13,7 +13,7 @@ a backbone that has seen COCO. Not run here: it takes hours on an accelerator.
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base, per
+from mnv2_jax.lab.train.defaults import base, per
 
 
 def get_config() -> ConfigDict:

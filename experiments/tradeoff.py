@@ -12,8 +12,8 @@ which are equivalent (results/tradeoff).
 
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from experiments.scales import set_scale, until_decided
+from mnv2_jax.lab.train.defaults import base
 
 RESOLUTIONS = {
     "digits": (8, 16),

@@ -14,6 +14,7 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.paper.results import read
 from mnv2_jax.lab.tasks import TASKS, make_model
+from mnv2_jax.lab.train import defaults
 from mnv2_jax.lab.train.config import flatten, load_config
 from mnv2_jax.lab.train.optimizer import make_optimizer, make_schedule
 from mnv2_jax.lab.train.sweep import check_variants, seed_groups, variant_config
@@ -86,7 +87,7 @@ def test_the_experiments_are_found():
 def test_it_loads_and_could_be_trained(path):
     config = load_config(path)
     keys = {key for key in flatten(config) if not key.startswith("sweep.variants.")}
-    based = {key for key in flatten(imagenet.base()) if not key.startswith("sweep.variants.")}
+    based = {key for key in flatten(defaults.base()) if not key.startswith("sweep.variants.")}
     assert keys == based
     with config.unlocked():
         for key in config.needs:
@@ -143,7 +144,7 @@ def test_its_docstring_says_how_to_run_it(file):
 
 def test_the_base_comments_on_what_a_reader_must_know():
     """Every key that takes a name says which names there are, or where they are listed."""
-    source = inspect.getsource(imagenet.base)
+    source = inspect.getsource(defaults.base)
     for key in ("optimizer.name", "optimizer.schedule", "parallel.launcher", "model.shortcut"):
         (line,) = [row for row in source.splitlines() if row.strip().startswith(f"c.{key} =")]
         assert "# " in line and "or" in line, line

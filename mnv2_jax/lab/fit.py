@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-import mnv2_jax
 from mnv2_jax.errors import UsageError, one_line
 from mnv2_jax.files import read_json, user_path, write_json
 from mnv2_jax.lab.data import BadRecord, open_source
@@ -24,14 +23,14 @@ from mnv2_jax.lab.evaluation_report import write_report
 from mnv2_jax.lab.model_folder import DESCRIPTION, load_model, read_description
 from mnv2_jax.lab.tasks.task import TrainedModel
 from mnv2_jax.lab.train.check import duration, seconds_of
-from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.config import override
+from mnv2_jax.lab.train.defaults import base, per
 from mnv2_jax.lab.train.finish import finish
 from mnv2_jax.lab.train.report import MAX_OF_START
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import check_variants, run_sweep
 
 SPLITS = ("train", "val")
-EXPERIMENTS = Path(mnv2_jax.__file__).parent.parent / "experiments"
 CHOICES, REPORT, SOUND = "fit.json", "report.html", "images"
 # How whole JPEG and PNG files begin and end; others are decoded to be sure.
 BEGIN, ENDS = (b"\xff\xd8\xff", b"\x89PNG"), (b"\xff\xd9", b"IEND")
@@ -97,8 +96,8 @@ def _seen(path: Path, measured: bool) -> tuple[bytes, list[int]] | str:
         return "it is no image that can be read"
 
 
-def choose(found: Pictures, start: Path | None) -> tuple[str, list[Choice]]:
-    """Returns the experiment to train by, and its keys that suit the pictures and the machine."""
+def choose(found: Pictures, start: Path | None) -> list[Choice]:
+    """Returns the keys that suit the pictures, the machine and the model to start from."""
     n, slow, side = len(found.sources["train"]), jax.devices()[0].platform == "cpu", found.side
     size = f"the shorter side of the pictures is {side} pixels in the median"
     batch = max(2, min(32 if n < 2000 else 64 if slow else 256, n // 4))
@@ -112,16 +111,15 @@ def choose(found: Pictures, start: Path | None) -> tuple[str, list[Choice]]:
                     (f"model.{key}", own["model"][key], "that of the model to start from")
                 )
         place = ("init.model", str(start), "it was given to start from")
-        choices += [place, ("data.resolution", own["resolution"], "as the model has it")]
-        return "finetune.py", choices
+        return [*choices, place, ("data.resolution", own["resolution"], "as the model has it")]
     steps = ((16, "tiny_8", 8), (64, "small_32", 32), (160 if not slow else 1e9, "small_96", 96))
     spec, resolution = next((row[1:] for row in steps if side < row[0]), ("imagenet", 224))
     reason = size + ", and there is no GPU or TPU" * (slow and side >= 160)
     choices += [("model.spec", spec, reason), ("data.resolution", resolution, reason)]
     choices.append(("model.width", 0.5 if slow else 1.0, "CPUs are slow" if slow else "Table 2"))
     rate = 0.05 * batch / 32
-    choices.append(("optimizer.learning_rate", rate, "from nothing in a short time, by batch size"))
-    return "imagenet_modern.py:plain", choices
+    reason = "from nothing in a short time, by batch size"
+    return [*choices, ("optimizer.learning_rate", rate, reason)]
 
 
 def plan(config: Any, limit: float, epochs: bool) -> list[Choice]:
@@ -190,30 +188,28 @@ def fit(
     if more := found.twice[LISTED:]:
         say(f"and {len(more)} more that are the same in train and val: the accuracy is flattered")
     chosen = {override.partition("=")[0] for override in overrides}
-    given: list[Choice] = [("data.name", "folder", "it is one")]
-    given += [("time", time, "--time"), ("patience", patience, "--patience")]
+    given: list[Choice] = [("time", time, "--time"), ("patience", patience, "--patience")]
     images = _sound(found, place) if found.damaged and not dry_run else root
     given += [("data.root", str(images), "what is left of it" if found.damaged else "it was given")]
     begin = None if start is None else user_path(start, "--start").absolute()
     if (place / CHOICES).is_file() and not dry_run:
         kept = read_json(place / CHOICES)
-        experiment, choices = kept["experiment"], [tuple(row) for row in kept["choices"]]
+        choices = [tuple(row) for row in kept["choices"]]
         say(f"{place} goes on with what was chosen there")
     else:
-        experiment, choices = choose(found, begin)
-        choices = [row for row in given + choices if row[0] not in chosen]
+        choices = [row for row in given + choose(found, begin) if row[0] not in chosen]
         first: list[Choice] = [("optimizer.warmup_epochs", 0.0, "")]
         first = [row for row in first if row[0] not in chosen]
         first.append(("data.bad_record_budget", 1.0, ""))  # which are not left out in a dry run
-        config = _config(experiment, choices + first, overrides)
+        config = _config(choices + first, overrides)
         timed = plan(config, seconds_of(time), "epochs" in chosen)
         choices += [row for row in timed if row[0] not in chosen]
         if not dry_run:
             place.mkdir(parents=True, exist_ok=True)
-            write_json(place / CHOICES, {"experiment": experiment, "choices": choices})
+            write_json(place / CHOICES, {"choices": choices})
     for key, value, reason in choices:
         say(f"  {key:<24} {value!s:<14} {reason}")
-    config = _config(experiment, choices, overrides)
+    config = _config(choices, overrides)
     check_variants(config)
     if dry_run:
         return None
@@ -232,13 +228,18 @@ def fit(
     return model
 
 
-def _config(experiment: str, choices: Sequence[Choice], overrides: Sequence[str]) -> Any:
-    if not EXPERIMENTS.is_dir():
-        raise UsageError(
-            f"fit needs the experiments, and {EXPERIMENTS} is not there: use a checkout."
-        )
-    lines = [f"{key}={value}" for key, value, _ in choices]
-    return load_config(str(EXPERIMENTS / experiment), [*lines, *overrides])
+def _config(choices: Sequence[Choice], overrides: Sequence[str]) -> Any:
+    """Returns the recipe of finetune.py or, from nothing, imagenet_modern.py:plain, so changed."""
+    c = base()
+    c.data.name, c.data.eval_split, c.eval_batch_size = "folder", "val", 256
+    c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
+    if any(key == "init.model" for key, _, _ in choices):
+        c.name, c.title, c.data.train.area = "finetune", "Fine-tuning", (0.35, 1.0)
+        c.optimizer.learning_rate = 0.02 * per(64, c)
+    else:
+        c.name, c.title, c.model.dialect = "plain", "From nothing", "torchvision"
+        c.optimizer.decay_depthwise, c.data.eval.crop, c.data.train.color = True, "center", 0.4
+    return override(c, [*(f"{key}={value}" for key, value, _ in choices), *overrides])
 
 
 def _sound(found: Pictures, place: Path) -> Path:

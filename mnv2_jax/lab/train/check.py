@@ -44,7 +44,7 @@ def duration(value: Any) -> str:
     return "" if good else "a text such as '90', which is seconds, '10m' or '1h30m'"
 
 
-# What every key of the base in experiments/imagenet.py has to be. A table holds the choices.
+# What every key of `defaults.base` has to be. A table holds the choices.
 RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
     key: rule
     for rule, keys in (
@@ -111,7 +111,7 @@ def check_sweep(config: Any) -> None:
     if absent := [key for key in RULES if key not in given]:
         raise UsageError(
             f"the configuration has no key {absent[0]!r}: let its get_config begin with base() of "
-            "experiments/imagenet.py, which defines them all."
+            "mnv2_jax.lab.train.defaults, which defines them all."
         )
     if not issubclass(type(config), Config):  # which has refused them before
         for key in (key for key in given if key not in RULES and ".variants" not in key):

@@ -66,14 +66,19 @@ def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]
     if not isinstance(config, ConfigDict):
         returned = f"get_config in {name} returned {shown(config)}"
         raise UsageError(f"{returned}: it must return a ConfigDict.")
+    return override(config, overrides), tracker
+
+
+def override(config: Any, overrides: Sequence[str]) -> Any:
+    """Locks a configuration, sets keys of it by `key.key=value`, and returns it."""
     config.lock()
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    for given in overrides:
+        key, equals, value = given.partition("=")
         if not equals:
-            raise UsageError(f"override {override!r} has no value: write {key}=VALUE.")
+            raise UsageError(f"override {given!r} has no value: write {key}=VALUE.")
         set_key(config, key, value)
-    _check_reach(config, {override.partition("=")[0] for override in overrides})
-    return config, tracker
+    _check_reach(config, {given.partition("=")[0] for given in overrides})
+    return config
 
 
 def _check_reach(config: Any, overridden: Set[str]) -> None:
@@ -105,7 +110,7 @@ def execute(file: Path, kind: str = "configuration") -> Any:
     if spec is None or spec.loader is None:
         raise UsageError(f"{kind} {name!r} is not a Python file: its name ends in .py.")
     module = importlib.util.module_from_spec(spec)
-    # Experiments build on each other as `experiments.imagenet`, wherever the command is run from.
+    # Experiments build on each other as `experiments.scales`, wherever the command is run from.
     parent = str(file.resolve().parent.parent)
     if parent not in sys.path:
         sys.path.append(parent)  # last, so that nothing there hides an installed package

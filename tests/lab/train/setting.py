@@ -3,7 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
+from mnv2_jax.lab.train.defaults import base
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
 

@@ -6,10 +6,10 @@ import math
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.imagenet import base
 from mnv2_jax import UsageError
 from mnv2_jax.lab.train.check import RULES, check
 from mnv2_jax.lab.train.config import flatten
+from mnv2_jax.lab.train.defaults import base
 from tests.lab.train.setting import tiny
 
 LEAVES = {key: value for key, value in flatten(base()).items() if ".variants" not in key}

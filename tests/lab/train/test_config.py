@@ -8,7 +8,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.ablate_linear import get_config as digits
-from experiments.imagenet import base
 from mnv2_jax import UsageError
 from mnv2_jax.lab.train import check as check_module
 from mnv2_jax.lab.train.check import check
@@ -20,6 +19,7 @@ from mnv2_jax.lab.train.config import (
     set_key,
     told_in_a_line,
 )
+from mnv2_jax.lab.train.defaults import base
 from mnv2_jax.lab.train.sweep import check_variants
 from mnv2_jax.models import build
 
@@ -40,6 +40,7 @@ def written(tmp_path, text, name="mine.py"):
 
 
 BODY = "def get_config():\n    c = base()\n    {}\n    return c\n"
+BASE = "from mnv2_jax.lab.train.defaults import base\n"
 HEADER = "from ml_collections import ConfigDict\n"
 
 
@@ -123,7 +124,7 @@ def test_files_that_cannot_be_used(tmp_path, content, message):
     ],
 )
 def test_a_misspelt_key_in_a_file_is_refused_where_it_stands(tmp_path, line, message):
-    path = written(tmp_path, f"from experiments.imagenet import base\n{BODY.format(line)}")
+    path = written(tmp_path, f"{BASE}{BODY.format(line)}")
     text = refused(load_config, path)
     assert message in text and "does not load, line 4: " in text
 
@@ -191,7 +192,7 @@ KINDS_OF_PLACEHOLDERS = {
     ],
 )
 def test_keys_that_a_file_may_not_set(tmp_path, line, message):
-    path = written(tmp_path, f"{HEADER}from experiments.imagenet import base\n{BODY.format(line)}")
+    path = written(tmp_path, f"{HEADER}{BASE}{BODY.format(line)}")
     assert message in refused(lambda: check_variants(load_config(path)))
 
 
@@ -203,7 +204,7 @@ def test_a_dictionary_sets_the_keys_that_it_names():
 
 
 def test_a_file_may_bring_parts_of_its_own(tmp_path):
-    own = "from experiments.imagenet import base\n" + BODY.format("c.model.activation = 'double'")
+    own = BASE + BODY.format("c.model.activation = 'double'")
     path = written(tmp_path, "def double(x):\n    return 2 * x\n" + own)
     assert "unknown model.activation 'double'" in refused(check, load_config(path))
     with open(path, "a") as file:

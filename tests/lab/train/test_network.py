@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.imagenet import base
 from mnv2_jax import UsageError, build
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.scenes import Scenes
@@ -15,6 +14,7 @@ from mnv2_jax.lab.tasks import make_model
 from mnv2_jax.lab.train import loop
 from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train.check import check
+from mnv2_jax.lab.train.defaults import base
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import run_sweep
 from mnv2_jax.models.spec import SPECS, Row, Spec
