@@ -144,7 +144,7 @@ def schedule(graph: Graph, memory: float, batch: int = 1, itemsize: int = 4) -> 
         least = min(bytes_ for bytes_, _ in costs)
         raise UsageError(
             f"memory is {memory / 1e6:g} MB, and {batch} image(s) of {graph.input_shape[1]}×"
-            f"{graph.input_shape[2]} take {least / 1e6:.2f} MB at least: give that."
+            f"{graph.input_shape[2]} take {math.ceil(least / 1e3) / 1e3:g} MB at least: give that."
         )
     return choices[min(fitting)[1]]
 

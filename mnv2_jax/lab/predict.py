@@ -45,6 +45,7 @@ def predict(
     model: TrainedModel,
     images: Image | Iterable[Image],
     augmentation: TestTimeAugmentation = ONCE,
+    memory: float | None = None,
     **settings: Any,
 ) -> Iterator[Prediction]:
     """Yields what a model says of each image, brought to the model's size as in its evaluation.
@@ -53,14 +54,15 @@ def predict(
       model: a classifier, a detector or a segmenter.
       images: paths of files, or arrays of uint8 pixels (h, w, 3), (h, w, 1) or (h, w); one or many.
       augmentation: of a segmenter, the scales and mirror images that are averaged.
+      memory: bytes that the network's temporaries may take, as in `folded_apply`; None for speed.
       **settings: of a classifier `top`, how many classes; of a detector `threshold`, the smallest
         score of a box.
 
     Raises:
-      UsageError: an image cannot be used, or a setting is of another task; nothing is predicted
-        from a guess.
+      UsageError: an image cannot be used, a setting is of another task, or the memory is too
+        little; nothing is predicted from a guess.
     """
-    answer = predictor(model, augmentation, **settings)
+    answer = predictor(model, augmentation, memory, **settings)
     one = isinstance(images, str | os.PathLike) or _is_image(images)
     several: Any = [images] if one else images
     for number, image in enumerate(several):
@@ -68,12 +70,13 @@ def predict(
 
 
 def predictor(
-    model: TrainedModel, augmentation: TestTimeAugmentation = ONCE, **settings: Any
-) -> Callable[[np.ndarray], Prediction]:
+    model: TrainedModel, augmentation: TestTimeAugmentation = ONCE, memory: float | None = None,
+    **settings: Any,
+) -> Callable[[np.ndarray], Prediction]:  # fmt: skip
     """Compiles a model into a function of one image of any size; the rest is as for `predict`."""
     task = model.task
     settings = {**task.settings, **_checked_settings(model, settings)}
-    forward, weights = _forward(model, augmentation)
+    forward, weights = _forward(model, augmentation, memory)
     prepare = image_transform(model)
 
     def compute(weights: Any, pixels: Any) -> Any:
@@ -313,13 +316,15 @@ def read_pixels(image: Any, channels: int, number: int = 0) -> np.ndarray:
     return with_channels(image if image.ndim == 3 else image[..., None], channels)
 
 
-def _forward(model: TrainedModel, augmentation: TestTimeAugmentation) -> tuple[Any, Any]:
+def _forward(
+    model: TrainedModel, augmentation: TestTimeAugmentation, memory: float | None = None
+) -> tuple[Any, Any]:
     """Returns (weights, pixels 0..255) -> outputs, and the weights: batch norm is folded away."""
     model.count_classes()  # features alone answer nothing
     dialect, size = model.backbone.dialect, (model.resolution, model.resolution)
 
     def forward(weights: Any, images: Any) -> Any:
-        return folded_apply(model.model, weights, images)
+        return folded_apply(model.model, weights, images, memory=memory)
 
     if augmentation != ONCE:
         forward = _averaged(model, forward, augmentation)

@@ -1,6 +1,7 @@
 """A trained model of any task on images and data sets, from Python and from the command line."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,21 +11,25 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from mnv2_jax import UsageError, build, normalize
+from mnv2_jax import MobileNetV2, UsageError, build, normalize
+from mnv2_jax.inference.graph import trace
+from mnv2_jax.inference.stream import cost, schedule
 from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.data import ArraySource, detection_eval, open_source, segmentation_eval
 from mnv2_jax.lab.data.scenes import Scenes
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.paper.results import cell, find_evaluations
-from mnv2_jax.lab.predict import evaluate, find_images, image_transform, predict
+from mnv2_jax.lab.predict import evaluate, find_images, image_transform, predict, predictor
 from mnv2_jax.lab.tasks import TASKS, detect, segment
 from mnv2_jax.lab.tasks import task as contract
 from mnv2_jax.lab.tasks.draw import draw_boxes, draw_labels, enlarge, grid, write_picture
+from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
 MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
 SPECS["one_strided"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
+EARLY = Spec(6, 1, (Row(1, 4, 1, 1), Row(6, 6, 1, 2), Row(2, 6, 1, 2)), 8, 2)  # most of its memory
 TWICE = contract.TestTimeAugmentation((0.5, 1.0), flip=True)
 
 
@@ -159,6 +164,8 @@ def test_the_verbs(kept, tmp_path, capsys):
     assert printed["image"] == str(path) and len(printed["classes"]) == 5
     assert main(["predict", "--model", str(kept), str(path), "--top", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
+    assert main(["predict", "--model", str(kept), str(path), "--memory", "0MB"]) == 2
+    assert re.search(r"take \S+ MB at least: give that\.\n$", capsys.readouterr().err)
     words = ["evaluate", "--model", str(kept), "--data", "digits"]
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 360
@@ -246,6 +253,31 @@ def test_a_drawing_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, mon
     with pytest.raises(OSError, match=r"No space left on device: .*a\.png"):
         write_picture(np.ones((2, 2, 3), np.uint8), tmp_path / "new/a.png")
     assert [p.read_bytes() for p in (tmp_path / "new").iterdir()] == [before]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("classify", MobileNetV2(7, spec=EARLY)),
+        pytest.param(
+            "detect",
+            build_ssdlite(num_classes=2, spec=EARLY).clone(extras=(64,)),
+            marks=pytest.mark.nightly,
+        ),
+        ("segment", build_deeplab(num_classes=3, spec=EARLY, output_stride=4, channels=8)),
+    ],
+)
+def test_answers_within_a_budget_of_memory_are_those_without(randomize, task, model):
+    variables, whole = randomize(model, (1, 20, 20, 3)), lambda _, outputs, *__, **___: outputs
+    graph, task = trace(model, variables, (20, 20)), TASKS[task]._replace(decode=whole, show=whole)
+    memory = 0.5 * cost(graph, [])[0]
+    assert schedule(graph, memory)  # has something to compute in rows
+    trained = contract.TrainedModel(task, model, variables, (), 20, {})
+    pixels = np.random.default_rng(3).integers(0, 256, (30, 40, 3), np.uint8)
+    answers = [predictor(trained, memory=m)(pixels) for m in (memory, None)]
+    for ours, theirs in zip(*map(jax.tree.leaves, answers), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
 # What stands after `mnv2`, for a model of which task, and what is answered.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.lab.cli.verb import Verb, json_argument
+from mnv2_jax.lab.cli.verb import Verb, json_argument, megabytes
 
 
 def _account_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def _account_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", action="store_true", help="print a row for each layer, not for each block")
     add(
         "--memory-plan",
-        type=float,
+        type=megabytes,
         metavar="MB",
         help="say instead how one image is predicted with so many megabytes of temporaries",
     )
@@ -67,7 +67,7 @@ def _account(arguments: argparse.Namespace) -> None:
         print(f"  every block in {t} parts {elements * 2 / 1000:>15,.0f} kB")
 
 
-def _memory_plan(model: Any, size: tuple[int, int], megabytes: float, json_: bool) -> None:
+def _memory_plan(model: Any, size: tuple[int, int], memory: float, json_: bool) -> None:
     """Prints what `folded_apply(..., memory=...)` does, in float32."""
     import jax
 
@@ -76,7 +76,7 @@ def _memory_plan(model: Any, size: tuple[int, int], megabytes: float, json_: boo
 
     images = jax.ShapeDtypeStruct((1, *size, model.in_channels), np.float32)
     graph, _ = structure(model, jax.eval_shape(model.init, jax.random.key(0), images), size)
-    groups = schedule(graph, megabytes * 1e6)
+    groups = schedule(graph, memory)
     (whole, plain), (bytes_, work) = cost(graph, []), cost(graph, groups)
     told: dict[str, Any] = {
         "temporaries": bytes_, "of_the_whole": round(bytes_ / whole, 3),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import json_text, writable_place, write_file
-from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
+from mnv2_jax.lab.cli.verb import Verb, json_argument, megabytes, model_argument, trained_model
 
 EXAMPLES = 8
 
@@ -116,6 +116,8 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="predictions", help="folder for boxes and labels drawn (predictions)"
     )
+    what = "most megabytes of the network's temporaries: its first blocks are computed in rows"
+    parser.add_argument("--memory", type=megabytes, metavar="MB", help=what)
     json_argument(parser)
 
 
@@ -129,7 +131,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise UsageError(f"--threshold is {arguments.threshold}: give a score from 0 to 1.")
     host.use_compilation_cache()
-    given = {"top": arguments.top, "threshold": arguments.threshold}
+    given = {name: getattr(arguments, name) for name in ("top", "threshold", "memory")}
     settings = {name: value for name, value in given.items() if value is not None}
     model = trained_model(arguments)
     draws = model.task.truth is not None
@@ -218,6 +220,7 @@ PREDICT = Verb(
     (
         "mnv2 predict --model runs/ablate_linear/linear/seed_0 image.png",
         "mnv2 predict --model MODEL --top 1 --json my_images more.jpg",
+        "mnv2 predict --model MODEL --memory 2MB image.png",
     ),
 )
 EXPLAIN = Verb(

@@ -57,3 +57,8 @@ def find_model(path: str) -> str:
 def json_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`."""
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def megabytes(text: str) -> float:
+    """Reads megabytes, as 2 or 2MB, and returns bytes."""
+    return 1e6 * float(text.upper().removesuffix("MB"))
