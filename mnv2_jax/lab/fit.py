@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from mnv2_jax.errors import UsageError, one_line
+from mnv2_jax.errors import UsageError, one_line, shown
 from mnv2_jax.files import read_json, user_path, write_json
 from mnv2_jax.lab.data import BadRecord, open_source
 from mnv2_jax.lab.data.image import decode
@@ -20,7 +22,13 @@ from mnv2_jax.lab.data.readers.files import read_record
 from mnv2_jax.lab.data.source import summary
 from mnv2_jax.lab.devices.process import cores
 from mnv2_jax.lab.evaluation_report import write_report
-from mnv2_jax.lab.model_folder import DESCRIPTION, load_model, read_description
+from mnv2_jax.lab.model_folder import (
+    DESCRIPTION,
+    describe_weights,
+    load_model,
+    read_description,
+    save_model,
+)
 from mnv2_jax.lab.tasks.task import TrainedModel
 from mnv2_jax.lab.train.check import duration, seconds_of
 from mnv2_jax.lab.train.config import override
@@ -29,6 +37,7 @@ from mnv2_jax.lab.train.finish import finish
 from mnv2_jax.lab.train.report import MAX_OF_START
 from mnv2_jax.lab.train.run import make_run
 from mnv2_jax.lab.train.sweep import check_variants, run_sweep
+from mnv2_jax.weights.published import at_hand, from_pretrained
 
 SPLITS = ("train", "val")
 CHOICES, REPORT, SOUND = "fit.json", "report.html", "images"
@@ -38,6 +47,9 @@ MEASURED = 500  # pictures, for the median of their sizes
 SPARE = 0.7  # the share of the time for steps and to compile them; the rest is evaluating
 EPOCHS = {True: 20, False: 100}  # at most, from a model and from nothing
 LISTED = 5
+UNEVEN = 2  # times the smallest class's pictures that the largest has, to weight the classes
+SCRATCH = "scratch"  # in place of a model to start from
+SMALL = 64  # pixels, of pictures for which published networks have too many strides
 Choice = tuple[str, Any, str]  # key, value, reason
 
 
@@ -103,6 +115,11 @@ def choose(found: Pictures, start: Path | None) -> list[Choice]:
     batch = max(2, min(32 if n < 2000 else 64 if slow else 256, n // 4))
     batch += -batch % jax.device_count()
     choices: list[Choice] = [("batch_size", batch, f"for {n:,} pictures to train on")]
+    counts = np.array(found.sources["train"].counts)
+    if (times := counts.max() / counts.min()) > UNEVEN:
+        weights = counts**-0.5 * counts.sum() / (counts**0.5).sum()  # 1 in the mean over pictures
+        reason = f"the largest class is {times:.1f} times the smallest: its root evens the loss out"
+        choices.append(("loss.class_weights", tuple(weights.round(3).tolist()), reason))
     if start is not None:
         own = read_description(start / DESCRIPTION)[0]
         for key in ("spec", "width", "dialect"):
@@ -112,7 +129,7 @@ def choose(found: Pictures, start: Path | None) -> list[Choice]:
                 )
         place = ("init.model", str(start), "it was given to start from")
         return [*choices, place, ("data.resolution", own["resolution"], "as the model has it")]
-    steps = ((16, "tiny_8", 8), (64, "small_32", 32), (160 if not slow else 1e9, "small_96", 96))
+    steps = ((16, "tiny_8", 8), (SMALL, "small_32", 32), (160 if not slow else 1e9, "small_96", 96))
     spec, resolution = next((row[1:] for row in steps if side < row[0]), ("imagenet", 224))
     reason = size + ", and there is no GPU or TPU" * (slow and side >= 160)
     choices += [("model.spec", spec, reason), ("data.resolution", resolution, reason)]
@@ -165,7 +182,8 @@ def fit(
       out: of the results (`runs/` and the folder's name). A training there goes on.
       time: how long it may take, such as "10m", compiling included.
       patience: evaluations without a better one that end it; 0 is off.
-      start: folder of a model to start from; without one, from nothing.
+      start: folder of a model to start from, or "scratch" for nothing; left out, the best published
+        weights that are in the cache or in the folder `MNV2_MIRROR`, if there are any.
       overrides: `KEY=VALUE` of the configuration, which go before what is chosen here.
       dry_run: tells what it would do, trains nothing and returns None.
       say: is given each line of what is found and chosen.
@@ -191,24 +209,28 @@ def fit(
     given: list[Choice] = [("time", time, "--time"), ("patience", patience, "--patience")]
     images = _sound(found, place) if found.damaged and not dry_run else root
     given += [("data.root", str(images), "what is left of it" if found.damaged else "it was given")]
-    begin = None if start is None else user_path(start, "--start").absolute()
     if (place / CHOICES).is_file() and not dry_run:
         kept = read_json(place / CHOICES)
         choices = [tuple(row) for row in kept["choices"]]
         say(f"{place} goes on with what was chosen there")
     else:
-        choices = [row for row in given + choose(found, begin) if row[0] not in chosen]
-        first: list[Choice] = [("optimizer.warmup_epochs", 0.0, "")]
-        first = [row for row in first if row[0] not in chosen]
-        first.append(("data.bad_record_budget", 1.0, ""))  # which are not left out in a dry run
-        config = _config(choices + first, overrides)
-        timed = plan(config, seconds_of(time), "epochs" in chosen)
-        choices += [row for row in timed if row[0] not in chosen]
+        with tempfile.TemporaryDirectory() as spare:
+            begin = None if start in (None, SCRATCH) else user_path(start, "--start").absolute()
+            if start is None and found.side >= SMALL and not any("model." in key for key in chosen):
+                begin = _published(Path(spare) if dry_run else place / "start", say)
+            choices = [row for row in given + choose(found, begin) if row[0] not in chosen]
+            first: list[Choice] = [("optimizer.warmup_epochs", 0.0, "")]
+            first = [row for row in first if row[0] not in chosen]
+            first.append(("data.bad_record_budget", 1.0, ""))  # which are not left out in a dry run
+            config = _config(choices + first, overrides)
+            timed = plan(config, seconds_of(time), "epochs" in chosen)
+            choices += [row for row in timed if row[0] not in chosen]
         if not dry_run:
             place.mkdir(parents=True, exist_ok=True)
             write_json(place / CHOICES, {"choices": choices})
     for key, value, reason in choices:
-        say(f"  {key:<24} {value!s:<14} {reason}")
+        text = value if isinstance(value, str) else shown(value)
+        say(f"  {key:<24} {text:<14} {reason}")
     config = _config(choices, overrides)
     check_variants(config)
     if dry_run:
@@ -226,6 +248,22 @@ def fit(
     say(f"  mnv2 export --model {best} --to onnx model.onnx")
     say(f"  mnv2 fit {folder} --start {best} --out {place}-2 --time 1h")
     return model
+
+
+def _published(place: Path, say: Callable[[str], None]) -> Path | None:
+    """Makes a model of the best published weights that can be read without a network."""
+    for name in at_hand():
+        try:
+            loaded = from_pretrained(name, drop_head=True)
+        except UsageError as error:  # such as a file of PyTorch's where that is not installed
+            say(one_line(f"left out: {error}"))
+            continue
+        save_model(place, loaded.variables, describe_weights(loaded, []))
+        say(f"starts from {name}, which is here; --start {SCRATCH} does not")
+        return place
+    say("no published weights are here, which need fewer pictures; one of them is fetched by:")
+    say("  mnv2 import torchvision:v1-safetensors models/start")
+    return None
 
 
 def _config(choices: Sequence[Choice], overrides: Sequence[str]) -> Any:

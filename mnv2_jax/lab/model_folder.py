@@ -64,6 +64,22 @@ def save_model(folder: str | Path, variables: Any, description: dict[str, Any]) 
     write_json(folder / DESCRIPTION, sealed(own))
 
 
+def describe_weights(loaded: Any, classes: list[str]) -> dict[str, Any]:
+    """Returns the description that `save_model` keeps beside loaded weights."""
+    rule = loaded.preprocessing
+    ecosystem, _, file = loaded.source.partition(":")
+    options = {name: value for name, value in loaded.options.items() if value is not None}
+    kept = ("crop",) if rule.crop == "pad" else ("crop", "fraction", "method", "antialias")
+    return {
+        "task": loaded.task,
+        "model": options | {"num_classes": loaded.classes},
+        "classes": classes,
+        "resolution": rule.size,
+        "eval": {name: getattr(rule, name) for name in kept},
+        "source": {"ecosystem": ecosystem, "file": Path(file).name, "sha256": loaded.sha256},
+    }
+
+
 def model_card(tensors: dict[str, np.ndarray], description: dict[str, Any]) -> str:
     """Returns the card that a hub shows: what the network is, where from, and how to load it."""
     task = TASKS[description.get("task", EARLIEST)]

@@ -195,6 +195,24 @@ def from_pretrained(name: str, **options: Any) -> Loaded:
     return load_weights(fetch(name), **options)
 
 
+def at_hand() -> list[str]:
+    """Names those that need no network, being in the cache or in a mirror that is a folder.
+
+    They are classifiers with a stated accuracy, the most accurate first.
+    """
+    mirror = os.environ.get(MIRROR, "").strip()
+    places = [cache_folder() / "weights"]
+    places += [Path(mirror).expanduser()] if mirror and "://" not in mirror else []
+
+    def here(row: Published) -> bool:
+        names = (row.file, f"{PACKED.sub('', row.file)}/*.index")
+        return any(any(place.glob(name)) for place in places for name in names)
+
+    rows = {f"{eco}:{name}": row for eco, own in PUBLISHED.items() for name, row in own.items()}
+    found = {n: row.accuracy for n, row in rows.items() if row.size <= 224 and here(row)}
+    return sorted((n for n, top1 in found.items() if top1), key=lambda n: -(found[n] or 0))
+
+
 def find(name: str) -> tuple[str, Published]:
     """Returns the ecosystem and the row of a name; `UsageError` with the choices if it is none."""
     ecosystem, colon, variant = str(name).partition(":")

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import UsageError
+from mnv2_jax import UsageError, build, export_weights
 from mnv2_jax.lab import fit as module
 from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.fit import choose, fit, look
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.spec import SPECS, Row, Spec
+from mnv2_jax.weights import published
 
 SPECS["fitted"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
 
@@ -70,6 +71,51 @@ def test_the_network_suits_the_size_of_the_pictures(folder, side, spec):
     chosen = {key: value for key, value, _ in choices}
     assert chosen["model.spec"] == spec
     assert chosen["batch_size"] % jax.device_count() == 0
+
+
+def test_uneven_classes_are_weighted_by_the_root_of_their_share(folder):
+    found = look(folder)
+    found.sources["train"].counts = (9, 18)
+    assert "loss.class_weights" not in {key for key, *_ in choose(found, None)}
+    found.sources["train"].counts = (10, 90)
+    weights = {key: value for key, value, _ in choose(found, None)}["loss.class_weights"]
+    assert weights[0] == pytest.approx(3 * weights[1], rel=1e-3)
+    assert 10 * weights[0] + 90 * weights[1] == pytest.approx(100, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_published_weights_that_are_here_are_the_start(tmp_path, monkeypatch):
+    """The best that can be read: its network, dialect and resolution, which --start overrules."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MNV2_MIRROR", str(tmp_path))
+    monkeypatch.setattr(module, "plan", lambda config, *_: configured.append(config) or [])
+    for i in range(8):
+        write(tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png", i, side=70)
+    model = build(dialect="torchvision", width=0.1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+
+    def chosen(*overrides, start=None):
+        configured.clear(), told.clear()
+        kept = {"overrides": overrides, "start": start, "dry_run": True, "say": told.append}
+        assert fit(tmp_path / "pictures", tmp_path / "run", **kept) is None
+        return configured[0]
+
+    configured, told = [], []
+    assert chosen().init.model is None
+    assert "mnv2 import torchvision" in " ".join(told)
+    export_weights(model, zeros, "torchvision", tmp_path / "here.safetensors")
+    for name, file in (("v1", "here.safetensors"), ("v2", "damaged.safetensors")):
+        row = published.PUBLISHED["torchvision"][name]._replace(sha256="", file=file)
+        monkeypatch.setitem(published.PUBLISHED["torchvision"], name, row)
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    config = chosen()
+    assert (config.model.width, config.model.spec, config.data.resolution) == (0.1, "imagenet", 224)
+    assert config.init.model and config.model.dialect == "torchvision"
+    assert any(line.startswith("left out: ") for line in told)
+    assert chosen("model.width=0.5").init.model is None
+    assert chosen(start="scratch").init.model is None
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--time", default="10m", help="that the training may take, such as 10m or 2h (10m)")
     what = "evaluations without a better one that end the training (off)"
     add("--patience", type=int, default=0, metavar="N", help=what)
-    add("--start", metavar="MODEL", type=find_model, help="folder of a model to start from (none)")
+    what = "folder of a model to start from, or scratch (published weights that are in the cache)"
+    add("--start", metavar="MODEL", type=find_model, help=what)
     what = "say what would be chosen; --config.KEY=VALUE chooses otherwise"
     add("--dry-run", action="store_true", help=what)
     add("--quiet", action="store_true", help="no progress bar")

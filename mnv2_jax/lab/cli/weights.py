@@ -5,7 +5,6 @@ import functools
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from mnv2_jax.errors import UsageError, one_line
@@ -54,7 +53,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from mnv2_jax.lab.model_folder import save_model
+    from mnv2_jax.lab.model_folder import describe_weights, save_model
 
     folder = writable_place(arguments.folder, "folder", folder=True)
     loaded = _load(arguments)
@@ -65,7 +64,7 @@ def _import(arguments: argparse.Namespace) -> None:
         classes = read_classes(arguments.classes_file, (loaded.classes or 0) - offset)
     if segments and not classes:
         classes = [f"class {i}" for i in range(loaded.classes)]
-    save_model(folder, loaded.variables, describe(loaded, classes))
+    save_model(folder, loaded.variables, describe_weights(loaded, classes))
     if loaded.left_out:
         listed = one_line(", ".join(loaded.left_out[:SHOWN]))
         print(f"left out {len(loaded.left_out)} tensors, {listed} first", file=sys.stderr)
@@ -127,22 +126,6 @@ def _two_classes(loaded: Any) -> Any:
     params = {**loaded.variables["params"], "classifier": head}
     variables = {**loaded.variables, "params": params}
     return loaded._replace(model=loaded.model.clone(num_classes=2), variables=variables, names=())
-
-
-def describe(loaded: Any, classes: list[str]) -> dict[str, Any]:
-    """Returns the description that `save_model` keeps beside loaded weights."""
-    rule = loaded.preprocessing
-    ecosystem, _, file = loaded.source.partition(":")
-    options = {name: value for name, value in loaded.options.items() if value is not None}
-    kept = ("crop",) if rule.crop == "pad" else ("crop", "fraction", "method", "antialias")
-    return {
-        "task": loaded.task,
-        "model": options | {"num_classes": loaded.classes},
-        "classes": classes,
-        "resolution": rule.size,
-        "eval": {name: getattr(rule, name) for name in kept},
-        "source": {"ecosystem": ecosystem, "file": Path(file).name, "sha256": loaded.sha256},
-    }
 
 
 def read_classes(path: str, count: int) -> list[str]:

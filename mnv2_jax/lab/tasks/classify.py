@@ -1,6 +1,6 @@
 """Image classification: softmax cross-entropy, top-1 and top-5 accuracy, distillation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ def classify(
     model: MobileNetV2, image_shape: contract.Shape,
     augmentations: tuple[augment.Augmentation, ...] = (), label_smoothing: float = 0.0,
     mixup: float = 0.0, cutmix: float = 0.0, teacher: Teacher | None = None,
+    class_weights: Sequence[float] = (),
 ) -> Task:  # fmt: skip
     """Builds the classification task.
 
@@ -39,9 +40,15 @@ def classify(
     applied to every training image on the device. `label_smoothing` is the share of the target
     spread over all classes (slim's recipe has 0.1), `mixup` and `cutmix` are Beta parameters; 0 is
     off, and with both, each batch takes one at random. A teacher adds a distillation term.
+    `class_weights` are factors of the classes' terms in the cross-entropy of training; () for 1.
     """
     classes = model.num_classes
     assert classes is not None
+    if class_weights and len(class_weights) != classes:
+        raise UsageError(
+            f"loss.class_weights has {len(class_weights)} numbers and the data {classes} classes: "
+            "give one each, in the order of the classes' names, or () for equal ones."
+        )
 
     def mix(key: Array, pair: tuple[Array, Array], mask: Array) -> tuple[Array, Array]:
         choice, key = jax.random.split(key)
@@ -61,6 +68,8 @@ def classify(
         targets = jax.nn.one_hot(batch["label"], classes)
         images, targets = mix(mix_key, (images, targets), batch["mask"])
         targets = (1 - label_smoothing) * targets + label_smoothing / classes
+        if class_weights:
+            targets = targets * jnp.asarray([class_weights])
         logits, stats = contract.train_outputs(model, variables, images, batch["mask"], dropout_key)
         losses = optax.softmax_cross_entropy(logits, targets)
         if teacher is not None:

@@ -81,7 +81,7 @@ RULES: dict[str, rules.Rule | Mapping[str, Any]] = {
     "parallel.batch_norm": dict.fromkeys(BATCH_NORM),
     "data.train.area": rising(0.0001, 1.0), "segment.scale": rising(0.01, 100.0),
     "sweep.seeds": each(number(0, MAX_SEED)), "sweep.looks": each(number(2, 2**20)),
-    "teacher.temperature": number(0.01, 1e38),
+    "teacher.temperature": number(0.01, 1e38), "loss.class_weights": each(number(0.0, 1e6)),
     "data.threads": optional(number(1, 1024)), "data.train.pad": number(0, rules.MAX_SIDE),
     "time": duration, "patience": number(0, MAX_STEPS), "steps": number(0, MAX_STEPS),
 }  # fmt: skip

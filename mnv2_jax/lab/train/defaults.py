@@ -105,6 +105,7 @@ def base() -> Any:
     c.loss.label_smoothing = 0.0
     c.loss.mixup = 0.0  # Beta parameter; 0 is off
     c.loss.cutmix = 0.0
+    c.loss.class_weights = ()  # factors of the loss, one a class by their sorted names; () is off
     c.ema_decay = 0.0  # of averaged parameters and statistics, evaluated beside the raw ones
     c.low_precision = ()  # bfloat16, int8, int8_trained, float32_trained: evaluate in them too
 

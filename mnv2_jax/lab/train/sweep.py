@@ -42,6 +42,7 @@ ADDED |= {
     "data.eval_resolution": 0,
     "parallel.steps_per_call": 0,
     "profile": 0,
+    "loss.class_weights": [],
 }
 Groups = list[tuple[str, tuple[int, ...]]]  # variants with the seeds that are trained together
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax import DIALECTS, MobileNetV2, normalize
+from mnv2_jax import DIALECTS, MobileNetV2, UsageError, normalize
 from mnv2_jax.lab.tasks.classify import Teacher, classify
 from tests.lab.train.setting import SPEC, batch
 
@@ -41,19 +41,28 @@ def training_logits(model, variables, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.nightly), 0.1])
-def test_the_loss_is_cross_entropy_with_smoothed_targets(variables, smoothing):
+@pytest.mark.parametrize(
+    ("smoothing", "weights"),
+    [pytest.param(0.0, (), marks=pytest.mark.nightly), (0.1, (0.5, 1.0, 3.0))],
+)
+def test_the_loss_is_cross_entropy_with_smoothed_targets(variables, smoothing, weights):
+    """Weights of classes are factors of their terms, as `torch.nn.CrossEntropyLoss` has them."""
     model, rows = network(), batch(16, masked=(3, 8))
-    task = classify(model, SHAPE, label_smoothing=smoothing)
+    task = classify(model, SHAPE, label_smoothing=smoothing, class_weights=weights)
     sums, _ = jax.jit(task.loss)(variables, rows, jax.random.key(0))
     logits, kept = training_logits(model, variables, rows), rows["mask"] > 0
     targets = np.full((16, 3), smoothing / 3)
     targets[np.arange(16), rows["label"]] += 1 - smoothing
     np.testing.assert_allclose(targets.sum(1), 1)
-    expected = cross_entropy(logits, targets)[kept].sum()
+    expected = cross_entropy(logits, targets * np.array(weights or 1))[kept].sum()
     np.testing.assert_allclose(sums["loss"], (expected, 14), rtol=1e-5)
     hits = (logits.argmax(1) == rows["label"])[kept].sum()
     np.testing.assert_allclose(sums["accuracy"], (hits, 14))
+
+
+def test_every_class_has_a_weight_or_none():
+    with pytest.raises(UsageError, match=r"class_weights has 2 numbers and the data 3 classes"):
+        classify(network(), SHAPE, class_weights=(1.0, 2.0))
 
 
 def constant_logits(logits):
