@@ -24,7 +24,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 from mnv2_jax.lab.train.config import load_config
 from mnv2_jax.lab.train.run import make_run
-config = load_config("experiments/ablate_linear.py:fashion_mnist_small")
+network = ["model.spec=small_32", "model.width=0.25"]
+config = load_config("experiments/ablate_linear.py:fashion_mnist_small", network)
 run = make_run(config, 1)
 keys, rows = run.keys((0,)), run.rows((0,), 0)
 state, resident = run.fresh(keys), jax.device_put(run.train.resident(), run.plan.everywhere)

@@ -17,7 +17,9 @@ CONFIGS = {
         "experiments/imagenet.py", "data.name=folder", "data.root=PHOTOS", "data.eval_split=train",
         "batch_size=32", "steps=100"),
     "digits": ("experiments/ablate_linear.py",),
-    "Fashion-MNIST subset": ("experiments/ablate_linear.py:fashion_mnist_small",),
+    "Fashion-MNIST subset": (
+        "experiments/ablate_linear.py:fashion_mnist_small", "model.spec=small_32",
+        "model.width=0.25"),
 }  # fmt: skip
 WORKER = """
 import sys

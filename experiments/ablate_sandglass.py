@@ -65,16 +65,24 @@ SMALL_32 = MOBILENEXT._replace(
 TINY_8 = Spec(
     8, 1, (Row(6, 24, 3, 1), Row(6, 36, 3, 2), Row(6, 48, 2, 2), Row(6, 64, 1, 1)), None, divisor=2
 )
+# About as wide as those of small_96, and as deep.
+SMALL_96 = Spec(
+    16, 2, last=None,
+    rows=(
+        Row(4, 48, 1, 1), Row(4, 96, 1, 2), Row(4, 192, 3, 2), Row(4, 384, 3, 2),
+        Row(4, 384, 1, 1),
+    ),
+)  # fmt: skip
 MAPS = {"expand": through_thin, "filter": filter_linearly, "project": leave}
 PARTS = {
     "spec": {
         "sandglass_imagenet": MOBILENEXT, "sandglass_small_32": SMALL_32,
-        "sandglass_tiny_8": TINY_8,
+        "sandglass_small_96": SMALL_96, "sandglass_tiny_8": TINY_8,
     },
     **{kind: {"sandglass": part} for kind, part in MAPS.items()},
 }  # fmt: skip
 WIDTHS = {
-    "digits": 0.57, "fashion_mnist_small": 0.275, "fashion_mnist": 0.52, "cifar10": 0.975,
+    "digits": 0.57, "fashion_mnist_small": 0.36, "fashion_mnist": 0.36, "cifar10": 0.975,
     "imagenette": 0.975, "imagenet2012": 0.975,
 }  # fmt: skip
 
