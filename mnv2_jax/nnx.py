@@ -189,6 +189,11 @@ class MobileNetV2(nnx.Module):
         """
         return list(self.endpoints(images, mask).values())[-1]
 
+    def pyramid(self, images: Images, mask: Mask = None) -> dict[int, Array]:
+        """Returns the features of `linen.layout.stages` by stride."""
+        endpoints = self.endpoints(images, mask)
+        return {stride: endpoints[name] for stride, (name, _) in self.linen.layout.stages.items()}
+
     def endpoints(self, images: Images, mask: Mask = None) -> dict[str, Array]:
         """Returns every named tensor, in order, as `mnv2_jax.MobileNetV2.endpoints` does."""
         mobilenet.check_images(images, self.linen.in_channels)

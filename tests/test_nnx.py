@@ -126,6 +126,9 @@ def test_endpoints_of_every_wiring(randomize, bottleneck, shortcut):
     assert list(found) == list(wanted)
     assert_same(found, wanted)
     assert_same(to_linen(model), variables)
+    maps = nnx.eval_shape(MobileNetV2.pyramid, model, images)
+    wanted = jax.eval_shape(lambda v, x: linen.apply(v, x, method="pyramid"), variables, images)
+    assert {k: v.shape for k, v in maps.items()} == {k: v.shape for k, v in wanted.items()}
 
 
 def five(conv, x, block):
