@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 PACKAGES = (
     "jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "transformers", "onnxruntime",
-    "openvino", "ai-edge-litert",
+    "openvino", "ai-edge-litert", "tflite-micro",
 )  # fmt: skip
 
 
