@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.errors import UsageError
-from mnv2_jax.export.litert import write_litert
+from mnv2_jax.export.litert import c_source, write_litert
 from mnv2_jax.export.onnx import write_onnx
-from mnv2_jax.export.runtimes import Opened, open_litert, open_onnx, open_stablehlo
+from mnv2_jax.export.runtimes import C, Opened, open_litert, open_onnx, open_stablehlo
 from mnv2_jax.export.stablehlo import write_stablehlo
 from mnv2_jax.files import replacing, writable_place
 from mnv2_jax.inference.graph import option, trace
@@ -69,6 +69,7 @@ def export(
     calibration: Sequence[np.ndarray] = (),
     equalized: bool = False,
     progress: Callable[[str], None] = lambda line: None,
+    integers: bool = False,
 ) -> Report:
     """Writes a network in a format, runs the file and compares.
 
@@ -78,12 +79,14 @@ def export(
       variables: its `params` and `batch_stats`.
       size: height and width of the images.
       to: one of `FORMATS`.
-      path: of the file; an older one is replaced once the new one is complete.
+      path: of the file; an older one is replaced once the new one is complete. To litert, one that
+        ends in .h, .c or .cc is an array in C.
       classes: their names, kept in the file as JSON; so are the anchors of a detector.
       preprocessing: take uint8 pixels, and bring them to the dialect's input range inside.
       calibration: batches of uint8 pixels, to write the network in int8.
       equalized: with `calibration`, applies cross-layer equalization first.
       progress: called with a line before the network is compiled.
+      integers: with `calibration`, to litert: take and give int8, as microcontrollers do.
 
     Raises:
       UsageError: the format is unknown, cannot hold int8 or an operation of the network, its
@@ -93,6 +96,8 @@ def export(
     if len(calibration) and not format_.int8:
         able = ", ".join(name for name, other in FORMATS.items() if other.int8)
         raise UsageError(f"{to} is written in float: for int8 export to {able}.")
+    if integers and not (to == "litert" and len(calibration)):
+        raise UsageError("integers at both ends are for int8 files to litert: calibrate one.")
     progress(f"compiling for images of {size[0]}x{size[1]}, which may take a while …")
     dialect = option(model, "dialect", SLIM)
     graph = trace(model, variables, size, dialect if preprocessing else None)
@@ -110,7 +115,9 @@ def export(
     if hasattr(model, "anchors"):
         notes["anchors"] = np.asarray(model.anchors(size), float).round(6).tolist()
     with replacing(path) as partial:
-        format_.write(partial, graph, outputs, notes, quantized)
+        format_.write(partial, graph, outputs, notes, quantized, *[integers] * integers)
+        if to == "litert" and path.suffix in C:
+            partial.write_text(c_source(partial.read_bytes(), classes))
     if len(calibration):
         pixels = calibration[0][:CHECKED]  # int8 holds for images like those it was calibrated on
     else:

@@ -33,18 +33,36 @@ def write_litert(
     outputs: Sequence[str],
     notes: Mapping[str, Any] = MappingProxyType({}),
     quantized: Quantized | None = None,
+    integers: bool = False,
 ) -> None:
     """Writes a graph with names of its outputs; the `notes` go into the metadata, as JSON.
 
-    The `quantized` form of the same graph is written with integers inside and floats at both ends.
-    An operation that LiteRT lacks is refused by a `UsageError`.
+    The `quantized` form of the same graph is written with integers inside and floats at both ends,
+    or `integers` there too. An operation that LiteRT lacks is refused by a `UsageError`.
     """
     schema = need("ai_edge_litert.schema_py_generated", "export")
     flatbuffers = need("flatbuffers", "export")
-    model = _Writer(schema, graph, quantized).model(outputs, notes)
+    model = _Writer(schema, graph, quantized).model(outputs, notes, integers)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     path.write_bytes(bytes(builder.Output()))
+
+
+def c_source(data: bytes, classes: Sequence[str]) -> str:
+    """Returns a LiteRT file as an array in C, with what goes in and comes out in comments."""
+    interpreter = need("ai_edge_litert.interpreter", "export").Interpreter(model_content=data)
+    lines = ["// LiteRT model of mnv2_jax. A number is scale * (integer - zero)."]
+    ends = {"input": interpreter.get_input_details(), "output": interpreter.get_output_details()}
+    for kind, end in ((kind, end) for kind, every in ends.items() for end in every):
+        shape, (scale, zero) = "x".join(map(str, end["shape"])), end["quantization"]
+        rule = f", scale {scale!r}, zero {zero}" if scale else ""
+        lines.append(f"// {kind} {end['name']}: {shape} {end['dtype'].__name__}{rule}")
+    lines += [f"// classes: {json.dumps(list(classes))}"] * bool(classes)
+    lines += [f"const unsigned int model_len = {len(data)};"]
+    lines += ["__attribute__((aligned(16))) const unsigned char model[] = {"]
+    rows = (data[i : i + 16] for i in range(0, len(data), 16))
+    lines += ["  " + " ".join(f"0x{byte:02x}," for byte in row) for row in rows]
+    return "\n".join([*lines, "};", ""])
 
 
 class _Writer:
@@ -59,19 +77,22 @@ class _Writer:
         self.codes: list[int] = []
         self.index: dict[str, int] = {}
 
-    def model(self, outputs: Sequence[str], notes: Mapping[str, Any]) -> Any:
+    def model(self, outputs: Sequence[str], notes: Mapping[str, Any], integers: bool) -> Any:
         schema = self.schema
         pixels = self.graph.nodes[0].op == "normalize"
-        given = self.tensor(IMAGES, self.graph.input_shape, np.uint8 if pixels else np.float32)
+        if integers and not pixels:
+            given = self.value(IMAGES, self.graph.input_shape, IMAGES)
+        else:
+            given = self.tensor(IMAGES, self.graph.input_shape, np.uint8 if pixels else np.float32)
         self.index[IMAGES] = given
-        if self.quantized is not None and not pixels:
+        if self.quantized is not None and not pixels and not integers:
             self.index[IMAGES] = self.rounded(given, IMAGES)
         for node in self.graph.nodes:
             self.node(node)
         results = []
         for name, value in zip(outputs, self.graph.outputs, strict=True):
             results.append(self.index[value])
-            if self.quantized is not None:
+            if self.quantized is not None and not integers:
                 results[-1] = self.tensor(name, self.shapes[value], np.float32)
                 self.operator("DEQUANTIZE", [self.index[value]], results[-1])
             self.tensors[results[-1]].name = name

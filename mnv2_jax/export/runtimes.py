@@ -13,6 +13,8 @@ import numpy as np
 from mnv2_jax.errors import UsageError
 from mnv2_jax.inference.operations import Node
 
+C = (".h", ".c", ".cc")  # files that hold a LiteRT model as an array
+
 
 def need(module: str, extra: str) -> Any:
     """Imports a module of a package that only an export needs, or says how to install it."""
@@ -67,10 +69,13 @@ def open_onnx(path: Path, threads: int) -> Opened:
 
 
 def open_litert(path: Path, threads: int) -> Opened:
-    """Opens a LiteRT file in its interpreter."""
+    """Opens a LiteRT file, or the C of one, in its interpreter; integers are given as numbers."""
     module = need("ai_edge_litert.interpreter", "export")
     schema = need("ai_edge_litert.schema_py_generated", "export")
     data = path.read_bytes()
+    if path.suffix in C:
+        text = re.sub("//.*", "", data.decode())
+        data = bytes.fromhex("".join(re.findall(r"0x(\w\w)", text)))
     interpreter = module.Interpreter(model_content=data, num_threads=threads)
     given, results = interpreter.get_input_details()[0], interpreter.get_output_details()
     ready: Any = None
@@ -81,9 +86,16 @@ def open_litert(path: Path, threads: int) -> Opened:
             interpreter.resize_tensor_input(given["index"], images.shape)
             interpreter.allocate_tensors()
             ready = images.shape
+        if given["dtype"] == np.int8:
+            scale, zero = given["quantization"]
+            images = np.clip(np.rint(images / scale) + zero, -128, 127).astype(np.int8)
         interpreter.set_tensor(given["index"], images)
         interpreter.invoke()
-        return [interpreter.get_tensor(result["index"]) for result in results]
+        return [number(end) for end in results]
+
+    def number(end: Any) -> np.ndarray:
+        found, (scale, zero) = interpreter.get_tensor(end["index"]), end["quantization"]
+        return scale * (found.astype(np.float32) - zero) if scale else found
 
     model = schema.ModelT.InitFromPackedBuf(data)
     names = {code: name for name, code in vars(schema.BuiltinOperator).items() if name.isupper()}

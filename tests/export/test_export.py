@@ -7,6 +7,7 @@ take images, though not in every combination; those are proved at night.
 
 import itertools
 import json
+import re
 import zipfile
 from collections import Counter
 
@@ -326,6 +327,38 @@ def test_int8_files_have_a_scale_for_every_channel_and_signed_bottlenecks(tmp_pa
     assert -100 < tensors["block_3/project"].quantization.zeroPoint[0] < 100
 
 
+@pytest.mark.slow
+def test_integers_at_both_ends_and_in_c_are_the_same_network(tmp_path, networks):
+    """LiteRT's own interpreter is given the integers that the comments in C say."""
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    model, variables, images, _ = networks("classifier")
+    names, options = ["0x00"] * model.num_classes, {"calibration": [images], "integers": True}
+    path = tmp_path / "model.h"
+    report = export(model, variables, images.shape[1:3], "litert", path, names, **options)
+    assert report.simulated["logits"][0] <= 8 and report.simulated["logits"][1] <= 1
+    assert report.operations.keys().isdisjoint({"QUANTIZE", "DEQUANTIZE"})
+    text = path.read_text()
+    data = bytes(int(byte, 16) for byte in re.findall(r"\b(0x[0-9a-f]{2}),", text))
+    assert f"model_len = {len(data)};" in text and '// classes: ["0x00", ' in text
+    ends = {
+        kind: (float(scale), int(zero))
+        for kind, scale, zero in re.findall(
+            r"// (input|output) \w+: \S+ int8, scale (\S+), zero (\S+)", text
+        )
+    }
+    interpreter = litert.Interpreter(model_content=data)
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    values = np.asarray(normalize(images, model.dialect))[:1]
+    scale, zero = ends["input"]
+    interpreter.allocate_tensors()
+    integers = np.clip(np.round(values / scale) + zero, -128, 127).astype(np.int8)
+    interpreter.set_tensor(given["index"], integers)
+    interpreter.invoke()
+    scale, zero = ends["output"]
+    found = scale * (interpreter.get_tensor(result["index"]).astype(np.float32) - zero)
+    np.testing.assert_allclose(open_litert(path, 1).call(values)[0], found, rtol=1e-6)
+
+
 @pytest.fixture
 def folder(tmp_path, randomize):
     options = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
@@ -385,6 +418,7 @@ def test_a_detector_is_exported_from_its_folder(tmp_path, randomize, capsys):
         (["--to", "onnx", "--int8", "digitz"], "did you mean 'digits'"),
         (["--to", "onnx", "--int8", "digits", "--images", "0"], "--images is 0"),
         (["--to", "onnx", "--size", "big"], "resolution is 'big'"),
+        (["--to", "onnx", "--int8", "digits", "--integers"], "--integers changes only int8"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(folder, tmp_path, capsys, argv, message):

@@ -13,7 +13,8 @@ from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_m
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("--to", required=True, help="stablehlo, onnx, litert (tflite) or web")
-    parser.add_argument("path", help="file to write; the folder of the page for web")
+    what = "file to write, of litert also in C (.h, .c, .cc); the folder of the page for web"
+    parser.add_argument("path", help=what)
     parser.add_argument(
         "--runtime",
         metavar="DIST",
@@ -43,6 +44,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="even out the channels first, which makes ReLU6 a ReLU",
     )
+    what = "let a litert file of --int8 take and give 8-bit integers, as microcontrollers do"
+    parser.add_argument("--integers", action="store_true", help=what)
     json_argument(parser)
 
 
@@ -62,6 +65,8 @@ def _export(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--images is {arguments.images}: give at least 1.")
     if arguments.equalize and not arguments.int8:
         raise UsageError("--equalize changes only int8 files: give --int8 DATA too.")
+    if arguments.integers and not (arguments.int8 and to == "litert"):
+        raise UsageError("--integers changes only int8 files of litert: give --int8 DATA too.")
     host.use_compilation_cache()
     saved = trained_model(arguments)
     size = parse_size(arguments.size) if arguments.size else (saved.resolution, saved.resolution)
@@ -82,6 +87,7 @@ def _export(arguments: argparse.Namespace) -> None:
         _calibration(arguments, saved, size) if arguments.int8 else (),
         arguments.equalize,
         progress=_say,
+        integers=arguments.integers,
     )
     for name, content in files.items():
         write_file(path / name, content)
@@ -131,6 +137,7 @@ EXPORT = Verb(
     (
         "mnv2 export --model MODEL --to onnx model.onnx",
         "mnv2 export --model MODEL --to litert --int8 folder --root my_images model.tflite",
+        "mnv2 export --model MODEL --to litert --int8 folder --root my_images --integers model.h",
         "mnv2 export --model MODEL --to web page",
     ),
 )
