@@ -40,12 +40,12 @@ def evaluate_corruptions(
     Raises:
       UsageError: the data is missing, damaged, or of other classes.
     """
-    scores, done = evaluator(model, augmentation=augmentation), _done(out, model)
+    evaluate, done = evaluator(model, augmentation=augmentation), _done(out, model)
     parts = [f"{corruption}/{severity}" for corruption in CORRUPTIONS for severity in SEVERITIES]
     left = [part for part in parts if part not in done]
     sources = [open_source(CORRUPTED, part, root) for part in left]  # before hours of work
     for part, source in zip(tqdm(left, CORRUPTED, unit="set"), sources, strict=True):
-        done[part] = [scores(source)["accuracy"], len(source)]
+        done[part] = [evaluate(source).scores["accuracy"], len(source)]
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / PARTS, {"model": model.description, "done": done})

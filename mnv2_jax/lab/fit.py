@@ -242,7 +242,7 @@ def fit(
     held_out = open_source("folder", config.data.eval_split, config.data.root)
     facts = {"Data": f"{root}, split val", "Model": str(best)}
     rows = [(str(key), str(value), reason) for key, value, reason in choices]
-    scores = write_report(place / REPORT, model, held_out, facts, best.parent, rows)
+    scores = write_report(place / REPORT, model, held_out, facts, best.parent, rows).scores
     say(f"accuracy {scores['accuracy']:.1%}; report: {place / REPORT}; model: {best}")
     say(f"  mnv2 predict --model {best} IMAGE")
     say(f"  mnv2 export --model {best} --to onnx model.onnx")

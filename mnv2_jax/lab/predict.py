@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,14 @@ MOST_PIXELS = 1 << 23  # of a batch: 167 images of 224×224, or 31 of 513×513
 MOST_IMAGES = 256
 
 Image = str | os.PathLike[str] | np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """What a model is worth on a data set."""
+
+    scores: dict[str, float]  # the loss and the metrics of the task
+    classes: list[dict[str, Any]]  # of a detector or segmenter, a row for each: name and numbers
+    sums: Mapping[str, Any]  # which both are made of
 
 
 def predict(
@@ -109,16 +117,16 @@ def evaluate(
     Raises:
       UsageError: the data is not what the model has learned from, or an image is damaged.
     """
-    return evaluator(model, batch_size, augmentation)(source)
+    return evaluator(model, batch_size, augmentation)(source).scores
 
 
 def evaluator(
     model: TrainedModel, batch_size: int | None = None, augmentation: TestTimeAugmentation = ONCE,
     watch: Callable[[Mapping[str, Any], Any], None] | None = None,
-) -> Callable[[Source], dict[str, float]]:  # fmt: skip
-    """Returns `evaluate` as a function of the data, compiled once for many sets of one kind.
+) -> Callable[[Source], Evaluation]:  # fmt: skip
+    """Returns `evaluate`, by class too, as a function of the data, compiled once for many sets.
 
-    `watch` is given each batch, padding included, and what the model puts out for its rows.
+    `watch` is given each batch, padding included, and the model's answers for its rows.
     """
     task, (forward, weights) = model.task, _forward(model, augmentation)
     shared = over_rows(forward)
@@ -127,11 +135,19 @@ def evaluator(
         outputs = shared(weights, batch["image"])
         if choice is not None:
             outputs = jnp.where(choice, outputs, -jnp.inf)
-        return task.scores(model.model, outputs, batch), outputs if watch else None
+        found = task.scores(model.model, outputs, batch) | task.counts(model.model, outputs, batch)
+        size = batch["image"].shape[1:3]
+        return found, task.decode(model.model, outputs, size) if watch else None
 
     compiled = jax.jit(sums, compiler_options=prediction_options())
 
-    def scores(source: Source) -> dict[str, float]:
+    def summarize(sums: Any) -> Evaluation:
+        columns = {name: values.tolist() for name, values in task.by_class(sums).items()}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        named = [{"class": model.class_name(i), **row} for i, row in enumerate(rows)]
+        return Evaluation(task.summarize(sums), named, sums)
+
+    def compute(source: Source) -> Evaluation:
         choice, whole = _choice(model, source), getattr(source, "whole", False)
         source = check_data(model, source)
         size = batch_size or max(
@@ -144,14 +160,14 @@ def evaluator(
 
         def of_batch(rows: Any) -> Any:
             own = {key: rows[key] for key in fields if key in rows}
-            found, outputs = compiled(weights, own, choice)
+            found, answers = compiled(weights, own, choice)
             if watch:
-                watch(rows, outputs)
+                watch(rows, answers)
             return found
 
-        return evaluate_batches(of_batch, batches, task.summarize)
+        return evaluate_batches(of_batch, batches, summarize)
 
-    return scores
+    return compute
 
 
 def _choice(model: TrainedModel, source: Source) -> np.ndarray | None:

@@ -439,19 +439,6 @@ def test_images_alone_are_prepared_as_for_evaluation(trained, scenes, crop):
 
 
 @pytest.mark.slow
-def test_evaluate_draws_examples(drawing, tmp_path, capsys, monkeypatch, scenes):
-    monkeypatch.setattr("mnv2_jax.lab.data.open_source", lambda *_: scenes)
-    picture = tmp_path / "examples.png"
-    command = ["evaluate", "--model", str(drawing), "--data", "scenes", "--examples", str(picture)]
-    assert main([*command, "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["images"] == 5 and ({"map", "miou"} & printed.keys())
-    # Five scenes in rows of four, what is annotated above what is predicted.
-    with Image.open(picture) as sheet:
-        assert sheet.size == (4 * 192 + 3 * 4, 4 * 192 + 3 * 4)
-
-
-@pytest.mark.slow
 def test_several_looks_at_an_image(trained, scenes):
     """Table 7's setting; the probabilities are averaged, not the labels."""
     if trained.task.name == "detect":

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from mnv2_jax.errors import UsageError
+from mnv2_jax.errors import UsageError, one_line
 from mnv2_jax.files import json_text, writable_place, write_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, megabytes, model_argument, trained_model
 
@@ -40,7 +40,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", help="keeps the scores in DIR/evaluation.json, for `mnv2 paper`"
     )
     parser.add_argument(
-        "--report", metavar="HTML", help="page of a classifier's classes, confusions and mistakes"
+        "--report", metavar="HTML", help="page of scores by class, mistakes and worst pictures"
     )
     json_argument(parser)
 
@@ -71,6 +71,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             if getattr(arguments, given):
                 raise UsageError(f"--{given} shows images of one set: not those of imagenet_c.")
         images, scores = evaluate_corruptions(model, arguments.root, arguments.out, views)
+        by_class = []
     else:
         source = open_source(arguments.data, arguments.split, arguments.root)
         if arguments.examples:
@@ -83,27 +84,38 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             facts = {"Data": f"{place}, split {arguments.split}", "Model": arguments.model}
             facts["Command"] = shlex.join(["python", "main.py", *arguments.argv])
             folder = Path(arguments.model)
-            scores = write_report(arguments.report, model, source, facts, folder)
+            found = write_report(arguments.report, model, source, facts, folder, views=views)
         else:
-            scores = predict.evaluate(model, source, augmentation=views)
+            found = predict.evaluator(model, augmentation=views)(source)
+        scores, by_class = found.scores, found.classes
     if arguments.out:
         facts = {
             "data": arguments.data,
             "split": arguments.split,
             "images": images,
             "scores": scores,
+            "classes": by_class,
             "views": views._asdict(),
             "folder": arguments.model,
             "command": shlex.join(["python", "main.py", *arguments.argv]),
         }
         predict.write_evaluation(arguments.out, model, facts)
     if arguments.json:
-        print(json_text({"images": images, **scores}))
+        print(json_text({"images": images, **scores} | ({"classes": by_class} if by_class else {})))
         return
     place = arguments.root or arguments.data
     print(f"{images:,} images of {place}, split {arguments.split}")
     for name, value in scores.items():
-        print(f"{name:>14}  {value if isinstance(value, int) else format(value, '.4f')}")
+        print(f"{name:>14}  {_text(value)}")
+    table = [list(row) for row in by_class[:1]]
+    table += [[one_line(_text(cell)) for cell in row.values()] for row in by_class]
+    width = max((len(line[0]) for line in table), default=0)
+    for name, *cells in table:
+        print(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
+
+
+def _text(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:

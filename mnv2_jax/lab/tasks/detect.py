@@ -56,7 +56,7 @@ def detect(model: SSDLite, image_shape: contract.Shape) -> Task:
 
 
 def _losses(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
-    boxes, classes = _usable(batch, model.num_classes)
+    boxes, classes = usable(batch, model.num_classes)
     boxes = jnp.where((classes >= 0)[..., None], boxes, 0)
     each = partial(image_losses, anchors=model.anchors(_size(batch)))
     found = jax.vmap(each)(*outputs, boxes, classes)
@@ -68,7 +68,7 @@ def _losses(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
 def scores(model: SSDLite, outputs: tuple[Array, Array], batch: Batch) -> Sums:
     """Returns the losses of a batch and what its average precision is computed from, as sums."""
     best = decode(model, outputs, _size(batch))
-    boxes, classes = _usable(batch, model.num_classes)
+    boxes, classes = usable(batch, model.num_classes)
     counts = score_histograms(best, boxes, classes, batch["mask"], model.num_classes)
     return _losses(model, outputs, batch) | counts
 
@@ -115,7 +115,7 @@ def _size(batch: Batch) -> tuple[int, int]:
     return batch["image"].shape[1], batch["image"].shape[2]
 
 
-def _usable(batch: Batch, num_classes: int) -> tuple[Array, Array]:
+def usable(batch: Batch, num_classes: int) -> tuple[Array, Array]:
     """Clips the boxes of objects and crowds; those that count nowhere get zeros and class -1."""
     boxes, classes = clip(batch["boxes"]), batch["classes"]
     usable = (area(boxes) > 0) & (classes < num_classes)
@@ -213,30 +213,34 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     found = contract.means({name: pair for name, pair in sums.items() if name not in arrays})
     if "precision" not in sums:
         return found
-    hit, valid = (np.asarray(v, np.int64) for v in sums["precision"])
-    each = average_precision(hit, valid, np.asarray(sums["recall"][1], np.int64))
+    each = precisions(sums).mean(axis=1)
     present = each[~np.isnan(each[:, 0])]
     whole = (present.mean(), present[:, 0].mean()) if len(present) else (np.nan, np.nan)
     scored = {"map": float(whole[0]), "map50": float(whole[1])}
     return found | scored | {"classes_scored": len(present)}
 
 
-def average_precision(
-    hit: Int[np.ndarray, "c bins t"], valid: Int[np.ndarray, "c bins t"],
-    objects: Int[np.ndarray, "c t"],
-) -> Float[np.ndarray, "c t"]:  # fmt: skip
-    """Returns the mean over 101 recalls of the best precision at no less recall (COCO's).
+def by_class(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    """Returns of each class the objects, and COCO's AP and that at IoU 0.5: NaN without objects."""
+    each = precisions(sums).mean(axis=1)
+    objects = np.asarray(sums["recall"][1], np.int64)[:, 0]
+    return {"objects": objects, "ap": each.mean(axis=1), "ap50": each[:, 0]}
 
-    Hits and detections are by class, score (worst first) and threshold; where there are no objects,
-    the result is NaN.
+
+def precisions(sums: Mapping[str, tuple[Any, Any]]) -> Float[np.ndarray, "c recalls t"]:
+    """Returns the best precision at no less than each of 101 recalls, whose mean is COCO's AP.
+
+    Of `score_histograms`, by class and threshold; where there are no objects, it is NaN.
     """
+    hit, valid = (np.asarray(v, np.int64) for v in sums["precision"])
+    objects = np.asarray(sums["recall"][1], np.int64)
     hit, valid = (np.cumsum(v[:, ::-1], axis=1) for v in (hit, valid))
     precision = hit / np.maximum(valid, 1)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    found = np.full(objects.shape, np.nan)
+    found = np.full((len(objects), len(RECALLS), len(THRESHOLDS)), np.nan)
     for c, t in np.argwhere(objects > 0):
         first = np.searchsorted(hit[c, :, t] / objects[c, t], RECALLS)
-        found[c, t] = np.append(precision[c, :, t], 0)[first].mean()
+        found[c, :, t] = np.append(precision[c, :, t], 0)[first]
     return found
 
 
@@ -260,7 +264,7 @@ DETECT = TaskSpec(
         "crop": config.data.eval.crop, "max_objects": config.detect.max_objects,
     },
     task=lambda config, model, image_shape, *_: detect(model, image_shape),
-    scores=scores, decode=decode, show=_show, summarize=summarize, truth=_truth,
+    scores=scores, decode=decode, show=_show, summarize=summarize, by_class=by_class, truth=_truth,
     seen=("classes", "boxes", 1), settings={"threshold": 0.3},
     metrics={"map": "mean AP over IoU 0.5 to 0.95", "map50": "mean AP at IoU 0.5"},
 )  # fmt: skip

@@ -53,6 +53,27 @@ def scores(model: DeepLabV3, logits: Array, batch: Batch) -> Sums:
     return _sums(logits, batch) | {"iou": pair}
 
 
+def confusion(model: DeepLabV3, logits: Array, batch: Batch) -> dict[str, Array]:
+    """Counts the pixels of each class (rows) by the class that is predicted (columns)."""
+    n, (labels, counted) = model.num_classes, _labels(batch, model.num_classes)
+    pairs = jnp.where(counted, labels * n + logits.argmax(axis=-1), n * n).ravel()
+    found = jnp.bincount(pairs, length=n * n + 1)[:-1].reshape(n, n)
+    return {"confusion": found.astype(jnp.int32)}
+
+
+def by_class(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns of each class its share of the labelled pixels, and its IoU: NaN where it is not.
+
+    >>> by_class({"confusion": np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]])})
+    {'share': array([0.75, 0.25, 0.  ]), 'iou': array([0.667, 0.5  ,   nan])}
+    """
+    pixels = np.asarray(sums["confusion"], np.float64)
+    both, true = pixels.diagonal(), pixels.sum(axis=1)
+    either = true + pixels.sum(axis=0) - both
+    iou = np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
+    return {"share": true / max(true.sum(), 1), "iou": iou}
+
+
 def _sums(logits: Array, batch: Batch) -> Sums:
     labels, counted = _labels(batch, logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -99,7 +120,8 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     >>> summarize({"iou": (np.array([1, 2, 0]), np.array([2, 4, 0]))})
     {'miou': 0.5, 'classes_scored': 2}
     """
-    found = contract.means({name: pair for name, pair in sums.items() if name != "iou"})
+    arrays = ("iou", "confusion")
+    found = contract.means({name: pair for name, pair in sums.items() if name not in arrays})
     if "iou" not in sums:
         return found
     both, either = (np.asarray(v, np.float64) for v in sums["iou"])
@@ -146,17 +168,18 @@ def _show(trained: TrainedModel, answer: np.ndarray, pixels: np.ndarray) -> Pred
     labels = resize(labels, rows, columns, "nearest")[..., 0]
     shares = np.bincount(labels.ravel()) / labels.size
     named = {trained.class_name(i): round(float(s), 4) for i, s in enumerate(shares)}
-    picture = enlarge(draw_labels(pixels, labels, _background(trained)), SHOWN_SIDE)
+    picture = enlarge(draw_labels(pixels, labels, background(trained)), SHOWN_SIDE)
     return Prediction({"shares": {name: share for name, share in named.items() if share}}, picture)
 
 
-def _truth(trained: TrainedModel, record: Any) -> np.ndarray:
-    labels = draw_labels(record["image"], record["label"], _background(trained))
+def truth(trained: TrainedModel, record: Any) -> np.ndarray:
+    """Tints every pixel of a record's image by the class of its label."""
+    labels = draw_labels(record["image"], record["label"], background(trained))
     return enlarge(labels, SHOWN_SIDE)
 
 
-def _background(trained: TrainedModel) -> int | None:
-    """The class that stands for no object, where there is one."""
+def background(trained: TrainedModel) -> int | None:
+    """Returns the class that stands for no object, where there is one."""
     return None if trained.classes and trained.classes[0] != "background" else 0
 
 
@@ -181,6 +204,7 @@ SEGMENT = TaskSpec(
     ),
     task=lambda config, model, image_shape, *_: segment(model, image_shape),
     scores=scores, decode=lambda model, logits, _: logits.argmax(axis=-1), show=_show,
-    summarize=summarize, seen=("label", "pixels", 2), truth=_truth, average=average,
+    summarize=summarize, counts=confusion, by_class=by_class, seen=("label", "pixels", 2),
+    truth=truth, average=average,
     metrics={"miou": "mean IoU", "accuracy": "accuracy of pixels"},
 )  # fmt: skip

@@ -90,6 +90,10 @@ class TaskSpec(NamedTuple):
     show: Callable[..., Prediction]
     metrics: dict[str, str]  # {metric: title}; the first one is compared, plotted and monitored
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, float]] = means
+    # Of answers that are places: sums of (network, outputs, batch) that only an evaluation by class
+    # needs, and what all sums of a set say of each class, {column: (classes,) numbers}.
+    counts: Callable[[Any, Any, Batch], dict[str, Any]] = lambda *_: {}
+    by_class: Callable[[Mapping[str, Any]], dict[str, np.ndarray]] = lambda sums: {}
     # (source) -> the names of the network's classes.
     classes: Callable[[Source], tuple[str, ...]] = lambda source: source.classes
     # From the configuration: options of `build` in a group of the task's own, and those of

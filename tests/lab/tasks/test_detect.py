@@ -238,7 +238,7 @@ def test_average_precision_against_loops():
 
     sums = summed(4)
     jax.tree.map(np.testing.assert_array_equal, sums, summed(10))
-    each = det.average_precision(*(np.asarray(v) for v in sums["precision"]), sums["recall"][1])
+    each = det.precisions(sums).mean(axis=1)
     for t, threshold in enumerate(det.THRESHOLDS):
         hit = [hits_by_loops(*args, threshold) for args in zip(found, boxes, classes, strict=True)]
         for c in range(2):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.lab.tasks.detect import score_histograms, summarize
+from mnv2_jax.lab.tasks.detect import by_class, precisions, score_histograms, summarize
 from mnv2_jax.models.boxes import Detections
 
 pytestmark = pytest.mark.oracle
@@ -28,7 +28,7 @@ def scene_of_guesses(rng):
 
 
 def coco_says(truth, guesses, images):
-    """COCO's own mAP and AP at IoU 0.5."""
+    """COCO's own mAP and AP at IoU 0.5, and precisions by threshold, recall and class."""
     coco_module = pytest.importorskip("pycocotools.coco")
     evaluation_module = pytest.importorskip("pycocotools.cocoeval")
     coco = coco_module.COCO()
@@ -43,7 +43,7 @@ def coco_says(truth, guesses, images):
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return evaluation.stats[:2]
+    return evaluation.stats[:2], evaluation.eval["precision"][..., 0, -1]
 
 
 def as_coco(boxes):
@@ -107,16 +107,18 @@ def compare(seed, capsys, crowds):
         jnp.float32(near), jnp.float32(score), jnp.int32(found), jnp.ones(found.shape, bool)
     )
     histograms = jax.jit(score_histograms, static_argnums=4)
-    ours, dropped = (
-        summarize(
-            jax.device_get(
-                histograms(
-                    detections, jnp.float32(boxes), jnp.int32(labels), jnp.ones(images), CLASSES
-                )
-            )
+    sums, without = (
+        jax.device_get(
+            histograms(detections, jnp.float32(boxes), jnp.int32(labels), jnp.ones(images), CLASSES)
         )
         for labels in (classes, np.maximum(classes, -1))
     )
-    theirs = coco_says(truth, guesses, images)
+    theirs, curves = coco_says(truth, guesses, images)
     capsys.readouterr()  # it prints a table
-    return ours, theirs, dropped
+    np.testing.assert_allclose(precisions(sums), curves.transpose(2, 1, 0), atol=1e-6)
+    each = by_class(sums)
+    np.testing.assert_allclose(each["ap"], curves.mean(axis=(0, 1)), atol=1e-6)
+    np.testing.assert_allclose(each["ap50"], curves[0].mean(axis=0), atol=1e-6)
+    real = [a["category_id"] - 1 for a in truth if not a["iscrowd"]]
+    np.testing.assert_array_equal(each["objects"], np.bincount(real, minlength=CLASSES))
+    return summarize(sums), theirs, summarize(without)

@@ -1,5 +1,7 @@
 """The segmentation task against numpy: loss, mean IoU, masks, multi-scale, a first training."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,13 +108,21 @@ def test_mean_iou_of_random_maps_against_numpy():
     rng = np.random.default_rng(0)
     count = jax.jit(seg.intersection_and_union, static_argnums=3)
     for classes in (2, 7):
+        pairs = jax.jit(partial(seg.confusion, network(classes)))
         for _ in range(20):
             predicted = rng.integers(0, classes, (6, 7))
             label = rng.integers(0, classes + 2, (6, 7))
             label[rng.random((6, 7)) < 0.7] = 0
             pair = count(predicted, label, label < classes, classes)
             found = seg.summarize({"iou": pair})["miou"]
-            assert found == pytest.approx(miou(confusion(predicted, label, classes)))
+            matrix = confusion(predicted, label, classes)
+            assert found == pytest.approx(miou(matrix))
+            batch = {"label": label[None], "mask": np.ones(1)}
+            sums = pairs(np.eye(classes)[predicted][None], batch)
+            np.testing.assert_array_equal(sums["confusion"], matrix)
+            each = seg.by_class(sums)
+            assert np.nanmean(each["iou"]) == pytest.approx(found)
+            np.testing.assert_allclose(each["share"], matrix.sum(1) / matrix.sum())
 
 
 @pytest.mark.slow
