@@ -104,7 +104,7 @@ def _worst(model: TrainedModel, source: Source, kept: list[parts.Case]) -> str:
             for kind in ("true", "wrong")
         )
         lines = (f"{missed} missed, {wrong} wrong, {right} right", said, name)
-        figures += parts.card(shown + "".join(map(_drawn, boxes)), lines, "boxes")
+        figures += parts.card(shown + "".join(map(_drawn, reversed(boxes))), lines, "boxes")
     return (
         "<p>The pictures with the smallest share of right among the right detections, the wrong "
         "ones and the missed objects, of equals first those with more mistakes. Detections count "
