@@ -113,8 +113,10 @@ mnv2_jax.export_weights(model, variables, "timm", "w.safetensors")
 read = mnv2_jax.load_weights("timm:w.safetensors")
 assert mnv2_jax.account(read.model, images.shape) == cost
 jax.tree.map(np.testing.assert_array_equal, read.variables, variables)
+small = mnv2_jax.build(spec="tiny_8", num_classes=10)
+few = jax.jit(small.init)(jax.random.key(0), images)
 try:
-    report = export(model, variables, (32, 32), "stablehlo", "model.stablehlo")
+    report = export(small, few, (32, 32), "stablehlo", "model.stablehlo")
     assert report.difference["logits"] < 1e-4
 except mnv2_jax.UsageError as error:
     assert "needs the package flatbuffers" in str(error)

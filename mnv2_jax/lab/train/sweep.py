@@ -77,6 +77,7 @@ def run_sweep(
         agree({place: record.digest(content) for place, content in made.items()})
         # Now, for the code may change while it trains.
         here = {"commit": provenance.commit(), **environment()}
+        prints: dict[tuple[str, int], dict[str, Any]] = {}  # fingerprints, as all seeds share
         telling = not quiet and jax.process_index() == 0
         if telling:
             _warn(variants, runs)
@@ -94,7 +95,10 @@ def run_sweep(
                     began, own = time.monotonic(), identity._replace(variant=name, seeds=seeds)
                     run, place = runs[name, len(seeds)], workdir / name
                     place.mkdir(parents=True, exist_ok=True)
-                    origin = here | provenance.of_run(run, variants[name], made, place)
+                    if (name, len(seeds)) not in prints:
+                        own_print = provenance.of_run(run, variants[name], made, place)
+                        prints[name, len(seeds)] = own_print
+                    origin = here | prints[name, len(seeds)]
                     known = (run, variants[name], place, own, origin, stop, title, quiet, tracker)
                     ended = fit(*known)
                     if telling:
