@@ -286,8 +286,8 @@ def _low_precision(config: Results, scores: dict[str, list[float]], runs: Result
             change = points(paired_difference(low, scores[name]))
             lines.append(f"- {precision}, {name}: {100 * np.mean(low):.1f} %, {change}")
         for name in (name for name in lost if name != reference):
-            apart = points(paired_difference(lost[reference], lost[name]))
-            lines.append(f"- {precision}, change of {reference} less that of {name}: {apart}")
+            (apart,) = decide((reference, name), lost, config.get("sweep.delta", DELTA))
+            lines.append(f"- {precision}, what changes: {verdict(apart)}")
     return lines
 
 

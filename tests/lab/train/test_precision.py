@@ -53,4 +53,4 @@ def test_the_report_says_what_each_precision_costs(tmp_path):
     }  # fmt: skip
     text = report_text(results)
     assert "- int8, linear: 84.0 %, -1.0 points" in text
-    assert "- int8, change of linear less that of relu6: +2.0 points" in text
+    assert "- int8, what changes: *linear* above *relu6*: +2.0 points, n = 2, p = 0.5" in text
