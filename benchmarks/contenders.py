@@ -257,21 +257,30 @@ def litert_infer(threads, batch, size):
     return run
 
 
-def jax_detect(threads, batch, size, stage):
+def on_pixels(model, size, folded, band=None):
+    """(variables, pixels) -> outputs, and variables: folded as `mnv2 predict` does, or as it is."""
+    import jax
+
+    from mnv2_jax import fold, folded_apply
+    from mnv2_jax.models.dialect import normalize
+
+    apply, variables = model.apply, jax.jit(model.init)(jax.random.key(0), pictures(1, 65, 65, 3))
+    if folded:
+        apply = partial(folded_apply, model, band=band)
+        variables = fold(model, variables, (size, size))
+    return lambda v, x: apply(v, normalize(x, model.backbone.dialect)), variables
+
+
+def jax_detect(threads, batch, size, stage, folded=True, band=None):
     """Boxes in a batch of images: the `whole` of it, its `network`, or from that on its `boxes`."""
     import jax
 
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.tasks.detect import predict
     from mnv2_jax.models.boxes import detections
-    from mnv2_jax.models.dialect import normalize
     from mnv2_jax.models.ssdlite import SSDLite
 
     model = SSDLite()
-    variables = jax.jit(model.init)(jax.random.key(0), pictures(1, size, size, 3))
-
-    def network(variables, images):
-        return model.apply(variables, normalize(images, model.backbone.dialect))
+    network, variables = on_pixels(model, size, folded, band)
 
     def boxes(codes, logits):
         return detections(codes, logits, model.anchors((size, size)))
@@ -280,23 +289,23 @@ def jax_detect(threads, batch, size, stage):
     if stage == "boxes":
         run, inputs = boxes, jax.jit(network)(*inputs)
     else:
-        run = {"whole": partial(predict, model), "network": network}[stage]
+        run = {"whole": lambda v, x: boxes(*network(v, x)), "network": network}[stage]
     compiled = jax.jit(run, compiler_options=host.prediction_options())
     return lambda: jax.block_until_ready(compiled(*inputs))
 
 
-def jax_segment(threads, batch, size, output_stride):
+def jax_segment(threads, batch, size, output_stride, folded=True, band=None):
     """The class of every pixel of a batch of images."""
     import jax
 
     from mnv2_jax.lab.devices import process as host
-    from mnv2_jax.lab.tasks.segment import predict
     from mnv2_jax.models.build import build_deeplab
 
     model = build_deeplab(output_stride=output_stride)
-    variables = jax.jit(model.init)(jax.random.key(0), pictures(1, 65, 65, 3))
+    network, variables = on_pixels(model, size, folded, band)
     images = jax.device_put(pixels(batch, size, size, 3))
-    compiled = jax.jit(partial(predict, model), compiler_options=host.prediction_options())
+    options = host.prediction_options()
+    compiled = jax.jit(lambda v, x: network(v, x).argmax(axis=-1), compiler_options=options)
     return lambda: compiled(variables, images).block_until_ready()
 
 

@@ -194,7 +194,7 @@ def save(name: str, title: str, tables: dict[str, list[dict]], note: str, raw: A
     """Writes results/NAME.json and .md with the machine and versions, and prints the latter.
 
     Args:
-      name: of the script and the files.
+      name: of the files.
       title: the question.
       tables: rows as {column: cell}, by what was measured.
       note: what the reader must know.
@@ -210,7 +210,9 @@ def save(name: str, title: str, tables: dict[str, list[dict]], note: str, raw: A
         "load": [round(v, 1) for v in os.getloadavg()],
         "python": platform.python_version(),
         "versions": versions,
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        ),
     }
     lines = [f"# {title}", "", f"`{machine['command']}` on {machine['processor']}, "]
     lines[-1] += f"{machine['cores']} cores, load {machine['load'][0]} at the end; "
