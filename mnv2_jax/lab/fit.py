@@ -127,7 +127,7 @@ def choose(found: Pictures, start: Path | None) -> list[Choice]:
                 choices.append(
                     (f"model.{key}", own["model"][key], "that of the model to start from")
                 )
-        place = ("init.model", str(start), "it was given to start from")
+        place = ("init.model", str(start), "what to start from")
         return [*choices, place, ("data.resolution", own["resolution"], "as the model has it")]
     steps = ((16, "tiny_8", 8), (SMALL, "small_32", 32), (160 if not slow else 1e9, "small_96", 96))
     spec, resolution = next((row[1:] for row in steps if side < row[0]), ("imagenet", 224))
