@@ -19,7 +19,7 @@ from tests.lab.train.setting import tiny
 
 
 def get_config():
-    config = tiny(steps=16, seeds=(0, 1))
+    config = tiny(steps=12, seeds=(0, 1))
     with config.unlocked():
         del config.sweep.variants["relu6"]
         config.sweep.claim = ()
@@ -112,7 +112,7 @@ def test_interrupted_and_killed_is_bit_equal_to_undisturbed(place, undisturbed):
     """SIGTERM, then SIGKILL, each followed by the same command."""
     workdir = place / "interrupted"
     process = start(place, workdir)
-    wait_for(workdir, 8, process)
+    wait_for(workdir, 6, process)
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 143)
     assert len(err.strip().splitlines()) == 1 and err.startswith("mnv2: ")

@@ -107,7 +107,7 @@ def last_line(err):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-@pytest.mark.parametrize("host", ["0", "1"])
+@pytest.mark.parametrize("host", ["0", pytest.param("1", marks=pytest.mark.nightly)])
 def test_a_host_that_is_left_alone_says_so(tmp_path, host):
     began = time.monotonic()
     ((err, status),) = hosts(tmp_path, ["--host", host, "--wait", "2"])
