@@ -19,7 +19,7 @@ COMPILE = $(TOOLS)/bin/uv pip compile --universal --python-version 3.11 --upgrad
     --no-annotate --custom-compile-command "make lock" --quiet
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help ablate account audit chaos paper bench check test test-all lint docs format lock setup-dev clean
+.PHONY: help ablate account audit chaos paper bench check fast test test-all lint docs format lock setup-dev clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
@@ -39,7 +39,10 @@ account: $(FOR_RUN)  ## parameters, multiply-adds and memory, layer by layer
 paper: $(FOR_RUN)  ## reproduce the paper's tables and figures, with the results of runs, in runs/paper
 	$(BIN)/python main.py paper $(ARGS)
 
-check: lint  ## lint, and the tests and doctests that are fast
+check: $(FOR_DEV)  ## lint, and the tests and doctests that are fast, side by side
+	@$(MAKE) --no-print-directory --jobs=2 lint fast
+
+fast: $(FOR_DEV)
 	$(PYTEST) -m "not slow and not multiprocess and not nightly" $(ARGS)
 
 test: $(FOR_DEV)  ## the tests and doctests that the gate runs (12 to 15 minutes on two cores)

@@ -7,6 +7,9 @@ The paper: a non-linearity in the bottleneck hurts.
 Measured on digits: linear 95.8 ± 1.8 %, ReLU6 93.3 ± 2.2 %, confirmed after 16 seeds, with a paired
 difference of 2.5 points and an interval of 0.6 to 4.4 (results/ablate_linear). On two CPU cores it
 takes about a minute and a half, less when started again. Presets are the scales of `scales.py`.
+
+Measured on the Fashion-MNIST subset: linear 86.9 ± 0.7 %, ReLU6 86.2 ± 1.0 %, confirmed after 16
+seeds, with 0.7 points and an interval of 0.2 to 1.2 (results/ablate_linear-fashion_mnist_small).
 """
 
 from ml_collections import ConfigDict
