@@ -221,6 +221,7 @@ def test_the_papers_network_has_its_variables():
     assert nnx.eval_shape(call, model, images).shape == (1, 1000)
 
 
+@pytest.mark.slow
 def test_published_weights_go_in_and_out(randomize, tmp_path):
     linen = mnv2_jax.build(width=0.1, num_classes=5, dialect="torchvision")
     variables = randomize(linen, (1, 32, 32, 3))

@@ -86,6 +86,7 @@ def test_bottlenecks_are_signed_and_wide_layers_are_not(small):
     assert ranges["block_2/filter"][0] >= 0
 
 
+@pytest.mark.slow
 def test_equalisation_changes_no_relu_network_and_evens_out_its_channels(small):
     graph, images = small
     even = equalize(graph)

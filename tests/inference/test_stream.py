@@ -135,6 +135,7 @@ def test_early_blocks_take_an_eighth_by_xlas_own_account():
     assert temporaries(1.3e6) < min(1.2 * 1.3e6, temporaries(1e9) / 6)
 
 
+@pytest.mark.slow
 def test_the_verb_says_what_is_computed_in_rows(capsys):
     assert main(["account", "--memory-plan", "1.4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

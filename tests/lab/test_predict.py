@@ -363,6 +363,7 @@ def test_data_whose_classes_are_listed_in_another_order_has_the_same_score(kept)
     assert evaluate(model, own) == evaluate(model, part)
 
 
+@pytest.mark.slow
 def test_data_without_annotations_is_refused(trained, scenes):
     with pytest.raises(UsageError, match=r"needs '(boxes|label)' with 2 axes"):
         evaluate(trained, open_source("digits", "test"))

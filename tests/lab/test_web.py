@@ -60,6 +60,7 @@ def dist(tmp_path):
     return str(tmp_path / "dist")
 
 
+@pytest.mark.slow
 def test_the_files_of_a_page(model, dist):
     files = web.page_files(model, 32, dist)
     facts = json.loads(files["model.json"])

@@ -148,6 +148,7 @@ def test_split_makes_the_same_parameters_and_trains_like_the_whole(randomize):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_split_never_holds_the_expanded_tensor(randomize):
     block = InvertedResidual(8, expansion=16)
     variables, shape = randomize(block, (1, 64, 64, 8)), (1, 64, 64, 8)

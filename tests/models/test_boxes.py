@@ -162,6 +162,7 @@ def test_nan_is_never_detected():
     assert all(np.isfinite(field).all() for field in found)
 
 
+@pytest.mark.slow
 def test_detections_of_a_batch():
     rng = np.random.default_rng(4)
     anchors = ssd_anchors([(3, 3), (2, 2)])

@@ -70,6 +70,7 @@ def test_all_with_segmenters_are_listed():
     assert LISTED.keys() == {name for name, e in ECOSYSTEMS.items() if e.segmenter is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ecosystem", LISTED)
 def test_names_and_shapes(files, ecosystem):
     found = {name: array.shape for name, array in load_file(files[0][ecosystem]).items()}

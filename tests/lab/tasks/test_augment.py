@@ -15,6 +15,7 @@ def pictures(b=16, h=6, w=5, c=3, seed=0):
     return np.random.default_rng(seed).integers(1, 256, (b, h, w, c), np.uint8)
 
 
+@pytest.mark.slow
 def test_a_shift_is_a_window_of_the_padded_image_and_every_window_comes():
     image, pad = pictures(1)[0], 1
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))

@@ -104,6 +104,7 @@ def test_metrics_against_a_confusion_matrix_in_numpy(task, variables):
     assert found["loss"] == pytest.approx(losses[counted].mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_mean_iou_of_random_maps_against_numpy():
     rng = np.random.default_rng(0)
     count = jax.jit(seg.intersection_and_union, static_argnums=3)
