@@ -44,6 +44,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 LINES = ("-", "--", ":")  # the next one is taken when the colors are used up
 MAX_OF_START = 0.05  # of running statistics, at the end of a training
 IMAGES = ("train_images", "eval_images")  # numbers in a model's description
+LAYOUTS = ("folder", "coco", "voc", "voc_segmentation", "cityscapes")  # of anyone's pictures
 Results = dict[str, Any]  # the content of `results.json`
 
 
@@ -157,8 +158,13 @@ def measured(setting: Mapping[str, Any]) -> str:
 
 def scored(setting: Mapping[str, Any]) -> str:
     """Returns what was measured, and on which images."""
-    metric, place = setting["metric"], setting.get("root") or setting["data"]
-    return f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {one_line(place)}"
+    metric, place = setting["metric"], one_line(images_of(setting))
+    return f"{metric[0].upper()}{metric[1:]} on the {setting['split']} split of {place}"
+
+
+def images_of(setting: Mapping[str, Any]) -> str:
+    """Names the data: by its folder, where the name is of a layout that any pictures may have."""
+    return (setting["data"] in LAYOUTS and setting.get("root")) or setting["data"]
 
 
 def report_text(results: Results) -> str:
@@ -417,7 +423,7 @@ def plot_curves(workdir: Path, results: Results) -> None:
         axes.legend(handles=[axes.lines[i] for i in order], frameon=False)
     axes.set(xlabel="training step", ylabel=f"{setting['metric']}, %")
     band = f"\nmean of {len(seeds)} seeds, band ±1 std" * (len(seeds) > 1)
-    axes.set_title(f"{one_line(setting.get('root') or setting['data'])}{band}", fontsize=9)
+    axes.set_title(f"{one_line(images_of(setting))}{band}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     for ax in beside:

@@ -82,6 +82,7 @@ def test_what_is_likely_to_go_wrong_is_told_and_nothing_else():
         ({"data": "digits", "root": None}, "on the test split of digits"),
         ({"data": "digits"}, "on the test split of digits"),  # of an earlier version
         ({"data": "folder", "root": "photos/cats"}, "on the test split of photos/cats"),
+        ({"data": "mnist", "root": "/data/mnist"}, "on the test split of mnist"),
         ({"data": "coco", "root": "~/boxes"}, "on the test split of ~/boxes"),
         ({"data": "folder", "root": "caf\udce9"}, r"on the test split of caf\udce9"),
         ({"data": "folder", "root": "a\nb"}, r"on the test split of a\nb"),
