@@ -2,17 +2,19 @@
 
 import json
 import logging
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from mnv2_jax import UsageError, build, normalize
+from mnv2_jax.lab import corruptions
 from mnv2_jax.lab.cli import main
-from mnv2_jax.lab.corruptions import ALEXNET, PARTS, _done, evaluate_corruptions
+from mnv2_jax.lab.corruptions import ALEXNET, PARTS, _done, evaluate_corruptions, what_is_missing
 from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.readers import imagenet, robust
-from mnv2_jax.lab.model_folder import load_model, save_model
+from mnv2_jax.lab.model_folder import HASH, load_model, save_model
 from mnv2_jax.lab.predict import evaluate, image_transform
 from tests.lab.data.pictures import encoded, photo
 from tests.lab.data.readers.test_imagenet import tar_bytes, write_imagenet
@@ -177,6 +179,22 @@ def test_corruption_errors_against_numpy_also_where_it_was_interrupted(
     for known in (json.dumps({**kept, "model": {}}), "damaged"):  # another's, or nobody's
         (out / PARTS).write_text(known)
         assert _done(out, model) == {}
+
+
+def test_what_is_missing_is_told_in_one_line(corrupted, tmp_path, monkeypatch, caplog):
+    seen = types.SimpleNamespace(scores={"accuracy": 0.5})
+    monkeypatch.setattr(corruptions, "evaluator", lambda *_, **__: lambda source: seen)
+    model = types.SimpleNamespace(description={HASH: "a"})
+    lacks = robust.SETS["imagenet_c"]._replace(images=3)
+    monkeypatch.setitem(robust.SETS, "imagenet_c", lacks)
+    for _ in range(2):  # the second time all is taken from `out`, and nothing is opened
+        evaluate_corruptions(model, str(corrupted[0]), tmp_path)
+        (line,) = caplog.messages
+        assert "\n" not in line and line.startswith(f"{corrupted[0]}: 75 of 225 images are missing")
+        assert "of 75 of 75 sets (gaussian_noise/1 lacks 1, gaussian_noise/2 lacks 1, " in line
+        assert "noise/3 lacks 1, …): mce is of those that are there, and comparable only" in line
+        caplog.clear()
+    assert what_is_missing({"fog/1": 3, "fog/2": 3}) == ""
 
 
 @pytest.mark.slow

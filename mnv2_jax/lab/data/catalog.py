@@ -96,7 +96,9 @@ CATALOG: Mapping[str, DataSet] = {
 PREPARED = {"tfds:": False, "tfds_masks:": True}  # whether label maps are read
 
 
-def open_source(name: str, split: str, root: str | None = None) -> Source:
+def open_source(
+    name: str, split: str, root: str | None = None, tell: Callable[..., None] = log.warning
+) -> Source:
     """Opens one split of a data set by name.
 
     >>> len(open_source("digits", "train")), len(open_source("digits", "test"))
@@ -107,8 +109,8 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     "train", "val" or "test", the last two the same in a set that has only one of them; sets on disk
     take their own names too; "test@3" is a part of train and test together, split anew by seed 3
     (`source.resplit`). The root is the folder of the data: embedded sets have none, `fashion_mnist`
-    and `tfds:` a default one. What is left out is told in the log. `UsageError` if there is no such
-    name or split, or the data is missing, damaged or empty.
+    and `tfds:` a default one. What is left out is told in the log, or to `tell` as to a logger.
+    `UsageError` if there is no such name or split, or the data is missing, damaged or empty.
     """
     split, again, seed = split.partition("@")
     if again:
@@ -129,7 +131,7 @@ def open_source(name: str, split: str, root: str | None = None) -> Source:
     source = row.open(chosen_split(split, row.splits) if row.splits else split, root)
     if left_out := getattr(source, "left_out", None):
         parts = ", ".join(f"{n:,} {what}" for what, n in sorted(left_out.items()))
-        log.warning("%s of %s: left out: %s", split, root, parts)
+        tell("%s of %s: left out: %s", split, root, parts)
     return source
 
 
