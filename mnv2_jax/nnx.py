@@ -105,6 +105,11 @@ class InvertedResidual(nnx.Module):
         )
         if given.split > 1:
             raise UsageError(f"split is {given.split}: only the Linen network has it (Sec. 5.1).")
+        if rate := given.stochastic_depth:
+            raise UsageError(
+                f"stochastic_depth is {rate}: only the Linen network has it. Inference does "
+                "without: give 0, or to twin network.clone(stochastic_depth=0.0)."
+            )
         asked: dict[str, dict[str, Any]] = {}
 
         def ask(x: Array, features: int, *, name: str, stride: int = 1, **window: Any) -> Array:

@@ -283,6 +283,10 @@ def test_what_cannot_be_built_is_refused(few):
         MobileNetV2(width=0, rngs=rngs)
     with pytest.raises(UsageError, match="only the Linen network"):
         InvertedResidual(4, 4, split=2, rngs=rngs)
+    with pytest.raises(
+        UsageError, match=r"depth is 0\.2: only the Linen network.*give 0, or to twin"
+    ):
+        twin(few[0].clone(stochastic_depth=0.2), few[1])
     with pytest.raises(UsageError, match=r"= \(8, 8, 4\), and the block's are \(4, 4, 4\)"):
         InvertedResidual(4, 4, stride=2, rngs=rngs, filter=lambda conv, x, block: x)
     with pytest.raises(TypeError, match="heads"):

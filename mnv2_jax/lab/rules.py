@@ -30,6 +30,11 @@ def number(low: float, high: float | None = None) -> Rule:
     return rule
 
 
+def rate(value: Any) -> str:
+    """A probability that leaves something: from 0 to below 1."""
+    return "" if not number(0.0, 1.0)(value) and value < 1 else "a number of at least 0 and below 1"
+
+
 def flag(value: Any) -> str:
     """True or False."""
     return "" if isinstance(value, bool) else "True or False"
@@ -83,7 +88,7 @@ MODEL: dict[str, Rule | Mapping[str, Any]] = {
     **{kind: part(kind) for kind in PARTS},
     "dtype": DTYPES, "dropout": number(0.0, 1.0), "width": number(0.001, 64.0),
     "bn_decay": optional(number(0.0, 1.0)), "expansion": optional(number(1, 64)),
-    "output_stride": optional(number(1, 64)),
+    "output_stride": optional(number(1, 64)), "stochastic_depth": rate,
 }  # fmt: skip
 HEADS_OF = {
     "detect": {"heads": HEADS, "max_objects": number(1, 1024)},

@@ -100,7 +100,10 @@ class BlockSettings(layers.LayerSettings, kw_only=True):
     (`linear` or `relu6`, Fig. 6a). The shortcut is the wiring of the three maps (Fig. 6b), each
     `(conv, x, block) -> x`: `layers.bind_conv` says what conv is, `BlockInfo` what the block is.
     `split` is into how many groups of expanded channels inference cuts a block, so that the
-    expanded tensor never exists as a whole (Sec. 5.1); 1 computes it at once.
+    expanded tensor never exists as a whole (Sec. 5.1); 1 computes it at once. `stochastic_depth` is
+    the probability with which training drops a block that has a shortcut, for each image alone, and
+    divides what it keeps by the rest of 1 (Huang et al., 2016); above 0, that needs an rng named
+    "dropout". Of a network it is the end of a line from 0: block i of n is dropped with i/n of it.
     """
 
     activation: Activation = relu6
@@ -110,10 +113,12 @@ class BlockSettings(layers.LayerSettings, kw_only=True):
     filter: Map = standard_filter
     project: Map = standard_project
     split: int = 1
+    stochastic_depth: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         check_split(self)
+        check_stochastic_depth(self)
 
     @property
     def is_standard(self) -> bool:
@@ -156,8 +161,9 @@ class InvertedResidual(BlockSettings):
         give another shape than the block's are a UsageError.
         """
         conv = layers.bind_conv(layers.settings_of(self), self.activation, train, mask)
+        channels = thin.shape[-1]
         block = BlockInfo(
-            thin.shape[-1], thin.shape[-1] * self.expansion, self.channels, self.stride,
+            channels, channels * self.expansion, self.channels, self.stride,
             self.dilation, self.activation, self.bottleneck, train,
         )  # fmt: skip
         entering = None
@@ -171,7 +177,12 @@ class InvertedResidual(BlockSettings):
             maps = (linear, linear, lambda x: self.bottleneck(split_bottleneck(self, x)))
         else:
             expand, project = self.expand, self.project
-            maps = (lambda x: expand(conv, x, block), filter_, lambda x: project(conv, x, block))
+            drop = linear
+            if train and self.stochastic_depth and self.stride == 1 and self.channels == channels:
+                drop = nn.Dropout(self.stochastic_depth, (1, 2, 3), deterministic=False)
+            maps = (
+                lambda x: expand(conv, x, block), filter_, lambda x: drop(project(conv, x, block)),
+            )  # fmt: skip
         expected = (*(-(-n // self.stride) for n in thin.shape[1:3]), self.channels)
         thin, wide = self.shortcut(*maps, thin, wide, self.stride)
         check_output(self.name or "the block", thin.shape[1:], expected)
@@ -243,4 +254,18 @@ def check_split(block: BlockSettings) -> None:
         raise UsageError(
             f"split is {split} with maps other than the paper's, which it computes in another "
             "form (Sec. 5.1): use split=1."
+        )
+
+
+def check_stochastic_depth(block: BlockSettings) -> None:
+    """Raises UsageError for a rate that is none, or that this shortcut has no use for."""
+    rate = block.stochastic_depth
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise UsageError(
+            f"stochastic_depth is {rate!r}: it must be a number of at least 0 and below 1."
+        )
+    if rate and block.shortcut is not between_bottlenecks:
+        raise UsageError(
+            f"stochastic_depth is {rate} with a shortcut other than between_bottlenecks, without "
+            "which a dropped block leaves nothing: use stochastic_depth=0, or this shortcut."
         )

@@ -98,6 +98,8 @@ class MobileNetV2(BlockSettings):
         x = conv(images, layout.stem, kernel=3, stride=layout.stem_stride, name="stem")
         found, wide = {"stem": x}, None
         for i, block in enumerate(layout.blocks):
+            # timm's line, which ends one block after the last.
+            shared["stochastic_depth"] = self.stochastic_depth * i / len(layout.blocks)
             one = InvertedResidual(*block[1:], name=f"block_{i}", **shared)
             x, wide, expansion = one.wire(x, wide, train, mask)
             if expansion is not None:

@@ -189,6 +189,56 @@ def test_rows_masked_out_leave_statistics_and_other_rows_alone(randomize):
     )
 
 
+DEEP = Spec(
+    stem=8, stem_stride=1, rows=(Row(1, 8, 1, 1), Row(3, 8, 3, 2), Row(2, 16, 2, 1)), last=16
+)
+
+
+def test_the_blocks_that_have_a_shortcut_are_dropped_and_the_later_the_more_often():
+    """timm's rule, rate * block / blocks: _make_block of timm/models/_efficientnet_builder.py."""
+    model = MobileNetV2(None, spec=DEEP, stochastic_depth=0.6)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x := images((1, 4, 4, 3)))
+    rates = {}
+
+    def seen(following, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            rates[context.module.parent.name] = context.module.rate
+        return following(*args, **kwargs)
+
+    apply = partial(model.apply, train=True, mutable=["batch_stats"])
+    with nn.intercept_methods(seen):
+        jax.eval_shape(apply, variables, x, rngs={"dropout": jax.random.key(0)})
+    # Block 0 has a shortcut and never goes; 1 is strided, and 4 changes the channels.
+    assert rates == pytest.approx({"block_2": 0.6 * 2 / 6, "block_3": 0.6 * 3 / 6, "block_5": 0.5})
+
+
+def test_a_dropped_block_is_the_identity_and_the_others_make_up_for_it(randomize):
+    block = InvertedResidual(2, 2, stochastic_depth=0.3, frozen_norm=True)
+    variables, x = randomize(block, (1, 1, 1, 2)), images((4000, 1, 1, 2))
+    apply = jax.jit(block.apply, static_argnames="train")
+    whole = apply(variables, x)
+    np.testing.assert_array_equal(whole, block.clone(stochastic_depth=0.0).apply(variables, x))
+    out = apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})
+    dropped = np.all(out == x, axis=(1, 2, 3))
+    expected = np.where(dropped[:, None, None, None], x, x + (whole - x) / 0.7)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    assert abs(dropped.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 4000)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, float("nan"), "0.1", True])
+def test_impossible_rates_of_stochastic_depth_are_refused(rate):
+    with pytest.raises(
+        UsageError, match=r"depth is .*: it must be a number of at least 0 and below"
+    ):
+        MobileNetV2(stochastic_depth=rate)
+
+
+@pytest.mark.parametrize("shortcut", [between_expansions, no_shortcut])
+def test_stochastic_depth_needs_the_shortcut_between_bottlenecks(shortcut):
+    with pytest.raises(UsageError, match=r"depth is 0.1 with a shortcut other than .*, or this"):
+        InvertedResidual(8, stochastic_depth=0.1, shortcut=shortcut)
+
+
 # Maps of someone's own, as they would be written in an experiment.
 
 

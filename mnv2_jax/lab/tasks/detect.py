@@ -48,6 +48,8 @@ def detect(model: SSDLite, image_shape: contract.Shape) -> Task:
     """
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Sums, Variables]:
+        if model.backbone.stochastic_depth:  # which devices draw by their first row
+            key = jax.random.fold_in(key, batch["row"][0])
         images = contract.inputs(model, batch)
         outputs, stats = contract.train_outputs(model, variables, images, batch["mask"], key)
         return _losses(model, outputs, batch), stats

@@ -37,6 +37,7 @@ def base() -> Any:
     c.model.dialect = "slim"  # padding, batch-norm constants, input range
     c.model.bn_decay = Optional(float)  # None keeps the dialect's
     c.model.dropout = 0.2
+    c.model.stochastic_depth = 0.0  # how often training drops a block, growing to this at the end
     c.model.dtype = "auto"  # bfloat16 on TPUs and new GPUs, float32 on CPUs
 
     c.data = Config()

@@ -43,6 +43,7 @@ ADDED |= {
     "parallel.steps_per_call": 0,
     "profile": 0,
     "loss.class_weights": [],
+    "model.stochastic_depth": 0.0,
 }
 Groups = list[tuple[str, tuple[int, ...]]]  # variants with the seeds that are trained together
 log = logging.getLogger(__name__)

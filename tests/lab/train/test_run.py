@@ -506,6 +506,14 @@ def test_a_teacher_that_does_not_fit_is_refused(trained, tmp_path, changes, mess
         ({"model": {"expansion": 0}}, "expansion is 0"),
         ({"model": {"output_stride": 3}}, "output_stride is 3"),
         ({"model": {"dropout": 1.5}}, "model.dropout is 1.5: it must be between 0 and 1"),
+        (
+            {"model": {"stochastic_depth": 1.0}},
+            "depth is 1.0: it must be a number of at least 0 and",
+        ),
+        (
+            {"model": {"stochastic_depth": 0.1, "shortcut": "none"}},
+            "other than between_bottlenecks",
+        ),
         ({"model": {"dtype": "float8"}}, "unknown model.dtype 'float8'"),
         ({"optimizer": {"name": "lamb"}}, "unknown optimizer.name 'lamb'"),
         ({"optimizer": {"schedule": "cosin"}}, "unknown optimizer.schedule 'cosin'"),

@@ -14,6 +14,7 @@ from mnv2_jax.lab.devices.sharding import global_batch, launch, make_plan
 from mnv2_jax.lab.tasks.augment import random_shift
 from mnv2_jax.lab.tasks.classify import classify
 from mnv2_jax.lab.train.step import make_step, new_state
+from mnv2_jax.models.spec import Row
 from tests.lab.train.setting import SPEC, batch
 
 SHAPE = (6, 6, 1)
@@ -63,9 +64,9 @@ def test_it_learns_32_images_by_heart():
 
 
 @functools.cache
-def compiled(launcher, scope, devices, size, accumulate, augmentations):
+def compiled(launcher, scope, devices, size, accumulate, augmentations, **options):
     plan = make_plan(launcher, scope, devices, batch_size=size, accumulate=accumulate)
-    task, optimizer = make_task(plan, augmentations), optax.sgd(0.1, 0.9)
+    task, optimizer = make_task(plan, augmentations, **options), optax.sgd(0.1, 0.9)
     step = make_step(task, optimizer, 0.9, accumulate, plan.step_axis, plan.groups)
     return plan, launch(lambda state, resident, rows, key: step(state, rows, key), plan)
 
@@ -108,6 +109,38 @@ def test_the_launchers_agree_on_accumulated_gradients(scope):
     states = [launched(name, scope, batch(32), accumulate=2) for name in LAUNCHERS]
     for other in states[1:]:
         assert_close(other, states[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [*(pytest.param(name, marks=pytest.mark.nightly) for name in LAUNCHERS[:2]), "pmap", "seeds"],
+)
+def test_stochastic_depth_draws_on_every_device_and_for_every_seed(launcher):
+    """What they lose is what each half of the rows loses alone, and another half draws anew."""
+    deep = {"spec": SPEC._replace(rows=(Row(2, 4, 2, 1),)), "stochastic_depth": 0.9}
+    rows, keys = batch(32), jax.random.split(jax.random.key(5), 2)
+    halves = [{k: v[i : i + 16] for k, v in rows.items()} for i in (0, 16)]
+    task, never = make_task(**deep), make_task(**deep | {"stochastic_depth": 0.0})
+    variables = jax.jit(task.init)(jax.random.key(0))
+
+    @partial(jax.jit, static_argnums=0)
+    def loss(task, rows, key):
+        return task.loss(variables, rows, jax.random.fold_in(key, 0))[0]["loss"][0]
+
+    if launcher in LAUNCHERS:
+        plan, run = compiled(launcher, "device", 2, 32, 1, (), **deep)
+        state = jax.device_put(numbers(new_state(variables, optax.sgd(0.1, 0.9), True)), plan.state)
+        found = run(state, {}, global_batch(rows, plan), keys[0])[1]["sums"]["loss"][0]
+        expected = sum(loss(task, half, keys[0]) for half in halves)
+        same_rows = sum(loss(task, half | {"row": rows["row"][:16]}, keys[0]) for half in halves)
+        assert abs(same_rows - expected) > 1e-3
+    else:
+        step, state = simple_step(task, optax.sgd(0.1))
+        found = jax.vmap(step, in_axes=(None, None, 0))(state, rows, keys)[1]["sums"]["loss"][0]
+        expected = np.array([loss(task, rows, key) for key in keys])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.all(abs(sum(loss(never, half, keys[0]) for half in halves) - expected) > 1e-3)
 
 
 @pytest.mark.nightly
