@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from mnv2_jax.weights.readers.litert import read_litert
 from mnv2_jax.weights.readers.onnx import read_onnx
 from mnv2_jax.weights.readers.pytorch import read_pytorch
 from mnv2_jax.weights.readers.tensor_bundle import read_bundle
+from mnv2_jax.weights.readers.tfjs import read_layers, read_tfjs, tfjs_files
 from mnv2_jax.weights.wrapping import choose_network
 
 Arrays = dict[str, np.ndarray]
@@ -35,7 +37,8 @@ MAX_HEADER = 1 << 24  # bytes, of safetensors; a tensor takes some 100
 class Contents(NamedTuple):
     """What a file holds.
 
-    The sha256 of a TensorFlow checkpoint is of `cat X.index X.data-*`.
+    The sha256 of a TensorFlow checkpoint is of `cat X.index X.data-*`, a TensorFlow.js model's of
+    its model.json and then the files that it names.
     """
 
     tensors: Arrays  # without what wraps the network's names and the state of an optimizer
@@ -49,7 +52,7 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
 
     Args:
       path: the file, whose ending tells its format; a TensorFlow checkpoint by its prefix, its
-        `.index` or a data file.
+        `.index` or a data file; a TensorFlow.js model by its model.json.
       ema: where the file holds weights and moving averages of them, take the averages.
       sha256: the expected sha256; None accepts any.
 
@@ -58,7 +61,11 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
     """
     path = user_path(path, "path of the weights")
     files = find_files(path)
+    suffix = files[0].suffix.lower()
     data = [_read(file) for file in files]
+    if suffix == ".json":
+        with _explained(path, suffix):
+            data += [_read(file) for file in tfjs_files(path, data[0])]
     digest = hashlib.sha256()
     for part in data:
         digest.update(part)
@@ -67,10 +74,17 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
             f"{str(path)!r} has sha256 {digest.hexdigest()} where {sha256.strip()} was expected: "
             "the file is damaged or another one; download it again."
         )
-    suffix = files[0].suffix.lower()
-    try:
+    with _explained(path, suffix):
         tensors, averages = choose_network(READERS[suffix](*data), ema)
         graph = GRAPHS[suffix](*data) if suffix in GRAPHS else ""
+    return Contents(tensors, averages, digest.hexdigest(), graph)
+
+
+@contextmanager
+def _explained(path: Path, suffix: str) -> Iterator[None]:
+    """Makes one line of whatever a reader finds wrong."""
+    try:
+        yield
     except UsageError:
         raise
     except DamagedError as error:
@@ -80,7 +94,6 @@ def read_tensors(path: str | Path, ema: bool = True, sha256: str | None = None) 
             f"{str(path)!r} cannot be read as {suffix} ({first_line(error)}): it is damaged, or "
             "its ending does not tell its format; download it again."
         ) from error
-    return Contents(tensors, averages, digest.hexdigest(), graph)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -92,7 +105,8 @@ def find_files(path: Path) -> list[Path]:
         if (prefix != path or not path.exists()) and index.is_file():
             start = prefix.name + ".data-"
             return [index, *sorted(p for p in prefix.parent.iterdir() if p.name.startswith(start))]
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in READERS)
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in READERS.keys() - {".json"})
+        inside = ["model.json"] if (path / "model.json").exists() else inside
         hint = f"a file in it, such as {inside[0]}" if inside else "a file of weights"
         raise UsageError(f"{str(path)!r} is a folder: give {hint}.")
     except NotADirectoryError:
@@ -174,15 +188,18 @@ READERS: dict[str, Callable[..., Arrays]] = {
     ".index": read_bundle,
     ".onnx": lambda data: read_onnx(data)[0],
     ".tflite": lambda data: read_litert(data)[0],
+    ".json": read_tfjs,
 }
 """By the ending of a file's name. A reader takes the bytes of the file, or of the index and data
-files of a TensorFlow checkpoint. PyTorch's examples call their checkpoints `.pth.tar`."""
+files of a TensorFlow checkpoint, or of TensorFlow.js' model.json and the files that it names.
+PyTorch's examples call their checkpoints `.pth.tar`."""
 
-GRAPHS: dict[str, Callable[[bytes], str]] = {
+GRAPHS: dict[str, Callable[..., str]] = {
     ".h5": read_graph,
     ".hdf5": read_graph,
     ".keras": lambda data: _keras_member("config.json", data).decode(),
     ".onnx": lambda data: json.dumps(read_onnx(data)[1]),
     ".tflite": lambda data: json.dumps(read_litert(data)[1]),
+    ".json": read_layers,
 }
 """Readers of what a file says of its network besides the tensors, by the ending likewise."""

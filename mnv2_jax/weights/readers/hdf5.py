@@ -85,7 +85,16 @@ def _name(path: str, dataset: Any) -> str | None:
         name = dataset.parent.attrs.get("name")
         layer = name if isinstance(name, str) else layer
         leaf = variables[int(leaf)] if int(leaf) < len(variables) else leaf
-    return f"{_current(layer)}/{_current(leaf.removesuffix(':0'))}"
+    return layer_variable(f"{layer}/{leaf}")
+
+
+def layer_variable(path: str) -> str:
+    """Returns the last two names of a path, the layer's and the variable's, as Keras 3 has them.
+
+    >>> layer_variable("model/expanded_conv_depthwise/depthwise_kernel:0")
+    'expanded_conv_depthwise/kernel'
+    """
+    return "/".join(_current(name) for name in path.removesuffix(":0").split("/")[-2:])
 
 
 def _current(name: str) -> str:
