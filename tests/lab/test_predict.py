@@ -23,7 +23,14 @@ from mnv2_jax.lab.paper.results import cell, find_evaluations
 from mnv2_jax.lab.predict import evaluate, find_images, image_transform, predict, predictor
 from mnv2_jax.lab.tasks import TASKS, detect, segment
 from mnv2_jax.lab.tasks import task as contract
-from mnv2_jax.lab.tasks.draw import draw_boxes, draw_labels, enlarge, grid, write_picture
+from mnv2_jax.lab.tasks.draw import (
+    draw_boxes,
+    draw_labels,
+    enlarge,
+    grid,
+    label_colors,
+    write_picture,
+)
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import SPECS, Row, Spec
 
@@ -612,6 +619,39 @@ def test_boxes_and_labels_are_drawn_where_they_are():
     shown = draw_labels(image, labels)
     assert (shown[20:] == 100).all() and (shown[10:20] == 45).all()
     assert len(np.unique(shown[:10].reshape(-1, 3), axis=0)) == 1 and (shown[:10] != 100).any()
+
+
+def test_lines_and_names_are_as_large_as_the_picture_asks_for():
+    boxes = np.array([[0.1, 0.1, 0.6, 0.5], [0.5, 0.4, 0.9, 0.8]])
+
+    def ink(size, names):
+        drawn = draw_boxes(np.full((*size, 1), 100, np.uint8), boxes, [0, 1], names)
+        return np.abs(drawn.astype(int) - 100).mean()
+
+    for names in (["", ""], ["cat 0.91", "dog 0.5"]):
+        small, large = (ink(size, names) for size in ((560, 720), (1120, 1440)))
+        assert large == pytest.approx(small, rel=0.1)
+
+
+def test_the_name_of_a_box_at_an_edge_is_whole():
+    image, name, dark = np.full((200, 200, 1), 100, np.uint8), "traffic light", []
+    for top, left in ((0.5, 0.3), (0.5, 0.9), (0.98, 0.3), (0.98, 0.9)):
+        drawn = draw_boxes(image, np.array([[top, left, 1, 1]]), [0], [name])
+        dark.append((drawn.max(-1) < 80).sum())
+    assert min(dark) > 0.8 * max(dark) > 20
+
+
+def test_every_class_has_a_color_of_its_own():
+    for background, count in ((0, 21), (0, 255), (None, 19), (None, 255)):
+        labels = np.arange(count, dtype=np.uint8)[None]
+        colors = label_colors(labels, background)[0].tolist()
+        assert len(set(map(tuple, colors))) == count
+        for gray in (60, 255):  # and over an image, where black is what is not labelled
+            image = np.full((1, count + 1, 1), gray, np.uint8)
+            drawn = draw_labels(image, np.append(labels, 255)[None].astype(np.uint8), background)
+            assert len(np.unique(drawn[0], axis=0)) == count + 1
+    # As the palette of VOC2012's label maps has them: train, tv/monitor.
+    assert label_colors(np.array([19, 20])).tolist() == [[128, 192, 0], [0, 64, 128]]
 
 
 def test_pictures_are_enlarged_and_laid_out():

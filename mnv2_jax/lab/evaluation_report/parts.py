@@ -46,8 +46,9 @@ h1 { overflow-wrap: anywhere; }
 .right span, .wrong span { background: currentColor; }
 .boxes b { color: #000; font-weight: 400; }
 .boxes .true b { color: #fff; }
-.colors span { display: inline-block; padding: 0 0.5rem; margin: 0 0.2rem 0.3rem 0; color: #000;
-  border-radius: 4px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.colors span { display: inline-block; padding-left: 0.3rem; margin: 0 0.8rem 0.3rem 0;
+  line-height: 1; border-left: 1.4rem solid; print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; }
 .wide { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
 .curves figure { margin: 0; break-inside: avoid; }

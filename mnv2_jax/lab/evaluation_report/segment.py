@@ -10,7 +10,7 @@ import numpy as np
 from mnv2_jax.lab.data import Source
 from mnv2_jax.lab.evaluation_report import parts
 from mnv2_jax.lab.predict import Evaluation, check_data
-from mnv2_jax.lab.tasks.draw import COLORS
+from mnv2_jax.lab.tasks.draw import label_colors
 from mnv2_jax.lab.tasks.segment import background, by_class, truth
 from mnv2_jax.lab.tasks.task import TrainedModel
 
@@ -52,9 +52,11 @@ def _worst(model: TrainedModel, source: Source, kept: list[parts.Case]) -> str:
     if not kept:
         return "<p>Every labelled pixel is right.</p>"
     figures, key, annotated = "", "", check_data(model, source)
-    for i in range(0 if background(model) is None else 1, model.count_classes()):
-        color = " ".join(map(str, COLORS[(i - 1) % len(COLORS)]))
-        key += f'<span style="background:rgb({color})">{html.escape(model.class_name(i))}</span> '
+    empty = background(model)
+    for i in range(0 if empty is None else 1, model.count_classes()):
+        color = " ".join(map(str, label_colors(np.array(i), empty)))
+        name = html.escape(model.class_name(i))
+        key += f'<span style="border-color:rgb({color})">{name}</span> '
     for (share,), number, (answer, each) in kept:
         record, name = annotated[number], parts.file_name(source, number)
         pixels = np.asarray(record["image"])

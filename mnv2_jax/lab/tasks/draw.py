@@ -8,11 +8,13 @@ import numpy as np
 from mnv2_jax.files import replacing
 from mnv2_jax.lab.data.image import resize, with_channels
 
-# Okabe and Ito's colors, told apart with any color vision; classes take them in turn.
+# Okabe and Ito's colors, told apart with any color vision. Boxes take them in turn, for each has
+# its name beside it; pixels have none, see `label_colors`.
 COLORS = np.array([
     [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0],
     [204, 121, 167],
 ], np.uint8)  # fmt: skip
+LINE, LETTERS = 1 / 320, 1 / 40  # a line's width and the size of letters, of a picture's mean side
 COVER = 0.55  # of a class's color over the image
 GAP = 4  # pixels between panels
 SHOWN_SIDE = 192  # pixels that small pictures are enlarged to, so that names can be read
@@ -24,20 +26,24 @@ def draw_boxes(
     """Draws boxes with their names over an image, (h, w, 1 or 3) uint8; returns (h, w, 3).
 
     Boxes (n, 4) are top, left, bottom and right in fractions of the image; classes (n,) say which
-    color each of them has.
+    color each of them has. Lines and letters are as large as the image asks for.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     picture = Image.fromarray(with_channels(image, 3))
     pen = ImageDraw.Draw(picture)
     height, width = image.shape[:2]
+    side = (height + width) / 2
+    line, font = max(2, round(side * LINE)), ImageFont.load_default(max(10, side * LETTERS))
     for (top, left, bottom, right), kind, name in zip(boxes, classes, names, strict=True):
         color = tuple(COLORS[kind % len(COLORS)].tolist())
         corner = left * width, top * height
-        pen.rectangle((*corner, right * width - 1, bottom * height - 1), outline=color, width=2)
-        place = pen.textbbox((corner[0] + 2, corner[1] + 1), name)
-        pen.rectangle(place, fill=color)
-        pen.text((corner[0] + 2, corner[1] + 1), name, fill=(0, 0, 0))
+        pen.rectangle((*corner, right * width - 1, bottom * height - 1), outline=color, width=line)
+        size = pen.textbbox((0, 0), name, font)[2:]
+        start = min(corner[0] + line, width - size[0]), min(corner[1] + line / 2, height - size[1])
+        start = max(start[0], 0), max(start[1], 0)  # a name is cut where it is wider than all
+        pen.rectangle(pen.textbbox(start, name, font), fill=color)
+        pen.text(start, name, fill=(0, 0, 0), font=font)
     return np.asarray(picture)
 
 
@@ -46,11 +52,27 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, background: int | None = 
 
     Of the labels (h, w), 255 becomes black and the background, if there is one, is left as it is.
     """
-    color, image = COLORS[(labels.astype(int) - 1) % len(COLORS)], with_channels(image, 3)
+    color, image = label_colors(labels, background), with_channels(image, 3)
     color = np.where((labels == 255)[..., None], 0, color)
     shown = np.rint((1 - COVER) * image + COVER * color).astype(np.uint8)
     kept = labels == (-1 if background is None else background)
     return np.where(kept[..., None], image, shown)
+
+
+def label_colors(labels: np.ndarray, background: int | None = 0) -> np.ndarray:
+    """Returns the colors (..., 3) uint8 that PASCAL VOC's label maps have: a class, a color.
+
+    The bits of a class's number, lowest first, are the highest of red, green and blue in turn.
+    Number 0 is black, so classes without a background are counted from 1.
+
+    >>> label_colors(np.array([1, 2, 15])).tolist()  # aeroplane, bicycle and person
+    [[128, 0, 0], [0, 128, 0], [192, 128, 128]]
+    """
+    number = labels.astype(int)[..., None] + (background is None)
+    channel, colors = np.arange(3), 0
+    for bit in range(8):
+        colors |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return np.asarray(colors, np.uint8)
 
 
 def draw_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
