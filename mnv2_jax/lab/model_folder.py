@@ -69,7 +69,8 @@ def describe_weights(loaded: Any, classes: list[str]) -> dict[str, Any]:
     rule = loaded.preprocessing
     ecosystem, _, file = loaded.source.partition(":")
     options = {name: value for name, value in loaded.options.items() if value is not None}
-    kept = ("crop",) if rule.crop == "pad" else ("crop", "fraction", "method", "antialias")
+    whole = ("crop", "fraction", "method", "antialias")
+    kept = whole if loaded.task == "classify" else ("crop",)
     return {
         "task": loaded.task,
         "model": options | {"num_classes": loaded.classes},

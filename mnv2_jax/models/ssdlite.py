@@ -30,6 +30,16 @@ SMALLEST_EXTRA = 16
 predictor_init = nn.initializers.truncated_normal(stddev=0.03)
 
 
+def extra_channels(extras: tuple[int, ...], width: float) -> list[tuple[int, int]]:
+    """Lists the channels of the extra maps at a width, and those of the 1×1 convolutions before.
+
+    >>> extra_channels((512, 256, 256, 128), 1.0)
+    [(512, 256), (256, 128), (256, 128), (128, 64)]
+    """
+    scaled = ((max(int(n * width), SMALLEST_EXTRA) for n in (d, d / 2)) for d in extras)
+    return [(channels, squeezed) for channels, squeezed in scaled]
+
+
 def separable_extra(conv, x, channels, squeezed):
     """SSDLite's next map, half the size: 1×1 to half the channels, depthwise 3×3, 1×1."""
     x = conv(x, squeezed, name="squeeze")
@@ -147,8 +157,7 @@ class SSDLite(nn.Module):
         conv = bind_conv(settings_of(bb), bb.activation, train, mask)
         endpoints = bb.endpoints(images, train, mask)
         maps = [endpoints[f"block_{self.tap()}/expansion"], list(endpoints.values())[-1]]
-        for i, d in enumerate(self.extras):
-            channels, squeezed = (max(int(n * bb.width), SMALLEST_EXTRA) for n in (d, d / 2))
+        for i, (channels, squeezed) in enumerate(extra_channels(self.extras, bb.width)):
             extra = Scope(self.heads.extra, name=f"extra_{i}")
             maps.append(extra(conv, maps[-1], channels, squeezed))
         codes, logits = [], []

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from mnv2_jax.models.anchors import anchor_shapes
 from mnv2_jax.models.spec import IMAGENET, Row, Spec
 from mnv2_jax.weights.names import Ecosystem
 from mnv2_jax.weights.tensors import classifier_names, convolutions, kernel_shapes
@@ -25,11 +26,13 @@ class Architecture(NamedTuple):
     in_channels: int
     classes: int | None  # of the classifier or of the segmenter; None for neither
     head: int | None = None  # channels of a segmenter's head; None for a classifier
+    detects: bool = False  # whether SSDLite's predictors are there
 
     @property
     def title(self) -> str:
         """The network's name in messages."""
         network = "MobileNetV2" if self.head is None else "DeepLabv3 on MobileNetV2"
+        network = "SSDLite on MobileNetV2" if self.detects else network
         if self.spec._replace(last=IMAGENET.last) == IMAGENET:
             return f"{network} of width {self.width:g}"
         blocks = sum(row.n for row in self.spec.rows)
@@ -67,8 +70,22 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
             spec, width = listed, 1.0
     stem = shapes.get(ecosystem.stem[0] + leaves["conv"], ())
     in_channels = stem[axes["conv"][2]] if len(stem) == 4 else 3
+    classes = _detected_classes(ecosystem, shapes)
+    if classes is not None:
+        return Architecture(spec, width, in_channels, classes, detects=True)
     _, bias = classifier_names(ecosystem, segmenter=head is not None)
     return Architecture(spec, width, in_channels, vectors.get(bias), head)
+
+
+def _detected_classes(ecosystem: Ecosystem, shapes: Shapes) -> int | None:
+    """Returns the classes of a detector, background not counted; None where it is none."""
+    if ecosystem.detector is None:
+        return None
+    layer, _ = ecosystem.detector.predictors["classes"]
+    kernel = shapes.get(layer.format(map=0) + ecosystem.framework.leaves["head_kernel"])
+    if not kernel:
+        return None
+    return max(kernel[-1] // len(anchor_shapes(2)[0]) - 1, 1)
 
 
 @functools.lru_cache(256)

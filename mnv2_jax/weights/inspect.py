@@ -13,6 +13,7 @@ import numpy as np
 
 from mnv2_jax.errors import UsageError, one_line
 from mnv2_jax.models.deeplab import DeepLabV3
+from mnv2_jax.models.ssdlite import SSDLite
 from mnv2_jax.weights.load import Loaded, load_weights, split_source
 from mnv2_jax.weights.merge import describe_unknown, infer_ecosystem
 from mnv2_jax.weights.names import ECOSYSTEMS
@@ -104,6 +105,8 @@ def _model(loaded: Loaded) -> list[Finding]:
     network = f"width {backbone.width:g}, {sum(row.n for row in backbone.spec.rows)} blocks"
     if backbone.in_channels != 3:
         network += f", {backbone.in_channels} input channels"
+    if isinstance(loaded.model, SSDLite):
+        network += ", SSDLite's heads"
     if isinstance(loaded.model, DeepLabV3):
         network += f", DeepLabv3 head of {loaded.model.channels} channels"
         network += f", output stride {backbone.output_stride}"
@@ -133,6 +136,11 @@ def _classes(loaded: Loaded) -> Finding:
     found, change = f"{loaded.classes}, counted from 0", ""
     if isinstance(loaded.model, DeepLabV3):
         found = f"{loaded.classes} for every pixel, background included"
+    elif isinstance(loaded.model, SSDLite):
+        found = f"{loaded.classes}, background not counted"
+        if count := len(loaded.nameless):
+            found += f"; if they are the ids of COCO, {count} of them name nothing"
+            change = "load with drop_background=True for the 80 classes of COCO under their names"
     elif loaded.model.class_offset:
         found = f"{loaded.classes}, class 0 is background"
         change = "add 1 to labels that count from 0, or load with drop_background=True"

@@ -14,11 +14,17 @@ from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import SPECS
-from mnv2_jax.weights import merge
+from mnv2_jax.models.ssdlite import DETECTION, SSDLite
+from mnv2_jax.weights import coco, merge
 from mnv2_jax.weights.architecture import Architecture, find_architecture
 from mnv2_jax.weights.beside import Beside, choose, read_beside
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem
-from mnv2_jax.weights.preprocessing import Preprocessing, preprocessing_of, segmenter_preprocessing
+from mnv2_jax.weights.preprocessing import (
+    Preprocessing,
+    detector_preprocessing,
+    preprocessing_of,
+    segmenter_preprocessing,
+)
 from mnv2_jax.weights.readers import Contents, read_tensors
 from mnv2_jax.weights.tensors import classifier_names
 
@@ -32,7 +38,7 @@ MATCHING = ("padding", "bn_epsilon", "mean", "std")
 class Loaded(NamedTuple):
     """Weights and what is needed to use them."""
 
-    model: MobileNetV2 | DeepLabV3  # in the dialect of its weights
+    model: MobileNetV2 | DeepLabV3 | SSDLite  # in the dialect of its weights
     variables: dict[str, Any]  # params and batch_stats, float32
     preprocessing: Preprocessing
     sha256: str
@@ -42,13 +48,15 @@ class Loaded(NamedTuple):
 
     @property
     def task(self) -> str:
-        """What the network does: "classify" or "segment"."""
+        """What the network does: "classify", "segment" or "detect"."""
+        if isinstance(self.model, SSDLite):
+            return "detect"
         return "segment" if isinstance(self.model, DeepLabV3) else "classify"
 
     @property
     def backbone(self) -> MobileNetV2:
         """The `MobileNetV2` in the model."""
-        return self.model.backbone if isinstance(self.model, DeepLabV3) else self.model
+        return self.model if isinstance(self.model, MobileNetV2) else self.model.backbone
 
     @property
     def dialect(self) -> Dialect:
@@ -57,12 +65,24 @@ class Loaded(NamedTuple):
 
     @property
     def classes(self) -> int | None:
-        """Outputs of the classifier or segmenter; None where the classifier was dropped."""
+        """Classes of the network, a detector's without background; None without a classifier."""
         return self.model.num_classes
 
     @property
+    def nameless(self) -> tuple[int, ...]:
+        """Numbers of the classes that stand for nothing, which `drop_background` drops.
+
+        They are a classifier's background, and the ids of COCO without a name.
+        """
+        if isinstance(self.model, MobileNetV2):
+            return tuple(range(self.model.class_offset))
+        if isinstance(self.model, SSDLite) and self.classes == len(coco.IDS) and not self.names:
+            return tuple(i for i, name in enumerate(coco.IDS) if not name)
+        return ()
+
+    @property
     def options(self) -> dict[str, Any]:
-        """The plain values from which `build` or `build_deeplab` makes the model again.
+        """The plain values from which its builder makes the model again: see `models.build`.
 
         `UsageError` if no name stands for the network's rows.
         """
@@ -83,11 +103,13 @@ class Loaded(NamedTuple):
             "width": backbone.width,
             "spec": spec,
             "in_channels": backbone.in_channels,
-            "dropout": model.dropout,
             "dialect": {"name": usual.name, **changed} if changed else usual.name,
         }
         if backbone.output_stride is not None:
             options["output_stride"] = backbone.output_stride
+        if isinstance(model, SSDLite):
+            return options
+        options["dropout"] = model.dropout
         if isinstance(model, DeepLabV3):
             return options | {"channels": model.channels}
         return options | {"class_offset": model.class_offset}
@@ -142,7 +164,7 @@ def load_weights(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Loaded:
-    """Loads all published weights of a classifier or a segmenter (Sec. 6.3), or none of them.
+    """Loads all published weights of a classifier, segmenter or detector, or none of them.
 
     To fine-tune on other classes, drop the head and put the rest into fresh variables, whose names
     are the same: `fresh["params"] | loaded.variables["params"]`, and `batch_stats` likewise.
@@ -152,7 +174,8 @@ def load_weights(
         one of `ECOSYSTEMS`, the format one of `readers.READERS`.
       sha256: the expected sha256 of the file; safetensors and pickles have no checksum inside.
       drop_head: leave out whatever follows the backbone; the model gives features only.
-      drop_background: drop class 0 of a classifier whose class 0 is "background", 1001 to 1000.
+      drop_background: drop class 0 of a classifier whose class 0 is "background", 1001 to 1000; of
+        a detector of COCO's 90 ids those that name nothing, which leaves 80.
       ema: where the file has moving averages of the weights, load them (the published accuracy is
         theirs); False loads the raw weights.
       output_stride: 8, 16 or 32, of a segmenter: its weights fit all three.
@@ -170,7 +193,8 @@ def load_weights(
     shapes = {name: array.shape for name, array in contents.tensors.items()}
     found = find_architecture(ecosystem, shapes)
     if found.head is None and output_stride is not None:
-        raise UsageError(f"{path!r} is a classifier: load it without output_stride.")
+        what = "detector" if found.detects else "classifier"
+        raise UsageError(f"{path!r} is a {what}: load it without output_stride.")
     if found.head is not None and (drop_head or drop_background):
         raise UsageError(
             f"{path!r} is a segmenter: load it without drop_head or drop_background; its "
@@ -179,7 +203,10 @@ def load_weights(
     beside = read_beside(ecosystem.name, path, contents.graph)
     beside = choose(beside, found.in_channels, output_stride, resolution, mean, std)
     try:
-        if found.head is None:
+        if found.detects and not drop_head:
+            loaded = _detector(ecosystem, found, contents, path, beside)
+        elif found.head is None:
+            found = found._replace(detects=False)
             loaded = _classifier(ecosystem, found, contents, path, beside, drop_head)
         else:
             loaded = _segmenter(ecosystem, found, contents, path, beside)
@@ -233,11 +260,14 @@ def _classifier(
 
 def _without_background(loaded: Loaded, path: str) -> Loaded:
     model, variables = loaded.model, loaded.variables
-    if isinstance(model, DeepLabV3) or not (offset := model.class_offset):
+    if not loaded.nameless:
         raise UsageError(
             f"{path!r} has {loaded.classes or 'no'} classes, and none is background: load it "
             "without drop_background."
         )
+    if isinstance(model, SSDLite):
+        return _with_names_of_coco(loaded, model)
+    offset = len(loaded.nameless)
     head = variables["params"]["classifier"].items()
     head = {name: np.ascontiguousarray(leaf[..., offset:]) for name, leaf in head}
     variables = variables | {"params": variables["params"] | {"classifier": head}}
@@ -245,10 +275,44 @@ def _without_background(loaded: Loaded, path: str) -> Loaded:
     return loaded._replace(model=model, variables=variables, names=loaded.names[offset:])
 
 
+def _with_names_of_coco(loaded: Loaded, model: SSDLite) -> Loaded:
+    """Keeps the slots of the background and of the ids with names.
+
+    A slot's score is the sigmoid of its own logit, so those that stay are what they were.
+    """
+    slots = [0, *(1 + i for i in range(model.num_classes) if i not in loaded.nameless)]
+    params = dict(loaded.variables["params"])
+    for name in [name for name in params if name.startswith("classes_")]:
+        each = {
+            key: leaf.reshape(*leaf.shape[:-1], -1, model.num_classes + 1)[..., slots]
+            for key, leaf in params[name]["project"].items()
+        }
+        project = {key: leaf.reshape(*leaf.shape[:-2], -1) for key, leaf in each.items()}
+        params[name] = params[name] | {"project": project}
+    variables = loaded.variables | {"params": params}
+    model = model.clone(num_classes=len(coco.NAMES))
+    return loaded._replace(model=model, variables=variables, names=coco.NAMES)
+
+
+def _detector(
+    ecosystem: Ecosystem, found: Architecture, contents: Contents, path: str, beside: Beside
+) -> Loaded:
+    variables, left_out = merge.merge(ecosystem, found, contents.tensors, path)
+    assert found.classes is not None
+    dialect = ecosystem.dialect._replace(bn_decay=DETECTION.bn_decay)._replace(**beside.dialect)
+    backbone = MobileNetV2(
+        None, found.width, spec=found.spec, in_channels=found.in_channels, dialect=dialect
+    )
+    model = SSDLite(found.classes, backbone)
+    prepared = detector_preprocessing(dialect, path, beside.size)
+    source = f"{ecosystem.name}:{path}"
+    return Loaded(model, variables, prepared, contents.sha256, source, beside.names, left_out)
+
+
 def _segmenter(
     ecosystem: Ecosystem, found: Architecture, contents: Contents, path: str, beside: Beside
 ) -> Loaded:
-    spec, width, in_channels, classes, channels = found
+    spec, width, in_channels, classes, channels, _ = found
     variables, left_out = merge.merge(ecosystem, found, contents.tensors, path)
     if classes is None or channels is None:
         kernel = classifier_names(ecosystem, segmenter=True)[0]

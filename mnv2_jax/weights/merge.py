@@ -123,8 +123,9 @@ def merge(
     others = sorted(name for name in others if not name.endswith(framework.ignored))
     found: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": []}
     for name in others:
-        # What has axes is no stray in a segmenter, whose head is known.
-        if _is_inside(ecosystem, name) or (architecture.head and stored[name].ndim > 1):
+        # What has axes is no stray in a segmenter or detector, whose head is known.
+        whole = architecture.head or architecture.detects
+        if _is_inside(ecosystem, name) or (whole and stored[name].ndim > 1):
             found["unexpected"].append(f"+ {shown(name)} {list(stored[name].shape)}")
     for name, tensor in expected.items():
         needed = list(their_shape(framework, tensor))
@@ -140,13 +141,19 @@ def merge(
     if differences:
         raise UsageError(
             f"{path!r} does not fit the {architecture.title} of {ecosystem.name}, and nothing was "
-            f"loaded: {differences}. Give all weights of a plain MobileNetV2"
-            f"{', or of its DeepLabv3 without pyramid' if ecosystem.segmenter else ''}."
+            f"loaded: {differences}. Give all weights of {_networks(ecosystem, architecture)}."
         )
     for tensor in expected.values():
         _check_values(path, tensor, flat[tensor.ours])
     flat = {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
     return unflatten_dict(flat, sep="/"), tuple(others)
+
+
+def _networks(ecosystem: Ecosystem, architecture: Architecture) -> str:
+    if architecture.detects:
+        return "its SSDLite, or load it with drop_head=True for its features"
+    more = ", or of its DeepLabv3 without pyramid" if ecosystem.segmenter else ""
+    return f"a plain MobileNetV2{more}"
 
 
 def _listed(kind: str, entries: list[str]) -> str:

@@ -51,6 +51,18 @@ class Segmenter(NamedTuple):
     keeps_last: bool  # the file holds the last 1×1 convolution, which the segmenter does not use
 
 
+class Detector(NamedTuple):
+    """How a publisher names the layers of SSDLite (Sec. 6.2) that follow the backbone.
+
+    `{map}` counts feature maps from 0, of which the first two are the backbone's; `{squeezed}` and
+    `{channels}` are the channels inside and at the end of an extra one.
+    """
+
+    extra: Mapping[str, Pair]  # the layers of an extra map, by our name
+    # By our name, what its 1×1 convolution is called, and its depthwise one.
+    predictors: Mapping[str, tuple[str, Pair]]
+
+
 class Ecosystem(NamedTuple):
     """How one publisher names the layers of MobileNetV2.
 
@@ -69,6 +81,7 @@ class Ecosystem(NamedTuple):
     last: Pair
     head: str  # the classifier
     segmenter: Segmenter | None = None  # None where it publishes none
+    detector: Detector | None = None  # likewise
     class_offset: int = 0  # 1 where class 0 of its 1001 is "background"
 
 
@@ -104,6 +117,12 @@ def _timm(*layers: str) -> dict[str, Pair]:
 
 
 HEAD = ("pooling", "aspp_0", "projection")
+EXTRA = ("squeeze", "filter", "expand")
+
+
+def _predictor(name: str) -> tuple[str, Pair]:
+    return f"BoxPredictor_{{map}}/{name}", _slim(f"BoxPredictor_{{map}}/{name}_depthwise")
+
 
 _ALL = (
     Ecosystem(
@@ -122,6 +141,21 @@ _ALL = (
             layers=_block(_slim, "", "image_pooling", "aspp0", "concat_projection", ours=HEAD),
             classifier="logits/semantic",
             keeps_last=False,
+        ),
+        # of the Object Detection API, whose layer_19 is the last 1×1 convolution
+        detector=Detector(
+            extra=_block(
+                _slim,
+                "MobilenetV2/layer_19_",
+                "1_Conv2d_{map}_1x1_{squeezed}",
+                "2_Conv2d_{map}_3x3_s2_{channels}_depthwise",
+                "2_Conv2d_{map}_3x3_s2_{channels}",
+                ours=EXTRA,
+            ),
+            predictors={
+                "boxes": _predictor("BoxEncodingPredictor"),
+                "classes": _predictor("ClassPredictor"),
+            },
         ),
     ),
     Ecosystem(

@@ -11,7 +11,7 @@ class Preprocessing(NamedTuple):
     """The evaluation transform with which the accuracy of the weights was measured.
 
     The fields up to `size` are arguments of `mnv2_jax.lab.data.transforms.eval_transform`; for
-    segmenters, `crop` and `size` are of `mnv2_jax.lab.data.transforms.segmentation_eval`.
+    segmenters and detectors, `crop` and `size` are of `segmentation_eval` and `detection_eval`.
     `crop` "center" keeps the aspect ratio, "stretch" takes the fraction of each side, "none" takes
     the whole image, and "pad", for segmenters, the whole image at its own resolution.
     """
@@ -49,6 +49,7 @@ RELEASES = {
 
 DEFAULT_SIZE = 224
 SEGMENTER_SIZE = 513  # the authors' for Pascal VOC
+DETECTOR_SIZE = 300  # of the weights that the authors published
 
 
 def preprocessing_of(
@@ -77,6 +78,16 @@ def segmenter_preprocessing(
     """
     size = size or resolution_of(path, SEGMENTER_SIZE)
     return Preprocessing("pad", 1.0, size=size, mean=dialect.mean, std=dialect.std)
+
+
+def detector_preprocessing(
+    dialect: Dialect, path: str | Path, size: int | None = None
+) -> Preprocessing:
+    """Returns how images are to be prepared for a detector: the whole of one, stretched."""
+    size = size or resolution_of(path, DETECTOR_SIZE)
+    return Preprocessing(
+        "none", 1.0, antialias=False, size=size, mean=dialect.mean, std=dialect.std
+    )
 
 
 def resolution_of(path: str | Path, default: int = DEFAULT_SIZE) -> int:

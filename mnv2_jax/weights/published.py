@@ -2,10 +2,10 @@
 
 What publishers state was looked up in November 2026: torchvision/models/mobilenetv2.py; timm's
 results/results-imagenet.csv and the pages of its repositories on huggingface.co, which show the
-sha256 of large files; slim's nets/mobilenet/README.md and deeplab's g3doc/model_zoo.md;
-keras/applications/mobilenet_v2.py; and the README of d-li14/mobilenetv2.pytorch, whose names of
-files end in the start of their sha256, as torchvision's do. tonylins publishes by a drive that only
-a browser opens, so its file is given by its path.
+sha256 of large files; slim's nets/mobilenet/README.md, deeplab's g3doc/model_zoo.md and
+object_detection's g3doc/tf1_detection_zoo.md; keras/applications/mobilenet_v2.py; and the README of
+d-li14/mobilenetv2.pytorch, whose names of files end in the start of their sha256, as torchvision's
+do. tonylins publishes by a drive that only a browser opens, so its file is given by its path.
 """
 
 import hashlib
@@ -39,7 +39,8 @@ class Published(NamedTuple):
 
     url: str
     sha256: str  # or its start; empty where the publisher states none
-    accuracy: float | None  # in percent: top-1 on ImageNet, a segmenter's mean IoU on Pascal VOC
+    # in percent: top-1 on ImageNet, a segmenter's mean IoU on Pascal VOC, a detector's AP on COCO
+    accuracy: float | None
     size: int  # height and width of the images
     width: float
     file: str  # its name in the cache and in a mirror
@@ -159,6 +160,10 @@ PUBLISHED: dict[str, dict[str, Published]] = {
             )
             for split, miou in (("train_aug", 75.32), ("trainval", 80.25))  # of val, of test
         },
+        "ssdlite_mobilenet_v2_coco": _file(
+            f"{_GOOGLE}download.tensorflow.org/models/object_detection/"
+            "ssdlite_mobilenet_v2_coco_2018_05_09.tar.gz", "", 22.0, 300,
+        ),
     },
     "d-li14": {
         name: _file(f"{_D_LI14}{file}-{start}.pth", start, top1, size, width)

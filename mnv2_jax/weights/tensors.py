@@ -1,12 +1,15 @@
 """Every tensor of a network under our name and an ecosystem's, and the order of its axes."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from mnv2_jax.models.anchors import anchor_shapes
+from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import IMAGENET, Spec, unroll
+from mnv2_jax.models.ssdlite import EXTRAS, SSDLite, extra_channels
 from mnv2_jax.weights.names import ECOSYSTEMS, Ecosystem, Framework
 
 
@@ -56,15 +59,18 @@ def tensors(
     in_channels: int,
     classes: int | None,
     head: int | None = None,
+    detects: bool = False,
 ) -> list[Tensor]:
-    """Lists every tensor of a file; without `classes` there is no classifier, `head` is DeepLab's.
+    """Lists every tensor of a file.
+
+    Without `classes` there is no classifier, `head` is DeepLab's, and what `detects` is SSDLite.
 
     >>> tensors(ECOSYSTEMS["torchvision"], IMAGENET, 1.0, 3, 1000)[0].theirs
     'features.0.0.weight'
     """
     leaves = ecosystem.framework.leaves
     shapes = kernel_shapes(spec, width, in_channels)
-    where = "" if head is None else "backbone/"
+    where = "backbone/" if detects or head is not None else ""
     layers = [
         (where + ours, conv, norm, shapes[ours])
         for ours, conv, norm in convolutions(ecosystem, spec)
@@ -76,6 +82,16 @@ def tensors(
         for ours, pair in ecosystem.segmenter.layers.items():
             layers.append((ours, *pair, (1, 1, inputs[ours], head)))
         features = head
+    outputs: list[tuple[str, str, str, tuple[int, ...]]] = []  # with a bias, of another kind
+    if detects:
+        assert classes is not None
+        more, outputs = _ssdlite(ecosystem, spec, width, shapes, classes)
+        layers += more
+    elif classes is not None:
+        kernel, _ = classifier_names(ecosystem, segmenter=head is not None)
+        layer = kernel.removesuffix(leaves["head_kernel"])
+        kind, ones = ("head", ()) if head is None else ("conv", (1, 1))
+        outputs = [("classifier", layer, kind, (*ones, features, classes))]
     listed = []
     for ours, conv, norm, shape in layers:
         kind = "depthwise" if ours.endswith("/filter") else "conv"
@@ -83,14 +99,34 @@ def tensors(
         for leaf in ("scale", "bias", "mean", "var"):
             path = f"{'params' if leaf in ('scale', 'bias') else 'batch_stats'}/{ours}/norm/{leaf}"
             listed.append(Tensor(path, norm + leaves[leaf], "vector", shape[-1:]))
-    if classes is not None:
-        kernel, bias = classifier_names(ecosystem, segmenter=head is not None)
-        kind, ones = ("head", ()) if head is None else ("conv", (1, 1))
-        listed += [
-            Tensor("params/classifier/kernel", kernel, kind, (*ones, features, classes)),
-            Tensor("params/classifier/bias", bias, "vector", (classes,)),
-        ]
+    for ours, layer, kind, shape in outputs:
+        names = layer + leaves["head_kernel"], layer + leaves["head_bias"]
+        listed.append(Tensor(f"params/{ours}/kernel", names[0], kind, shape))
+        listed.append(Tensor(f"params/{ours}/bias", names[1], "vector", shape[-1:]))
     return listed
+
+
+def _ssdlite(
+    ecosystem: Ecosystem, spec: Spec, width: float, shapes: Mapping[str, tuple], classes: int
+) -> tuple[list[tuple], list[tuple]]:
+    """Lists SSDLite's layers after the backbone, and the convolutions of its outputs."""
+    assert ecosystem.detector is not None
+    tap = SSDLite(backbone=MobileNetV2(None, width, spec=spec)).tap()
+    inputs, layers, outputs = [shapes[f"block_{tap}/expand"][3], shapes["last"][3]], [], []
+    for i, (channels, squeezed) in enumerate(extra_channels(EXTRAS, width)):
+        of_layer = ((1, 1, inputs[-1], squeezed), (3, 3, 1, squeezed), (1, 1, squeezed, channels))
+        place = {"map": len(inputs), "channels": channels, "squeezed": squeezed}
+        for (ours, pair), shape in zip(ecosystem.detector.extra.items(), of_layer, strict=True):
+            layers.append((f"extra_{i}/{ours}", *(name.format(**place) for name in pair), shape))
+        inputs.append(channels)
+    for i, (features, anchors) in enumerate(zip(inputs, anchor_shapes(len(inputs)), strict=True)):
+        for ours, (project, pair) in ecosystem.detector.predictors.items():
+            size = 4 if ours == "boxes" else classes + 1
+            names = (name.format(map=i) for name in pair)
+            layers.append((f"{ours}_{i}/filter", *names, (3, 3, 1, features)))
+            shape = (1, 1, features, len(anchors) * size)
+            outputs.append((f"{ours}_{i}/project", project.format(map=i), "conv", shape))
+    return layers, outputs
 
 
 @functools.cache

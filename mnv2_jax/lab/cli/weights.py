@@ -22,7 +22,7 @@ SOURCE = "without ECOSYSTEM, the source library is inferred from the tensor name
 SWITCHES = {
     "raw": "import raw weights where the file also has averages",
     "drop-head": "leave out the classifier, for fine-tuning",
-    "keep-background": 'keep the classifier\'s class "background"',
+    "keep-background": "keep the classifier's class \"background\", or a detector's unused ids",
 }
 
 
@@ -98,7 +98,7 @@ def _load(arguments: argparse.Namespace) -> Any:
             std=std,
         )
         loaded = load()
-        if getattr(loaded.model, "class_offset", 0) and not arguments.keep_background:
+        if loaded.nameless and not arguments.keep_background:
             loaded = load(drop_background=True)
     except UsageError as error:
         raise UsageError(_in_flags(str(error))) from error
@@ -107,7 +107,7 @@ def _load(arguments: argparse.Namespace) -> Any:
             f"{arguments.source!r} takes images of {loaded.backbone.in_channels} channels, and the "
             "images that are read here have 1 or 3: use load_weights in Python."
         )
-    return _two_classes(loaded) if loaded.classes == 1 else loaded
+    return _two_classes(loaded) if loaded.classes == 1 and loaded.task != "detect" else loaded
 
 
 def _in_flags(text: str) -> str:
