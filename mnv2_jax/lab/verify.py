@@ -104,6 +104,8 @@ def _of_a_seed(
         yield "events", path, _events_problem(path) or problem
     if finished:
         yield from _of_a_model(folder, problems)
+        if os.path.lexists(folder / run.RIGHT):
+            yield "images", folder / run.RIGHT, _problem_of_images(folder, identity)
     for made in sorted(folder.glob(AT.format("*"))):
         yield from _of_a_model(made, _problems_of_a_result(made, identity))
 
@@ -111,11 +113,8 @@ def _of_a_seed(
 def _problems_of_a_result(folder: Path, identity: run.Identity) -> dict[str, str]:
     """What is wrong with a result and the files that it names, by their names."""
     seed = folder if folder.name.startswith("seed_") else folder.parent
-    number = seed.name.removeprefix("seed_")
-    own = (int(number) if number.isdecimal() else -1,)
     try:
-        identity = identity._replace(variant=seed.parent.name, seeds=own)
-        result = run.read_result(folder, identity, files=False)
+        result = run.read_result(folder, _of_seed(seed, identity), files=False)
     except ValueError as error:
         return {run.RESULT: str(error).removeprefix(f"{run.RESULT} ")}
     problems = run.changed_files(folder, result)
@@ -125,6 +124,21 @@ def _problems_of_a_result(folder: Path, identity: run.Identity) -> dict[str, str
         except (UsageError, OSError) as error:
             problems[TENSORS] = str(error)
     return problems
+
+
+def _of_seed(folder: Path, identity: run.Identity) -> run.Identity:
+    number = folder.name.removeprefix("seed_")
+    own = (int(number) if number.isdecimal() else -1,)
+    return identity._replace(variant=folder.parent.name, seeds=own)
+
+
+def _problem_of_images(folder: Path, identity: run.Identity) -> str:
+    """What is wrong with what is kept of the images that a seed gets right."""
+    try:
+        run.read_right(folder, run.read_json(folder / run.RESULT), _of_seed(folder, identity))
+    except ValueError as error:
+        return str(error).removeprefix(f"{run.RIGHT} ")
+    return ""
 
 
 def _of_a_model(folder: Path, problems: dict[str, str]) -> Iterator[tuple[str, Path, str]]:

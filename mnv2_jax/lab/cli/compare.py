@@ -1,6 +1,7 @@
 """`mnv2 compare`: whether one finished run is better than another."""
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 from mnv2_jax.lab.cli.verb import Verb, json_argument
@@ -35,13 +36,17 @@ def _compare(arguments: argparse.Namespace) -> None:
             "delta": arguments.delta, **decision._asdict(),
             "difference": decision.difference._asdict(), "left_out": found.left_out,
             "looks": found.looks, "settings": found.settings, "versions": found.versions,
+            "over_images": found.over_images and found.over_images._asdict(),
         }  # fmt: skip
         print(json_text(content))
         return
     print(f"{found.what}; {len(found.seeds)} seeds of both: {', '.join(map(str, found.seeds))}\n")
     for letter, side, own in zip("AB", sides, scores, strict=True):
         print(f"{letter:<6} {side.name:<{width}} {spread(own):>12} %")
-    print(f"A − B  {points(decision.difference)}, n = {decision.n}, p = {decision.p:.2g}\n")
+    print(f"A − B  {points(decision.difference)}, n = {decision.n}, p = {decision.p:.2g}")
+    if found.over_images and math.isfinite(found.over_images.low):
+        print(f"       {points(found.over_images)} over seeds and test images")
+    print()
     print(f"A above B: {decision.outcome}. {in_words(decision, arguments.delta)}")
     for note in _notes(found):
         print(f"note: {note}")

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,13 @@ from mnv2_jax.lab.train.decision import (
     REFUTED,
     UNDECIDED,
     Decision,
+    Difference,
     decide,
+    over_images,
     planned_looks,
 )
-from mnv2_jax.lab.train.record import CONFIG, DATA, IDLE, RESULT
-from mnv2_jax.lab.train.report import RESULTS, points_of, scored, share
+from mnv2_jax.lab.train.record import CONFIG, DATA, IDLE, RESULT, Right, read_right
+from mnv2_jax.lab.train.report import RESULTS, differences, points_of, scored, share
 
 SPLITS = ("eval_ema", "eval")  # the first that both sides were evaluated with is compared
 # What has to be the same, to compare at all; the last three name what `images` may tell apart.
@@ -40,6 +43,7 @@ class Side(NamedTuple):
     images: Any  # what the evaluation set is made of; None where that was not kept
     versions: dict[str, str]  # of packages, Python and device
     looks: list[int]  # at which the sweep might have ended; it has no others
+    right: dict[int, Right]  # which images each seed gets right, where that was kept
 
 
 class Comparison(NamedTuple):
@@ -53,6 +57,7 @@ class Comparison(NamedTuple):
     left_out: tuple[list[int], list[int]]  # seeds of each side that the other has not
     settings: dict[str, tuple[Any, Any]]  # that differ; None is what a side does not have
     versions: dict[str, tuple[Any, Any]]
+    over_images: Difference | None  # over seeds and test images, where both kept the same ones
 
 
 def read_side(given: str) -> Side:
@@ -95,7 +100,11 @@ def read_side(given: str) -> Side:
         what, images = scored(setting | {"root": root}), _images(folder, data, split, root)
         machine = content["environment"]
         versions = machine["versions"] | {k: machine[k] for k in ("python", "device")}
-        known = (what, scores, config, images, versions, looks)
+        right = {}
+        for run in runs[variant]:
+            with suppress(ValueError):
+                right[int(run["seed"])] = read_right(folder / variant / f"seed_{run['seed']}", run)
+        known = (what, scores, config, images, versions, looks, right)
         return Side(name, (folder.resolve(), variant), *known)
 
 
@@ -150,12 +159,18 @@ def compare(a: Side, b: Side, delta: float) -> Comparison:
     scores = {side.name: [side.scores[metric][n] for n in seeds] for side in (a, b)}
     looks = sorted({*a.looks, *b.looks})
     (decision,) = decide((a.name, b.name), scores, delta, looks)
+    apart = None
+    known = {*seeds} <= a.right.keys() & b.right.keys()
+    if known and a.images is not None and a.images == b.images:
+        # Other folders may hold the same images.
+        one_right, other_right = ([s.right[n]._replace(data="") for n in seeds] for s in (a, b))
+        apart = differences(one_right, other_right, metric.partition("/")[0])
     return Comparison(
         a.what + ", with averaged weights" * metric.startswith(f"{SPLITS[0]}/"),
         metric, seeds, decision, looks,
         (sorted(one.keys() - other.keys()), sorted(other.keys() - one.keys())),
         _unequal(*({k: v for k, v in s.config.items() if k not in {*IDLE, *SAME}} for s in (a, b))),
-        _unequal(a.versions, b.versions),
+        _unequal(a.versions, b.versions), None if apart is None else over_images(apart),
     )  # fmt: skip
 
 

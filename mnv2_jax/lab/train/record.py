@@ -5,19 +5,26 @@ taken for its own. Release 0.1.0 wrote none of this: where it began a run, its f
 they are.
 """
 
+import base64
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnv2_jax.errors import UsageError
+import numpy as np
+
+from mnv2_jax.errors import UsageError, first_line
 from mnv2_jax.files import UnreadableFile, write_json
 from mnv2_jax.lab.model_folder import CARD, DESCRIPTION, TENSORS, save_model
 from mnv2_jax.lab.seal import OF, SEAL, Foreign, check_seal, digest, hash_file, read_json, sealed
 
 CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
 DATA = "data.json"  # what the data of a run are made of
+RIGHT = "right.json"  # which test images a seed gets right, a bit for each
+# By which share of the images the bits may miss the accuracy that they explain, for another program
+# may round a near tie the other way.
+TOLERANCE = 1e-3
 MODEL = (TENSORS, DESCRIPTION, CARD)
 # What another start may change in the folder of a run: no step computes anything else with it.
 # Of the length, see `sweep.check_owner`.
@@ -119,6 +126,47 @@ def read_result(folder: Path, identity: Identity, files: bool = True) -> dict[st
     for name, problem in changed_files(folder, result).items() if files else ():
         raise ValueError(f"{name} {problem}")
     return result
+
+
+class Right(NamedTuple):
+    """Which test images a seed gets right, with the weights that it saved."""
+
+    split: str  # of its metrics: "eval_ema" where the weights are averaged, else "eval"
+    data: str  # a key of `data.json`
+    images: np.ndarray  # (n,) of bool, in the order of the set
+
+
+def write_right(
+    folder: Path, data: str, images: np.ndarray, result: Mapping[str, Any], whose: Identity
+) -> None:
+    """Writes which images are right, beside the result that they belong to."""
+    split = "eval_ema" if "eval_ema/accuracy" in result["metrics"] else "eval"
+    content = {
+        "split": split, "data": data, "n": len(images), "model_sha256": result["model_sha256"],
+        "right": base64.b64encode(np.packbits(images)).decode(),
+    }  # fmt: skip
+    write_json(folder / RIGHT, sealed(content, whose.of()))
+
+
+def read_right(folder: Path, result: Mapping[str, Any], whose: Identity | None = None) -> Right:
+    """Reads what `write_right` wrote, which has to explain the accuracy of the result.
+
+    Raises a ValueError, whose message begins with the file; none may be there.
+    """
+    try:
+        content = read_json(folder / RIGHT)
+        check_seal(content, True, whose.of() if whose else None)
+        if content["model_sha256"] != result.get("model_sha256"):
+            raise ValueError("is of another model")
+        split, data, n, coded = (content[key] for key in ("split", "data", "n", "right"))
+        bits = np.frombuffer(base64.b64decode(coded, validate=True), np.uint8)
+        images = np.unpackbits(bits, count=n).astype(bool)
+        accuracy = float(result["metrics"][f"{split}/accuracy"])
+        if not abs(images.mean() - accuracy) <= TOLERANCE:
+            raise ValueError(f"has {images.sum()} of {n} right, and the accuracy is {accuracy:g}")
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{RIGHT} {first_line(error)}") from error
+    return Right(split, data, images)
 
 
 def changed_files(folder: Path, result: Mapping[str, Any]) -> dict[str, str]:

@@ -7,8 +7,9 @@ import math
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,22 @@ from mnv2_jax.lab.train.decision import (
     Decision,
     Difference,
     decide,
+    over_images,
     paired_difference,
     planned_looks,
 )  # fmt: skip
 from mnv2_jax.lab.train.log import read_curves
 from mnv2_jax.lab.train.provenance import processor, short_digest
-from mnv2_jax.lab.train.record import OF, RESULT, SEAL, hash_file, read_json, sealed
+from mnv2_jax.lab.train.record import (
+    OF,
+    RESULT,
+    SEAL,
+    Right,
+    hash_file,
+    read_json,
+    read_right,
+    sealed,
+)
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.version import __version__
 
@@ -58,6 +69,8 @@ def write_report(
     results = read_runs(workdir, config, look)
     steps = next(iter(results["runs"].values()))[0]["steps"]
     averaged = results["metric"].startswith("eval_ema/")
+    if intervals := over_test_images(workdir, config, results):
+        results["over_images"] = intervals
     results |= {
         "setting": make_setting(workdir, config, steps, averaged),
         "environment": environment(), "command": shlex.join(command),
@@ -86,6 +99,40 @@ def read_runs(workdir: Path, config: Any, look: int | None) -> Results:
     averaged = all(f"eval_ema/{name}" in metrics for metrics in every)
     metric = f"eval_ema/{name}" if averaged else f"eval/{name}"
     return {"metric": metric, "runs": runs, "config": plain(config), "origins": origins}
+
+
+def over_test_images(workdir: Path, config: Any, results: Results) -> list[dict[str, Any]]:
+    """Returns the intervals over seeds and test images of each two neighbours of the claim.
+
+    Without a claim they are of the other variants above the reference. What cannot be said, for
+    the seeds of a variant keep no images, or of other data, is left out.
+    """
+    split, kept = results["metric"].partition("/")[0], dict[str, list[Right]]()
+    for name, seeds in results["runs"].items():
+        with suppress(ValueError):
+            places = [workdir / name / f"seed_{run['seed']}" for run in seeds]
+            kept[name] = [read_right(*pair) for pair in zip(places, seeds, strict=True)]
+    reference = config.sweep.reference
+    others = [(name, reference) for name in kept if name != reference]
+    found = []
+    for better, worse in pairwise(config.sweep.claim) if config.sweep.claim else others:
+        apart = differences(kept.get(better, []), kept.get(worse, []), split)
+        if apart is None:
+            continue
+        interval = over_images(apart)
+        if math.isfinite(interval.low):
+            n = apart.shape[1]
+            found.append({"better": better, "worse": worse, "images": n} | interval._asdict())
+    return found
+
+
+def differences(one: Sequence[Right], other: Sequence[Right], split: str) -> np.ndarray | None:
+    """Returns what `decision.over_images` takes, of seeds in one order; None if it is not there."""
+    same = {(right.split, right.data, len(right.images)) for right in (*one, *other)}
+    if len(same) != 1 or len(one) != len(other) or next(iter(same))[0] != split:
+        return None
+    a, b = (np.array([right.images for right in side], np.int8) for side in (one, other))
+    return a - b
 
 
 def seeds_of(results: Results) -> list[int]:
@@ -200,6 +247,7 @@ def report_text(results: Results) -> str:
         "\n".join(_other_metrics(results)),
         "\n".join(_low_precision(config, scores, runs)),
         "\n".join(f"- {verdict(decision)}" for decision in decisions),
+        "\n".join(_over_images(results)),
         f"![{setting['metric']} over training]({CURVES})",
         "\n".join(facts),
     ]
@@ -294,6 +342,15 @@ def _low_precision(config: Results, scores: dict[str, list[float]], runs: Result
         for name in (name for name in lost if name != reference):
             (apart,) = decide((reference, name), lost, config.get("sweep.delta", DELTA))
             lines.append(f"- {precision}, what changes: {verdict(apart)}")
+    return lines
+
+
+def _over_images(results: Results) -> list[str]:
+    lines, seeds = [], len(seeds_of(results))
+    for found in results.get("over_images", []):
+        interval = Difference(found["mean"], found["low"], found["high"])
+        where = f"over {seeds} seeds and {found['images']:,} test images"
+        lines.append(f"- *{found['better']}* above *{found['worse']}* {where}: {points(interval)}")
     return lines
 
 

@@ -24,6 +24,7 @@ from mnv2_jax.lab.train.decision import planned_looks
 from mnv2_jax.lab.train.lock import Lock
 from mnv2_jax.lab.train.log import Tracker
 from mnv2_jax.lab.train.loop import fit
+from mnv2_jax.lab.train.per_image import keep_right
 from mnv2_jax.lab.train.report import (
     cautions,
     decay_of,
@@ -108,6 +109,9 @@ def run_sweep(
                 if look == looks[-1] or _decided(workdir, config, look, telling):
                     break
             first = jax.process_index() == 0
+            if jax.process_count() == 1 and look > 1:  # fewer seeds have no interval
+                known = (config.sweep.seeds[:look], identity, sources)
+                keep_right(workdir, variants, *known, _tell if telling else log.info)
             return write_report(workdir, config, command, look) if first else None
         except OSError as error:
             why = f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
@@ -134,6 +138,10 @@ def _decided(workdir: Path, config: Any, look: int, telling: bool) -> bool:
         left = f"undecided: {', '.join(open_ones)}" if open_ones else "all is decided"
         print(f"after {look} seeds {left}", file=sys.stderr)
     return not any(gather("; ".join(open_ones)))
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _warn(variants: dict[str, Any], runs: dict[tuple[str, int], Run]) -> None:

@@ -10,7 +10,8 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.lab import cli
 from mnv2_jax.lab.seal import sealed
 from mnv2_jax.lab.train.compare import compare, read_side
-from mnv2_jax.lab.train.decision import decide
+from mnv2_jax.lab.train.decision import decide, over_images
+from mnv2_jax.lab.train.record import Identity, write_right
 from tests.lab.paper.test_results import refusals
 
 SETTINGS = {
@@ -72,6 +73,40 @@ def test_the_numbers_are_those_of_scipy_whatever_the_order_of_seeds(tmp_path):
     write(one, {"a": shuffled(A, 1)})
     assert compared(one, other, 0.02).decision[2:] == decision[2:]
     assert compared(other, one).decision.outcome == "refuted"
+
+
+def keep_images(folder, variant, scores, n=100, seed=0, place="digits"):
+    """As `write` has it, which images are right; returns them by seed."""
+    rng, kept = np.random.default_rng(seed), {}
+    for number, score in scores.items():
+        kept[number] = rng.permutation(np.arange(n) < round(n * score))
+        home = folder / variant / f"seed_{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        result = {"metrics": {"eval/accuracy": score}, "model_sha256": None}
+        whose = Identity("run", variant, (number,))
+        write_right(home, f"test of {place}", kept[number], result, whose)
+    (folder / "data.json").write_text(json.dumps(sealed({f"test of {place}": {"sha256": "1"}})))
+    return kept
+
+
+def test_runs_that_keep_the_same_images_have_an_interval_over_them(tmp_path, capsys):
+    one, other = write(tmp_path / "one", {"a": A}), write(tmp_path / "other", {"b": shuffled(B)})
+    kept = keep_images(one, "a", A), keep_images(other, "b", shuffled(B), seed=1)
+    found = compared(one, other).over_images
+    apart = np.array([kept[0][n].astype(int) - kept[1][n] for n in range(7)])
+    assert found == over_images(apart) and found.low < found.mean < found.high
+    assert cli.main(["compare", str(one), str(other)]) == 0
+    numbers = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * value for value in found))
+    assert f"       {numbers} over seeds and test images\n" in capsys.readouterr().out
+    assert cli.main(["compare", str(one), str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["over_images"] == found._asdict()
+    right = other / "b" / "seed_6" / "right.json"
+    for change in (right.unlink, lambda: keep_images(other, "b", {**B, 6: 0.5})):
+        change()  # to none, and to another number of right ones than the result has
+        assert compared(one, other).over_images is None
+    keep_images(other, "b", B)
+    (other / "data.json").unlink()
+    assert compared(one, other).over_images is None
 
 
 def test_seeds_are_paired_by_number_and_what_one_side_lacks_is_left_out(tmp_path):

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mnv2_jax.lab.train import decision
 from mnv2_jax.lab.train.decision import (
+    crossed,
     decide,
     detectable,
     equivalence,
+    over_images,
     paired_difference,
     sign_flip,
 )
@@ -153,3 +156,73 @@ def test_looks_share_alpha():
 def test_the_same_scores_give_the_same_numbers():
     scores = {"a": draw(5, 20, 0.3), "b": draw(6, 20)}
     assert decide("ab", scores, 0.1) == decide("ab", scores, 0.1)
+
+
+def of_variants(rng, seeds, images, per_image, per_seed):
+    """Differences whose mean is 0.05: an image favours the first in 30 %, the second in 20 %.
+
+    What it favours gets it right alone in half of the cases, more or less for every seed and image.
+    """
+    favours = rng.choice([1, -1, 0], images, p=[0.3, 0.2, 0.5])
+    how_often = 0.5 + per_image * rng.uniform(-1, 1, images)
+    how_often = how_often + per_seed * rng.uniform(-1, 1, (seeds, 1))
+    return favours * (rng.random((seeds, images)) < how_often)
+
+
+def test_the_error_over_seeds_and_images_by_hand():
+    """Two seeds, three images: 1 1 0 and 1 0 -2, whose mean is 1/6.
+
+    The seeds' means are 2/3 and -1/3, the images' 1, 1/2 and -1. Of all squares around the mean,
+    41/6, they take 3/2 and 13/3, which leaves 1. So the variance is 1/4 + 13/36 - 1/12 = 19/36.
+    """
+    apart = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, -2.0]])
+    found = crossed(apart, np.ones((1, 2)), np.ones((1, 3)))
+    np.testing.assert_allclose(np.ravel(found), (1 / 6, math.sqrt(19 / 36)), rtol=1e-12)
+
+
+def test_samples_of_seeds_and_images_are_those_that_are_written_out():
+    rng = np.random.default_rng(0)
+    apart = of_variants(rng, 4, 30, 0.3, 0.2).astype(float)
+    seeds, images = rng.integers(0, 4, 4), rng.integers(0, 30, 30)
+    drawn = apart[np.ix_(seeds, images)]
+    times = np.bincount(seeds, minlength=4)[None], np.bincount(images, minlength=30)[None]
+    rows, columns, mean = drawn.mean(1), drawn.mean(0), drawn.mean()
+    rest = drawn - rows[:, None] - columns + mean
+    a, b, rest = rows.var(ddof=1) / 4, columns.var(ddof=1) / 30, np.square(rest).sum() / 87 / 120
+    variance = max(a, b, rest, a + b - rest)
+    found = np.ravel(crossed(apart, *times))
+    np.testing.assert_allclose(found, (mean, variance**0.5), rtol=1e-12)
+
+
+def test_the_interval_over_images_of_seeds_that_agree_is_nearly_that_of_one():
+    apart = np.tile(of_variants(np.random.default_rng(3), 1, 4000, 0.5, 0.0), (5, 1))
+    found = over_images(apart)
+    interval = stats.ttest_1samp(apart[0], 0.0).confidence_interval()
+    np.testing.assert_allclose(found[1:], interval, rtol=0.1)
+    assert found == over_images(apart) and found.mean == pytest.approx(apart.mean())
+    assert over_images(-apart)[1:] == pytest.approx((-found.high, -found.low), rel=0.1)
+
+
+def test_too_few_seeds_or_images_have_no_interval_over_both():
+    for shape in ((1, 9), (9, 1), (2, 2)):
+        assert over_images(np.eye(*shape)) == (np.eye(*shape).mean(), -math.inf, math.inf)
+    assert over_images(np.zeros((3, 4))) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seeds", "images", "per_image", "per_seed"),
+    [(8, 200, 0.5, 0.0), (8, 200, 0.1, 0.4), (4, 300, 0.3, 0.1)],
+)
+def test_intervals_over_seeds_and_images_hold_the_truth(
+    monkeypatch, seeds, images, per_image, per_seed
+):
+    """Nearly as often as they say; those over seeds alone are of these images only."""
+    monkeypatch.setattr(decision, "DRAWS", 600)
+    rng, times, hits = np.random.default_rng(0), 150, np.zeros(2)
+    for _ in range(times):
+        apart = of_variants(rng, seeds, images, per_image, per_seed)
+        alone = paired_difference(apart.mean(1), np.zeros(seeds))
+        hits += [found.low <= 0.05 <= found.high for found in (over_images(apart), alone)]
+    assert 0.92 <= hits[0] / times <= 0.99
+    assert hits[1] / times < 0.85
