@@ -1,4 +1,4 @@
-"""Weights of seven libraries, read and written exactly.
+"""Weights of eight libraries, read and written exactly.
 
 `names` and `tensors` are the naming of each library; `readers` read files and execute nothing in
 them, `wrapping` finds the network in them, `architecture` infers it from the shapes, and `merge`

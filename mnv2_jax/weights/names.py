@@ -67,7 +67,8 @@ class Ecosystem(NamedTuple):
     """How one publisher names the layers of MobileNetV2.
 
     In the templates `{i}` counts blocks from 0, `{next}` from 1 and `{before}` from -1; `{stage}`
-    and `{index}` are the row of Table 2 and the place in it; `{after}` follows the last `{next}`.
+    and `{index}` are the row of Table 2 and the place in it, `{row}` counts rows from 1; `{after}`
+    follows the last `{next}`.
     """
 
     name: str  # what users write before the colon
@@ -90,7 +91,7 @@ def _suffixed(conv: str, norm: str) -> Callable[[str], Pair]:
 
 
 _slim, _keras = _suffixed("", "/BatchNorm"), _suffixed("", "_BN")
-_hf = _suffixed(".convolution", ".normalization")
+_hf, _mm = _suffixed(".convolution", ".normalization"), _suffixed(".conv", ".bn")
 
 
 def _sequential(layer: str) -> Pair:
@@ -227,9 +228,21 @@ _ALL = (
         last=_sequential("conv.0"),
         head="classifier",
     ),
+    Ecosystem(
+        name="mmpretrain",
+        title="OpenMMLab's mmpretrain, once mmclassification",
+        framework=TORCH,
+        dialect=TORCHVISION,
+        dropout=0.0,
+        stem=_mm("backbone.conv1"),
+        thin=_block(_mm, "backbone.layer{row}.{index}.conv.", "0", "1"),
+        wide=_block(_mm, "backbone.layer{row}.{index}.conv.", "0", "1", "2"),
+        last=_mm("backbone.conv2"),
+        head="head.fc",
+    ),
 )
 # tonylins differs from d-li14 in the place of the last convolution.
-_TONYLINS = _ALL[-1]._replace(
+_TONYLINS = next(e for e in _ALL if e.name == "d-li14")._replace(
     name="tonylins",
     title="tonylins/pytorch-mobilenet-v2",
     last=_sequential("features.{after}.0"),

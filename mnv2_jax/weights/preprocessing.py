@@ -38,7 +38,7 @@ RULES = {
     # Keras resizes to the input's size and states nothing else
     "keras": Preprocessing("none", 1.0),
     "timm": _TORCH._replace(method="bicubic"),
-    **dict.fromkeys(("torchvision", "hf", "d-li14", "tonylins"), _TORCH),
+    **dict.fromkeys(("torchvision", "hf", "d-li14", "tonylins", "mmpretrain"), _TORCH),
 }
 
 RELEASES = {

@@ -3,9 +3,10 @@
 What publishers state was looked up in November 2026: torchvision/models/mobilenetv2.py; timm's
 results/results-imagenet.csv and the pages of its repositories on huggingface.co, which show the
 sha256 of large files; slim's nets/mobilenet/README.md, deeplab's g3doc/model_zoo.md and
-object_detection's g3doc/tf1_detection_zoo.md; keras/applications/mobilenet_v2.py; and the README of
-d-li14/mobilenetv2.pytorch, whose names of files end in the start of their sha256, as torchvision's
-do. tonylins publishes by a drive that only a browser opens, so its file is given by its path.
+object_detection's g3doc/tf1_detection_zoo.md; keras/applications/mobilenet_v2.py; mmpretrain's
+configs/mobilenet_v2/README.md; and the README of d-li14/mobilenetv2.pytorch, whose names of files
+end in the start of their sha256, as torchvision's do. tonylins publishes by a drive that only a
+browser opens, so its file is given by its path.
 """
 
 import hashlib
@@ -180,6 +181,12 @@ PUBLISHED: dict[str, dict[str, Published]] = {
             ("1.0@128", "_128x128", "fd66a69d", 66.740, 128, 1.0),
             ("1.0@96", "_96x96", "ff0e83d8", 62.696, 96, 1.0),
         )
+    },
+    "mmpretrain": {  # its script of publication writes the start of the sha256 into the name
+        "mobilenet_v2": _file(
+            "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
+            "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth", "3b2dc3af", 71.86,
+        ),
     },
 }  # fmt: skip
 """By ecosystem and name; the ecosystem alone means its first."""

@@ -30,6 +30,7 @@ def convolutions(ecosystem: Ecosystem, spec: Spec) -> Iterator[tuple[str, str, s
         layers = ecosystem.thin if row.t == 1 else ecosystem.wide
         for index in range(row.n):
             place = {"i": i, "next": i + 1, "before": i - 1, "stage": stage, "index": index}
+            place["row"] = stage + 1
             for ours, (conv, norm) in layers.items():
                 yield f"block_{i}/{ours}", conv.format(**place), norm.format(**place)
             i += 1

@@ -94,7 +94,8 @@ if __name__ == "__main__":
         "and batch-norm statistics (see `random_like` for their scale), images of 96×96, 97×97 and"
     )
     print("65×128, each implementation's own file loaded by `load_weights`. slim is computed by")
-    print("Hugging Face's port of it; d-li14 and tonylins by their layers rebuilt in `torch.nn`.")
+    print("Hugging Face's port of it; d-li14, tonylins and mmpretrain by their layers rebuilt in")
+    print("`torch.nn`.")
     print("Hugging Face's segmenter answers at the features' resolution: PyTorch interpolates it")
     print("to the images', corners aligned, as the authors' release does.\n")
     print(f"Measured with {', '.join(installed())};")

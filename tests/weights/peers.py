@@ -2,11 +2,13 @@
 
 `peer(ecosystem, variant)` builds one as its own package does, fills it, and gives its tensors under
 its own names and its logits. slim needs TensorFlow 1, so Hugging Face's port of it computes for it,
-under the names that its conversion script lists. d-li14 and tonylins are no packages: their layer
-structure is rebuilt here from `torch.nn`, which then names the tensors by itself.
+under the names that its conversion script lists. d-li14 and tonylins are no packages, and what
+mmpretrain needs is not made for each Python: their layer structure is rebuilt here from `torch.nn`,
+which then names the tensors by itself.
 """
 
 import importlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +33,7 @@ VARIANTS: dict[str, tuple] = {
     "hf": WIDTHS,
     "d-li14": WIDTHS,
     "tonylins": (0.5, 1.0, 1.4),
+    "mmpretrain": (1.0, 0.5, 1.4),
 }
 # Widths and output strides of the segmenters.
 SEGMENTERS: dict[str, tuple] = {
@@ -238,6 +241,49 @@ def _flat(width, classes, head_in_features: bool):
     return Network()
 
 
+def _mmpretrain(width, classes):
+    """The layers of mmpretrain, each convolution in a module with its batch norm."""
+    nn = pytest.importorskip("torch").nn
+
+    def module(*args, activation=True, **options):
+        layers = _layer(pytest.importorskip("torch"), *args, **options)
+        names = ("conv", "bn", "activate")[: 2 + activation]
+        return nn.Sequential(OrderedDict(zip(names, layers, strict=False)))
+
+    class Block(nn.Module):
+        def __init__(self, inputs, outputs, stride, t):
+            super().__init__()
+            wide = inputs * t
+            layers = [module(inputs, wide)] if t > 1 else []
+            layers.append(module(wide, wide, 3, stride, groups=wide))
+            layers.append(module(wide, outputs, activation=False))
+            self.conv = nn.Sequential(*layers)
+            self.shortcut = stride == 1 and inputs == outputs
+
+        def forward(self, x):
+            return x + self.conv(x) if self.shortcut else self.conv(x)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            inputs, last = divisible(32 * width), int(1280 * max(width, 1.0))
+            stages = OrderedDict(conv1=module(3, inputs, 3, 2))
+            for number, (t, c, n, s) in enumerate(TABLE_2, 1):
+                blocks, outputs = [], divisible(c * width)
+                for i in range(n):
+                    blocks.append(Block(inputs, outputs, s if i == 0 else 1, t))
+                    inputs = outputs
+                stages[f"layer{number}"] = nn.Sequential(*blocks)
+            stages["conv2"] = module(inputs, last)
+            self.backbone = nn.Sequential(stages)
+            self.head = nn.Sequential(OrderedDict(fc=nn.Linear(last, classes)))
+
+        def forward(self, x):
+            return self.head(self.backbone(x).mean((2, 3)))
+
+    return Network()
+
+
 def divisible(value: float) -> int:
     """The authors' rounding, written once more."""
     rounded = max(8, int(value + 4) // 8 * 8)
@@ -256,6 +302,7 @@ TORCH_PEERS = {
     "hf-segmenter": _hf_segmenter,
     "d-li14": lambda width, classes: _flat(width, classes, head_in_features=False),
     "tonylins": lambda width, classes: _flat(width, classes, head_in_features=True),
+    "mmpretrain": _mmpretrain,
 }
 
 

@@ -82,6 +82,18 @@ LISTED = {
         "conv.1.bias": (1280,),
         "classifier.weight": (1000, 1280),
     },
+    "mmpretrain": {
+        "backbone.conv1.conv.weight": (32, 3, 3, 3),
+        "backbone.conv1.bn.running_var": (32,),
+        "backbone.layer1.0.conv.0.conv.weight": (32, 1, 3, 3),
+        "backbone.layer1.0.conv.1.bn.weight": (16,),
+        "backbone.layer2.0.conv.0.conv.weight": (96, 16, 1, 1),
+        "backbone.layer6.2.conv.1.conv.weight": (960, 1, 3, 3),
+        "backbone.layer7.0.conv.2.conv.weight": (320, 960, 1, 1),
+        "backbone.conv2.conv.weight": (1280, 320, 1, 1),
+        "backbone.conv2.bn.bias": (1280,),
+        "head.fc.weight": (1000, 1280),
+    },
     "tonylins": {
         "features.1.conv.3.weight": (16, 32, 1, 1),
         "features.17.conv.6.weight": (320, 960, 1, 1),

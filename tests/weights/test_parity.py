@@ -156,6 +156,7 @@ def test_keras_reads_what_is_exported(tmp_path, suffix):
         ("hf", 1.4),
         ("d-li14", 0.35),
         ("tonylins", 1.0),
+        pytest.param("mmpretrain", 1.4, marks=pytest.mark.nightly),
     ],
 )
 def test_pytorch_reads_what_is_exported(tmp_path, ecosystem, variant):

@@ -14,6 +14,7 @@ def test_preprocessing_of_every_ecosystem():
         "hf": ("center", 0.875, "bilinear", 256),
         "d-li14": ("center", 0.875, "bilinear", 256),
         "tonylins": ("center", 0.875, "bilinear", 256),
+        "mmpretrain": ("center", 0.875, "bilinear", 256),
     }
     for name, ecosystem in ECOSYSTEMS.items():
         rule = preprocessing_of(name, ecosystem.dialect, "model.npz", "0" * 64)

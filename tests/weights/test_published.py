@@ -263,7 +263,10 @@ def test_files_of_keras_lie_under_their_own_names(tmp_path, monkeypatch):
 
 def test_unknown_names_name_the_nearest_and_the_choices():
     message = refused("torchvison:v1")
-    assert "did you mean 'torchvision'? The choices are d-li14, hf, keras, slim, timm" in message
+    assert (
+        "did you mean 'torchvision'? The choices are d-li14, hf, keras, mmpretrain, slim, timm"
+        in message
+    )
     message = refused("timm:mobilenetv2_12d")
     assert "unknown weights of timm 'mobilenetv2_12d': did you mean 'mobilenetv2_120d'?" in message
     assert "0.35@128, 0.35@160" in refused("slim:1.4@96")
@@ -299,7 +302,7 @@ def test_every_row_is_of_a_network_of_its_ecosystem(name):
 
 def test_the_table_agrees_with_itself_and_with_what_is_known_of_releases():
     assert len({row.file for row in ROWS.values()}) == len({row.url for row in ROWS.values()})
-    assert len(ROWS) == len({row.file for row in ROWS.values()}) == 71
+    assert len(ROWS) == len({row.file for row in ROWS.values()}) == 72
     for rows in PUBLISHED.values():
         assert next(iter(rows.values())).width == 1.0
     assert published.find("torchvision") == published.find("torchvision:v1")

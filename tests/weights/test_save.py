@@ -35,7 +35,7 @@ def test_round_trip_is_bit_equal(tmp_path, ecosystem, suffix):
 def test_real_network_through_every_torch_ecosystem(tmp_path):
     model, variables = network("torchvision", classes=1000, spec=IMAGENET, width=0.35)
     path = tmp_path / "model.safetensors"
-    for ecosystem in ("torchvision", "timm", "d-li14", "tonylins"):
+    for ecosystem in ("torchvision", "timm", "d-li14", "tonylins", "mmpretrain"):
         export_weights(model, variables, ecosystem, path)
         loaded = load_weights(f"{ecosystem}:{path}")
         assert loaded.model.width == 0.35 and loaded.model.spec == IMAGENET
