@@ -13,6 +13,7 @@ from PIL import Image
 
 from mnv2_jax import MobileNetV2, export_weights, nnx
 from mnv2_jax.lab import cli
+from mnv2_jax.lab.data.video import video_writer
 from mnv2_jax.lab.model_folder import save_model
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train.config import load_config
@@ -157,6 +158,8 @@ def place(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    with video_writer(tmp_path / "clip.mp4", 25) as draw:
+        draw(rng.integers(0, 256, (40, 50, 3), np.uint8))
     for task, name in (("classify", "mine"), ("detect", "detect_scenes")):
         options = {"num_classes": 2, "width": 0.1, "spec": "small_96"}
         description = {

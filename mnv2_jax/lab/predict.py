@@ -17,6 +17,7 @@ from mnv2_jax.lab.data import BadRecord, Source, Transform, eval_batches, first_
 from mnv2_jax.lab.data.image import decode, fitted, padded, resize, with_channels
 from mnv2_jax.lab.data.readers.files import SUFFIXES
 from mnv2_jax.lab.data.readers.folder import walk_images
+from mnv2_jax.lab.data.video import VIDEOS
 from mnv2_jax.lab.devices.process import prediction_options
 from mnv2_jax.lab.devices.sharding import over_rows
 from mnv2_jax.lab.model_folder import TrainedModel
@@ -60,7 +61,8 @@ def predict(
 
     Args:
       model: a classifier, a detector or a segmenter.
-      images: paths of files, or arrays of uint8 pixels (h, w, 3), (h, w, 1) or (h, w); one or many.
+      images: paths of files, or arrays of uint8 pixels (h, w, 3), (h, w, 1) or (h, w); one or many,
+        such as the pixels of the frames of `open_video`.
       augmentation: of a segmenter, the scales and mirror images that are averaged.
       memory: bytes that the network's temporaries may take, as in `folded_apply`; None for speed.
       **settings: of a classifier `top`, how many classes; of a detector `threshold`, the smallest
@@ -275,9 +277,9 @@ def image_transform(model: TrainedModel, size: int | None = None) -> Transform:
 def find_images(
     paths: Iterable[str | os.PathLike[str]], but: Path | None = None
 ) -> list[tuple[str, str]]:
-    """Returns the paths of images, and what each is called below the folder where it is found.
+    """Returns the paths of images and videos, and what each is called below the folder it is in.
 
-    Of `paths`, files are taken as they are, and folders are searched to any depth for images by
+    Of `paths`, files are taken as they are, and folders are searched to any depth for both by
     their endings, but not a folder `but` in them. `UsageError` if a folder has none.
     """
     found: list[tuple[str, str]] = []
@@ -286,9 +288,10 @@ def find_images(
             found.append((path, Path(path).name))
             continue
         skip = (os.path.join(os.path.relpath(but, folder), ""),) if but else ()
-        inside = [n for n in walk_images(Path(folder), Counter()) if not n.startswith(skip)]
+        both = walk_images(Path(folder), Counter(), endings=SUFFIXES + VIDEOS)
+        inside = [name for name in both if not name.startswith(skip)]
         if not inside:
-            endings = ", ".join(SUFFIXES)
+            endings = ", ".join(SUFFIXES + VIDEOS)
             raise UsageError(f"the folder {path!r} has no images: give one with {endings} files.")
         found += [(os.path.join(path, name), name) for name in sorted(inside)]
     return found

@@ -1,7 +1,9 @@
 """A trained model of any task on images and data sets, from Python and from the command line."""
 
 import json
+import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mnv2_jax.inference.stream import cost, schedule
 from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.data import ArraySource, detection_eval, open_source, segmentation_eval
 from mnv2_jax.lab.data.scenes import Scenes
+from mnv2_jax.lab.data.video import open_video
 from mnv2_jax.lab.devices import process as host
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.paper.results import cell, find_evaluations
@@ -33,6 +36,7 @@ from mnv2_jax.lab.tasks.draw import (
 )
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import SPECS, Row, Spec
+from tests.lab.data.pictures import film, photo
 
 MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
 SPECS["one_strided"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
@@ -240,7 +244,7 @@ def test_drawings_of_a_folder_lie_as_its_images_do_and_replace_none(
     drawn = sorted(str(p.relative_to("predictions")) for p in Path("predictions").rglob("*.*"))
     assert drawn == ["left/a.json", "left/a.png", "right/a.json", "right/a.png"]
     assert main([*argv, "--out", "."]) == 2
-    assert "left/a.png is itself an image to predict" in capsys.readouterr().err
+    assert "left/a.png is itself to be predicted" in capsys.readouterr().err
     assert main([*argv[:-1], "left", "--out", "left"]) == 2
     assert main([*argv, "--out", "left/a.png"]) == 2
     assert "the --out 'left/a.png' cannot be written" in capsys.readouterr().err
@@ -427,6 +431,144 @@ def test_an_image_gives_a_picture_and_values(drawing, trained, scenes, tmp_path,
         0 <= v <= (24, 32, 24, 32)[i] for o in printed["objects"] for i, v in enumerate(o["box"])
     )
     assert min(o["score"] for o in printed["objects"]) >= 0.2
+
+
+def rows_of_a_video(place, frames, folder, capsys, *options):
+    """Predicts a video and its frames as pictures, whose answers are the same."""
+    pytest.importorskip("cv2")
+    clip, pictures = film(folder / "clip.mkv", frames), []
+    for number, frame in enumerate(frames):
+        pictures.append(str(folder / f"{number}.png"))
+        Image.fromarray(frame).save(pictures[-1])
+    words = ["predict", "--model", str(place), "--json", "--out", str(folder / "out"), *options]
+    assert main([*words, *pictures]) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main([*words, str(clip)]) == 0
+    text, error = capsys.readouterr()
+    found = [json.loads(line) for line in text.splitlines()]
+    assert not error and len(found) == len(frames)
+    for number, (row, picture) in enumerate(zip(found, expected, strict=True)):
+        del picture["image"]
+        assert row == {"video": str(clip), "frame": number, "time": number / 25, **picture}
+    return text
+
+
+@pytest.mark.slow
+def test_rows_of_a_video_are_those_of_its_frames(kept, tmp_path, capsys):
+    frames = [photo(20, 24, seed=n) for n in range(3)]
+    text = rows_of_a_video(kept, frames, tmp_path, capsys, "--top", "2")
+    assert text.count("probability") == 3 * 2
+    words = ["predict", "--model", str(kept), "--top", "1", str(tmp_path / "clip.mkv")]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == f"{tmp_path / 'clip.mkv'}, frame 1, 0.040 s" and len(lines) == 6
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_video_is_drawn_as_its_frames_are(drawing, scenes, tmp_path, capsys):
+    frames = [np.asarray(scenes[n]["image"])[:, :24] for n in range(3)]
+    text = rows_of_a_video(drawing, frames, tmp_path, capsys)
+    assert (tmp_path / "out/clip.jsonl").read_text() == text
+    with open_video(tmp_path / "out/clip.mp4") as video:
+        drawn = list(video.frames)
+    assert len(drawn) == 3
+    for number, frame in enumerate(drawn):
+        with Image.open(tmp_path / f"out/{number}.png") as file:
+            picture = np.asarray(file)
+        assert frame.pixels.shape == picture.shape == (192, 144, 3)
+        # MPEG-4 blurs lines, but keeps the mean of a block.
+        blocks = (p.reshape(24, 8, 18, 8, 3).mean((1, 3)) for p in (frame.pixels, picture))
+        np.testing.assert_allclose(*blocks, atol=50)
+
+
+@pytest.fixture
+def clip(drawing, tmp_path, monkeypatch):
+    """A folder with a video of 20 frames, and the command that predicts with a fake of a model.
+
+    What `on` has for a frame is called before that is answered.
+    """
+    pytest.importorskip("cv2")
+    on, count = {}, iter(range(99))
+
+    def answer(pixels):
+        on.get(next(count), lambda: None)()
+        return contract.Prediction({"mean": int(pixels.mean())}, np.repeat(pixels, 4, axis=0))
+
+    monkeypatch.setattr("mnv2_jax.lab.predict.predictor", lambda *_, **__: answer)
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "clip.avi", [np.full((48, 64, 3), 10 * n, np.uint8) for n in range(20)], "MJPG")
+    return on, ["predict", "--model", str(drawing)]
+
+
+def written():
+    """How many rows and frames there are of a video, where nothing else is."""
+    (rows,), (drawn,) = (Path("predictions").glob(f"*{e}") for e in (".jsonl", ".mp4"))
+    assert len(os.listdir("predictions")) == 2
+    with open_video(drawn) as video:
+        assert video.count == len(list(video.frames))
+    return len([json.loads(line) for line in rows.read_text().splitlines()]), video.count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drawing", ["detect"], indirect=True)
+def test_what_was_predicted_of_a_video_before_a_stop_is_whole(clip, capsys):
+    on, words = clip
+    on[0] = on[6] = lambda: signal.raise_signal(signal.SIGINT)
+    assert main([*words, "clip.avi"]) == 130  # before anything is written
+    assert os.listdir("predictions") == []
+    capsys.readouterr()
+    assert main([*words, "clip.avi"]) == 130  # frames 1 to 6 of the fake
+    out, err = capsys.readouterr()
+    assert out == "clip.avi: predictions/clip.mp4\n"
+    assert err == "mnv2: stopped after 6 frames of clip.avi\n"
+    assert written() == (6, 6)
+    assert main([*words, "clip.avi"]) == 0 and written() == (20, 20)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drawing", ["detect"], indirect=True)
+def test_what_was_predicted_of_a_damaged_video_is_whole(clip, tmp_path, capsys):
+    _, words = clip
+    whole = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(whole[: int(len(whole) * 0.9)])
+    assert main([*words, "clip.avi"]) == 2
+    out, err = capsys.readouterr()
+    rows, frames = written()
+    assert 0 < rows == frames < 20 and out == "clip.avi: predictions/clip.mp4\n"
+    assert f"'clip.avi' cannot be read from frame {rows} on" in err and err.count("\n") == 1
+    (tmp_path / "clip.avi").unlink()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/a.avi").write_bytes(whole)
+    (tmp_path / "more/b.MOV").write_bytes(b"")
+    Image.fromarray(photo(9, 9)).save(tmp_path / "more/c.png")
+    assert main([*words, "more", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 20 + 1 and err.endswith("mnv2: 1 of 3 files could not be read.\n")
+    assert "b.MOV' has no frame 0: the file is empty" in err
+    assert main([*words, "more/a.avi", "a.mkv"]) == 2
+    assert "several videos are called 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drawing", ["detect"], indirect=True)
+def test_a_camera_is_predicted_until_ctrl_c(clip, monkeypatch, capsys):
+    import cv2
+
+    (on, words), real = clip, cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *a: real("clip.avi") if a == (0,) else real(*a))
+    on[4] = lambda: signal.raise_signal(signal.SIGINT)
+    assert main([*words, "--camera", "0", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["video"], row["frame"]) for row in rows] == [("camera 0", n) for n in range(5)]
+    assert (np.diff([row["time"] for row in rows]) >= 0).all()
+    assert written() == (5, 5) and Path("predictions/camera_0.mp4").exists()
+    assert main([*words, "--camera", "0"]) == 2  # the film ends, which a camera does not
+    assert "camera 0 gives no picture from frame 20 on" in capsys.readouterr().err
+    for wrong in ([], ["--camera", "0", "a.png"]):
+        assert main([*words, *wrong]) == 2
+        assert "give either files and folders to predict, or --camera N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("crop", ["none", "pad"])

@@ -5,11 +5,17 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mnv2_jax.errors import UsageError, one_line
-from mnv2_jax.files import json_text, writable_place, write_file
+from mnv2_jax.files import json_text, replacing, writable_place, write_file
 from mnv2_jax.lab.cli.verb import Verb, json_argument, megabytes, model_argument, trained_model
+
+if TYPE_CHECKING:
+    from mnv2_jax.lab.tasks.task import TrainedModel
 
 EXAMPLES = 8
 
@@ -120,7 +126,10 @@ def _text(value: object) -> str:
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of them")
+    what = "images, videos, or folders of them"
+    parser.add_argument("images", nargs="*", metavar="FILE", help=what)
+    what = "number of a camera to predict from, 0 for the first, until Ctrl-C"
+    parser.add_argument("--camera", type=int, metavar="N", help=what)
     parser.add_argument("--top", type=int, help="how many classes a classifier names (5)")
     parser.add_argument(
         "--threshold", type=float, help="smallest score of a detector's boxes (0.3)"
@@ -134,6 +143,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from mnv2_jax.lab.data.video import is_video
     from mnv2_jax.lab.devices import process as host
     from mnv2_jax.lab.predict import find_images, predictor, read_image
     from mnv2_jax.lab.tasks.draw import write_picture
@@ -142,6 +152,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--top is {arguments.top}: give at least 1.")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise UsageError(f"--threshold is {arguments.threshold}: give a score from 0 to 1.")
+    camera = arguments.camera
+    if bool(arguments.images) == (camera is not None):
+        raise UsageError("give either files and folders to predict, or --camera N.")
     host.use_compilation_cache()
     given = {name: getattr(arguments, name) for name in ("top", "threshold", "memory")}
     settings = {name: value for name, value in given.items() if value is not None}
@@ -149,10 +162,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     draws = model.task.truth is not None
     out = writable_place(arguments.out, "--out", folder=True) if draws else Path(arguments.out)
     images = find_images(arguments.images, but=out if draws else None)
+    images = images if camera is None else [(f"camera {camera}", f"camera_{camera}.mp4")]
     places = _places(images, out) if draws else []  # finds clashes before anything is predicted
     answer, unread = predictor(model, **settings), 0
-    for number, (path, _) in enumerate(images):
+    for number, (path, name) in enumerate(images):
         try:
+            if is_video(name):
+                place = places[number] if places else None
+                _predict_video(model, answer, path, camera, place, arguments.json)
+                continue
             pixels = read_image(path, model.backbone.in_channels)
         except UsageError as error:
             if len(images) == 1:
@@ -170,7 +188,75 @@ def _predict(arguments: argparse.Namespace) -> None:
             text = f"{path}: {places[number]}"
         print(content if arguments.json else text)
     if unread:
-        raise UsageError(f"{unread} of {len(images)} images could not be read.")
+        files = "files" if any(is_video(name) for _, name in images) else "images"
+        raise UsageError(f"{unread} of {len(images)} {files} could not be read.")
+
+
+def _predict_video(
+    model: "TrainedModel", answer: Any, path: str, camera: int | None, place: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Prints a row for each frame of a video or camera, and draws a video if there is a place.
+
+    The rows are written beside the drawing. What was predicted before Ctrl-C, or before a frame
+    that cannot be read, is whole: as many rows as frames.
+    """
+    from mnv2_jax.lab.data.image import with_channels
+    from mnv2_jax.lab.data.video import open_video
+    from mnv2_jax.lab.devices.process import Interrupted, stoppable
+    from mnv2_jax.lab.train.log import progress_bar
+
+    frames, failed, quiet = 0, None, not sys.stderr.isatty()
+    source = path if camera is None else camera
+    with stoppable() as stop, open_video(source) as video, ExitStack() as files:
+        stop.told = "stopped: nothing is predicted yet"
+        bar = files.enter_context(progress_bar(video.count, 0, path, quiet, "frame"))
+        keep = files.enter_context(_drawing(place, video.rate)) if place else None
+        try:
+            for number, seconds, pixels in video.frames:
+                prediction = answer(with_channels(pixels, model.backbone.in_channels))
+                stop.at_once = False  # from here on, each frame is written whole
+                row = {"video": path, "frame": number, "time": round(seconds, 3)}
+                content = json_text({**row, **prediction.values})
+                text = f"{path}, frame {number}, {seconds:.3f} s\n{prediction.text}"
+                if keep:
+                    keep(content, prediction.picture)
+                if as_json or not place:
+                    bar.write(content if as_json else text)
+                    sys.stdout.flush()  # so that a camera's can be followed
+                bar.update()
+                frames += 1
+                if stop():
+                    break
+        except UsageError as error:
+            if not frames:
+                raise
+            failed = error
+    if place and not as_json:
+        print(f"{path}: {place}")
+    if failed:
+        raise failed
+    if stop() and camera is None:  # a camera has no other end
+        raise Interrupted(f"stopped after {frames:,} frames of {path}", stop.number)
+
+
+@contextmanager
+def _drawing(place: Path, rate: float) -> Iterator[Callable[[str, Any], None]]:
+    """Yields a function that adds a row to a file and a picture to the video beside it."""
+    from mnv2_jax.lab.data.video import video_writer
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(place.with_suffix(".jsonl")) as rows,
+        rows.open("w", encoding="utf-8") as file,
+        video_writer(place, rate) as draw,
+    ):
+
+        def keep(row: str, picture: Any) -> None:
+            file.write(row + "\n")
+            draw(picture)
+
+        yield keep
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -204,13 +290,17 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _places(images: list[tuple[str, str]], folder: Path) -> list[Path]:
     """Returns where the pictures of predictions are written, with their values beside them."""
-    places = [folder / Path(name).with_suffix(".png") for _, name in images]
+    from mnv2_jax.lab.data.video import WRITTEN, is_video
+
+    endings = [WRITTEN if is_video(name) else ".png" for _, name in images]
+    places = [folder / Path(n).with_suffix(e) for (_, n), e in zip(images, endings, strict=True)]
     times, given = Counter(places), {os.path.realpath(path) for path, _ in images}
     for place in places:
         if times[place] > 1:
-            raise UsageError(f"several images are called {place.stem!r}: predict them one by one.")
+            kind = "video" if is_video(place) else "image"
+            raise UsageError(f"several {kind}s are called {place.stem!r}: predict them one by one.")
         if os.path.realpath(place) in given:
-            raise UsageError(f"{place} is itself an image to predict: give another --out.")
+            raise UsageError(f"{place} is itself to be predicted: give another --out.")
     return places
 
 
@@ -226,12 +316,13 @@ EVALUATE = Verb(
     ),
 )
 PREDICT = Verb(
-    "Predict what images show with a trained model: classes, boxes or labels of pixels.",
+    "Predict what images and videos show with a trained model: classes, boxes, labels of pixels.",
     _predict_arguments,
     _predict,
     (
         "mnv2 predict --model runs/ablate_linear/linear/seed_0 image.png",
         "mnv2 predict --model MODEL --top 1 --json my_images more.jpg",
+        "mnv2 predict --model MODEL --json clip.mp4 > frames.jsonl",
         "mnv2 predict --model MODEL --memory 2MB image.png",
     ),
 )

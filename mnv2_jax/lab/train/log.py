@@ -180,7 +180,7 @@ def read_curves(folders: Sequence[Path], metric: str) -> tuple[list[int], np.nda
     return steps[0], np.array([[row.get(name) for row in rows] for rows in logs], float)
 
 
-def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:
+def progress_bar(total: int | None, done: int, title: str, quiet: bool, unit: str = "step") -> Any:
     """A progress bar with rate and time left, on standard error; silent if `quiet`.
 
     Off a terminal it prints a line every 30 seconds instead of redrawing one.
@@ -188,6 +188,6 @@ def progress_bar(total: int, done: int, title: str, quiet: bool) -> Any:
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
-    looks = {"dynamic_ncols": terminal, "ascii": not terminal, "leave": False, "unit": "step"}
+    looks = {"dynamic_ncols": terminal, "ascii": not terminal, "leave": False, "unit": unit}
     pace = 0.2 if terminal else 30.0
     return tqdm(desc=title, total=total, initial=done, disable=quiet, mininterval=pace, **looks)

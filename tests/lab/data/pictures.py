@@ -25,6 +25,19 @@ def encoded(pixels: np.ndarray, kind="JPEG", mode=None, **options) -> bytes:
     return out.getvalue()
 
 
+def film(path, frames, code="FFV1", rate=25.0):
+    """Writes frames (h, w, 3) as a video; FFV1 loses nothing, and is for .mkv."""
+    from mnv2_jax.lab.data import video
+
+    cv2, (height, width) = video._opencv(), frames[0].shape[:2]  # which keeps FFmpeg silent
+    four = cv2.VideoWriter.fourcc(*code)
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, four, rate, (width, height))
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
 MNIST_FILES = {
     ("train", 12): ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("test", 5): ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),

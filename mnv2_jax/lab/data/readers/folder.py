@@ -85,7 +85,9 @@ def _splits(folder: Path) -> set[str]:
     return set(filter(None, map(source.split_kind, words)))
 
 
-def walk_images(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[str]:
+def walk_images(
+    folder: Path, left_out: Counter, deep: bool = True, endings: tuple[str, ...] = SUFFIXES
+) -> Iterator[str]:
     """Yields the images in a folder, those in its subfolders too; counts what it leaves out."""
     seen = set()
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -97,7 +99,7 @@ def walk_images(folder: Path, left_out: Counter, deep: bool = True) -> Iterator[
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if deep and not is_hidden(name)]
         for name in (name for name in files if not is_hidden(name)):
-            if name.lower().endswith(SUFFIXES):
+            if name.lower().endswith(endings):
                 yield os.path.relpath(os.path.join(place, name), folder)
             else:
                 ending = os.path.splitext(name)[1].lower()
