@@ -27,8 +27,7 @@ from jaxtyping import Array, Float
 from mnv2_jax.errors import UsageError, shown
 from mnv2_jax.models import block, layers, mobilenet
 from mnv2_jax.models.layers import Images, Mask
-from mnv2_jax.ops.batch_norm import Setting, expanded, normalized
-from mnv2_jax.ops.platform import platform
+from mnv2_jax.ops.batch_norm import Setting, expanded, is_written_out, normalized
 
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}  # Linen's, and NNX's for them
 
@@ -67,12 +66,12 @@ class ConvNorm(nnx.Module):
         if norm is None:
             return given.activation(self.conv(x))
         frozen = norm.use_running_average or given.frozen_norm
-        if frozen or (platform() != "cpu" and norm.axis_name is None):
+        if frozen or not is_written_out(norm.axis_name):
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
             with jax.numpy_dtype_promotion("standard"):
                 out = norm(self.conv(x), frozen, mask=rows)
             return given.activation(out)
-        # What is fast in training on CPUs, and right over several devices: see `ops.batch_norm`.
+        # Fast in training on CPUs and GPUs, and right over several devices: see `ops.batch_norm`.
         if layers.expands(given, x.shape[-1]):
             kernel = self.conv.kernel[0, 0].astype(given.dtype)
             form, operands = expanded, (x.astype(given.dtype), kernel)

@@ -153,7 +153,9 @@ DAY = ("own", "symmetric")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", ["cpu", pytest.param("cuda", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "platform", ["cpu", *(pytest.param(p, marks=pytest.mark.nightly) for p in ("cuda", "tpu"))]
+)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.nightly] * (n not in DAY)) for n in OPTIONS]
 )
@@ -162,7 +164,7 @@ def test_a_step_with_every_option_and_a_mask(randomize, name, platform):
     images = images_for(FEW)
     variables = randomize(linen, images.shape)
     step = pure(ours, twin(linen, variables))
-    with compiled_for(platform):  # chooses the forms; both are compiled for the CPU
+    with compiled_for(platform):  # chooses the forms; all are compiled for the CPU
         assert_same_results(step, functools.partial(theirs, linen), variables, images, MASK)
 
 

@@ -1,8 +1,8 @@
 """Batch normalization with its derivatives written out, alone and behind a 1×1 convolution.
 
-In training on a CPU an expanded tensor is a trip to memory each time it is touched, and automatic
-differentiation of batch norm touches it eleven times. With the results of `nn.BatchNorm`, two forms
-touch it less: `normalized` is statistics, normalization and activation as one operation; `expanded`
+In training on a CPU or GPU an expanded tensor is a trip to memory each time it is touched, and
+automatic differentiation of batch norm touches it eleven times. With the results of `nn.BatchNorm`,
+two forms touch it less: `normalized` is statistics, normalization and activation as one operation; `expanded`
 is the same behind a 1×1 convolution to more channels, whose statistics follow from those of its few
 inputs, so that it computes what is already normalized.
 """
@@ -48,8 +48,16 @@ class Normalized(NamedTuple):
     count: Float[Array, ""]
 
 
+def is_written_out(axis_name: str | None) -> bool:
+    """Whether training computes the forms of this module; over an axis they are right everywhere.
+
+    Of a TPU's programs its compiler expects more cycles with them than with `nn.BatchNorm`.
+    """
+    return platform() in ("cpu", "cuda") or axis_name is not None
+
+
 class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` of (b, h, w, c) and an activation, as one operation in training on CPUs.
+    """`nn.BatchNorm` of (b, h, w, c) and an activation, one operation in training on CPUs and GPUs.
 
     Over a mapped axis every row that counts weighs the same, on whichever device it lies;
     `nn.BatchNorm` averages the devices' means, and is NaN where one has no such row. Where no row
@@ -59,8 +67,7 @@ class BatchNorm(nn.BatchNorm):
     @property
     def is_written_out(self) -> bool:
         """Whether the forms of this module compute the layer, and not `nn.BatchNorm`."""
-        here = platform() == "cpu" or self.axis_name is not None
-        return here and not self.use_running_average
+        return is_written_out(self.axis_name) and not self.use_running_average
 
     @nn.compact
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -99,7 +106,7 @@ class BatchNorm(nn.BatchNorm):
 
 def _normalized(x, scale, bias, mask, setting):
     """Normalizes by the batch's own statistics, which are computed in at least float32."""
-    wide = x.astype(np.promote_types(x.dtype, jnp.float32))
+    wide = _wide(x)
     kept = _kept(wide, mask)
     sums = jnp.stack([kept.sum((0, 1, 2)), (kept * kept).sum((0, 1, 2))])
     (mean, square), count = _means(sums, x, mask, setting)
@@ -146,16 +153,18 @@ def _expanded(x, kernel, scale, bias, mask, setting):
     With m and C the mean and covariance of x, y has mean m·kernel and variance
     diag(kernelᵀ·C·kernel). What the gradient needs of y, Σ y·dy, is diag(kernelᵀ·Σ x·dy) likewise.
     """
+    wide = _wide(kernel)
     kept = _flat(_kept(x, mask))
-    total, gram = kept.sum(0), _contract(kept, kept)
+    total, gram = kept.sum(0, dtype=wide.dtype), _contract(kept, kept, _exact())
     (mean_x, *square), count = _means(jnp.concatenate([total[None], gram]), x, mask, setting)
-    mean = mean_x @ kernel
+    mean = _small(mean_x, wide)
     covariance = jnp.stack(square) - mean_x[:, None] * mean_x[None]
-    var = jnp.maximum(0.0, (kernel * (covariance @ kernel)).sum(0))
+    var = jnp.maximum(0.0, (wide * _small(covariance, wide)).sum(0))
     rstd = lax.rsqrt(var + setting.epsilon)
     factor = scale * rstd
-    product = (_flat(x) @ (kernel * factor[None])).reshape(*x.shape[:3], kernel.shape[1])
-    out = setting.activation(product + _channels(bias - mean * factor))
+    product = _flat(x) @ (wide * factor[None]).astype(x.dtype)
+    product = product.reshape(*x.shape[:3], kernel.shape[1])
+    out = setting.activation(_shifted(product, bias - mean * factor, setting))
     residuals = (x, kernel, product, total, gram, scale, bias, mask, mean, rstd, count)
     return Normalized(out, mean, var, count), residuals
 
@@ -169,18 +178,21 @@ def _expanded_tangent(setting, residuals, tangents):
 
 def _expanded_backward(setting, residuals, cotangents):
     x, kernel, product, total, gram, scale, bias, mask, mean, rstd, _ = residuals
-    factor = scale * rstd
+    wide, factor = _wide(kernel), scale * rstd
     dout, product = lax.optimization_barrier((cotangents[0], product))
-    pre = product + _channels(bias - mean * factor)
+    pre = _shifted(product, bias - mean * factor, setting)
     dz = _flat(jax.vjp(setting.activation, pre)[1](dout)[0])
-    cross, dbias = _contract(_flat(x), dz), dz.sum(0)
-    dscale = ((kernel * cross).sum(0) - mean * dbias) * rstd
+    cross, dbias = _contract(_flat(x), dz), dz.sum(0, dtype=wide.dtype)
+    dscale = ((wide * cross).sum(0) - mean * dbias) * rstd
     slope, offset = _through_statistics(residuals[5:], dscale, dbias, cotangents, setting)
-    dkernel = cross * factor[None] + total[:, None] * offset[None] + (gram @ kernel) * slope[None]
-    dx = lax.dot_general(dz, kernel * factor[None], (((1,), (1,)), ((), ())))
-    through = _flat(x) @ ((kernel * slope[None]) @ kernel.T) + (kernel @ offset)[None]
+    dkernel = cross * factor[None] + total[:, None] * offset[None]
+    dkernel += _small(gram, wide) * slope[None]
+    weights = (wide * factor[None]).astype(x.dtype)
+    dx = lax.dot_general(dz, weights, (((1,), (1,)), ((), ())))
+    square = _small(wide * slope[None], wide.T).astype(x.dtype)
+    through = _flat(x) @ square + _small(wide, offset).astype(x.dtype)[None]
     dx = dx.reshape(x.shape) + _kept(through.reshape(x.shape), mask)
-    return dx, dkernel, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+    return dx, dkernel.astype(kernel.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
 normalized = derivative.written_out(3, _normalized, _normalized_tangent, _normalized_backward)
@@ -222,8 +234,30 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0] * x.shape[1] * x.shape[2], x.shape[3])
 
 
-def _contract(a: Float[Array, "n i"], b: Float[Array, "n o"]) -> Float[Array, "i o"]:
-    return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+def _wide(x: Array) -> Array:
+    return x.astype(np.promote_types(x.dtype, jnp.float32))
+
+
+def _exact() -> lax.Precision | None:
+    """All digits for what is subtracted from its like: on GPUs float32 is otherwise TF32."""
+    return None if platform() == "cpu" else lax.Precision.HIGHEST
+
+
+def _small(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=_exact())
+
+
+def _contract(
+    a: Float[Array, "n i"], b: Float[Array, "n o"], precision: lax.Precision | None = None
+) -> Float[Array, "i o"]:
+    wide = np.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(
+        a, b, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=wide
+    )
+
+
+def _shifted(product: Array, offset: Array, setting: Setting) -> Array:
+    return (_wide(product) + _channels(offset)).astype(setting.dtype)
 
 
 def _channels(values: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:

@@ -83,6 +83,7 @@ def convolution(
         or dimension_numbers not in (NHWC, ("NHWC", "HWIO", "NHWC"))
         or any(d != 1 for d in lhs_dilation or ())
         or any(option is not None for option in options.values())  # such as NNX's out_sharding
+        or (here != "cpu" and precision is not None)
     ):
         return xla()
     kernel = rhs.shape[:2]

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from mnv2_jax import ConvNorm, linear, relu6
 from mnv2_jax.models.layers import relu
 from mnv2_jax.ops.batch_norm import BatchNorm, Operands
+from mnv2_jax.ops.platform import compiled_for
 
 OPTIONS = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-3}
 
@@ -154,19 +155,40 @@ def test_it_composes_with_vmap_and_remat(together):
 
 
 @pytest.mark.slow
-def test_bfloat16_keeps_statistics_in_float32():
+@pytest.mark.parametrize("together", [False, True])
+def test_bfloat16_keeps_statistics_in_float32_and_is_as_exact_as_flax(together):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)) + 3, jnp.bfloat16)
-    ours = Ours(8, dtype=jnp.bfloat16)
+    ours = Ours(12, together=together, dtype=jnp.bfloat16)
     variables = variables_of(ours, x)
-    run = jax.jit(everything, static_argnums=0)
-    ((out, stats), grads), ((theirs, peer_stats), _) = (
-        run(m, variables, x) for m in (ours, ours.clone(peer=True))
-    )
-    assert out.dtype == jnp.bfloat16
-    assert {v.dtype for v in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
-    assert {v.dtype for v in jax.tree.leaves(grads[0])} == {jnp.dtype("float32")}
-    same(stats, peer_stats, 1e-4)
-    np.testing.assert_allclose(out.astype(np.float32), theirs.astype(np.float32), atol=0.06)
+
+    def run(module, x):
+        with compiled_for("cuda"):
+            (out, stats), grads = jax.jit(everything, static_argnums=0)(module, variables, x)
+        return out, stats["batch_stats"], grads
+
+    found, flax = run(ours, x), run(ours.clone(peer=True), x)
+    rounded = variables["params"]["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    variables["params"]["kernel"] = rounded
+    exact = run(ours.clone(peer=True, dtype=jnp.float32), x.astype(jnp.float32))
+    assert found[0].dtype == found[2][1].dtype == jnp.bfloat16
+    assert {v.dtype for v in jax.tree.leaves((found[1], found[2][0]))} == {jnp.dtype("float32")}
+    same(found[1], exact[1], 1e-3)
+    for value, peer, true in zip(*map(jax.tree.leaves, (found, flax, exact)), strict=True):
+        off = [np.linalg.norm(np.asarray(v, np.float32) - true) for v in (value, peer)]
+        assert off[0] <= 1.5 * off[1] + 1e-3 * np.linalg.norm(true)
+
+
+def test_on_gpus_an_expansion_takes_its_statistics_from_its_inputs_in_bfloat16_too():
+    def is_one(platform, dtype):
+        layer, x = ConvNorm(24, dtype=dtype), jnp.ones((2, 4, 4, 3))
+        with compiled_for(platform):
+            variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+            step = partial(layer.apply, train=True, mutable=["batch_stats"])
+            return "reduce_sum[axes=(0, 1, 2)" not in str(jax.make_jaxpr(step)(variables, x))
+
+    assert is_one("cuda", jnp.bfloat16) and is_one("cuda", jnp.float32)
+    assert is_one("cpu", jnp.float32) and not is_one("cpu", jnp.bfloat16)
+    assert not is_one("tpu", jnp.bfloat16) and not is_one("cpu,cuda", jnp.float32)
 
 
 @pytest.mark.slow

@@ -97,6 +97,15 @@ def test_few_channels_are_dense_on_a_tpu_and_many_are_not():
     assert [groups(n) for n in (8, 32, 33, 144)] == [1, 1, 33, 144]
 
 
+def test_a_precision_that_was_asked_for_reaches_a_tpu():
+    x, k = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 1, 8))
+    asked = functools.partial(
+        convolution, window_strides=(1, 1), padding="SAME", feature_group_count=8,
+        precision=jax.lax.Precision.HIGHEST)  # fmt: skip
+    with compiled_for("tpu"):
+        assert "Precision.HIGHEST" in str(jax.make_jaxpr(asked)(x, k))
+
+
 @pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(convolutions(groups=False))
