@@ -5,7 +5,7 @@ a drop-in for `jax.lax.conv_general_dilated`, so that any `nn.Conv` can take it 
 parameters and results (`nn.Conv(..., conv_general_dilated=convolution)`). On CPUs a depthwise
 convolution becomes shifted multiply-adds, a pointwise one a matrix product, and a full one of few
 channels patches and a matrix product. On TPUs a depthwise one of few channels is computed as a full
-one. All others, and all on GPUs, stay with XLA.
+one; on GPUs one of stride 2 gets a gradient of its own. All others stay with XLA.
 """
 
 import functools
@@ -61,9 +61,9 @@ def convolution(
 ) -> Float[Array, "b ho wo o"]:
     """Convolves as `jax.lax.conv_general_dilated` does, in the fastest form for this platform.
 
-    The arguments are the same. Forms other than XLA's own are used on CPUs and TPUs, for NHWC
-    images and HWIO kernels; what a program is compiled for, `ops.platform` tells while it is
-    traced.
+    The arguments are the same. Forms other than XLA's own are used on CPUs, TPUs and NVIDIA's GPUs,
+    for NHWC images and HWIO kernels; what a program is compiled for, `ops.platform` tells while it
+    is traced.
 
     >>> x, k = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
     >>> convolution(x, k, (2, 2), "SAME", feature_group_count=2)[0, :, :, 0]
@@ -114,8 +114,9 @@ def _pad(x: Array, padding: Pairs) -> Array:
         return x
     config = [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)]
     padded = lax.pad(x, jnp.zeros((), x.dtype), config)
-    # Without the barrier XLA fuses the pad into every tap and evaluates its bounds nine times.
-    return lax.optimization_barrier(padded)
+    # Without the barrier XLA fuses the pad into every tap and evaluates its bounds nine times,
+    # which on CPUs takes longer than to write it.
+    return lax.optimization_barrier(padded) if platform() == "cpu" else padded
 
 
 def _taps(padded: Array, kernel: Sequence[int], out: tuple[int, int], window: Window):
@@ -227,7 +228,28 @@ def on_tpu(x: Array, kernel: Array, window: Window) -> Array:
     return _by_xla(x, kernel, window, channels)
 
 
-DEPTHWISE = {"cpu": depthwise, "tpu": on_tpu}  # elsewhere it is XLA's own form
+@derivative.bilinear(
+    lambda x, kernel, dy, window: (
+        _input_gradient(dy, kernel, (x.shape, window)),
+        jax.vjp(lambda kernel: _by_xla(x, kernel, window, x.shape[3]), kernel)[1](dy)[0],
+    )
+)
+def _strided(x: Array, kernel: Array, window: Window) -> Array:
+    return _by_xla(x, kernel, window, x.shape[3])
+
+
+def on_gpu(x: Array, kernel: Array, window: Window) -> Array:
+    """Depthwise convolution by XLA's form, with a gradient at stride 2 that meets no inserted zero.
+
+    XLA's own writes an image of four times the positions for it, three of four of them zero.
+    """
+    if window.strides != (1, 1):
+        return _strided(x, kernel, window)
+    return _by_xla(x, kernel, window, x.shape[3])
+
+
+# Elsewhere it is XLA's own form.
+DEPTHWISE = {"cpu": depthwise, "tpu": on_tpu, "cuda": on_gpu}
 
 Setting = tuple[tuple[int, ...], Window]  # the shape of what a gradient is for, and the window
 

@@ -82,8 +82,9 @@ def test_depthwise_equals_xla(case, devices, band):
 @pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(convolutions(groups=True))
-def test_the_form_for_tpus_equals_xla(case):
-    with compiled_for("tpu"):
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_forms_for_tpus_and_gpus_equal_xla(platform, case):
+    with compiled_for(platform):
         check(*case)
 
 
