@@ -189,8 +189,8 @@ def _expanded_backward(setting, residuals, cotangents):
     dkernel += _small(gram, wide) * slope[None]
     weights = (wide * factor[None]).astype(x.dtype)
     dx = lax.dot_general(dz, weights, (((1,), (1,)), ((), ())))
-    square = _small(wide * slope[None], wide.T).astype(x.dtype)
-    through = _flat(x) @ square + _small(wide, offset).astype(x.dtype)[None]
+    through = _flat(x) @ _small(wide * slope[None], wide.T).astype(x.dtype)
+    through += _small(wide, offset).astype(x.dtype)[None]
     dx = dx.reshape(x.shape) + _kept(through.reshape(x.shape), mask)
     return dx, dkernel.astype(kernel.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
