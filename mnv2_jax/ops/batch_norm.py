@@ -2,9 +2,9 @@
 
 In training on a CPU or GPU an expanded tensor is a trip to memory each time it is touched, and
 automatic differentiation of batch norm touches it eleven times. With the results of `nn.BatchNorm`,
-two forms touch it less: `normalized` is statistics, normalization and activation as one operation; `expanded`
-is the same behind a 1×1 convolution to more channels, whose statistics follow from those of its few
-inputs, so that it computes what is already normalized.
+two forms touch it less: `normalized` is statistics, normalization and activation as one operation;
+`expanded` is the same behind a 1×1 convolution to more channels, whose statistics follow from those
+of its few inputs, so that it computes what is already normalized.
 """
 
 from collections.abc import Callable
