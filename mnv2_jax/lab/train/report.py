@@ -219,6 +219,7 @@ def report_text(results: Results) -> str:
     setting, config, machine = results["setting"], results["config"], results["environment"]
     runs, scores, reference = results["runs"], scores_of(results), config["sweep.reference"]
     decisions, delta, rows = judged(results), config.get("sweep.delta", DELTA), []
+    looks = planned_looks(config.get("sweep.looks", ()), len(config["sweep.seeds"]))
     for name, values in scores.items():
         mean, _, std = spread(values).partition(" ± ")
         versus = points(paired_difference(values, scores[reference]))
@@ -231,7 +232,7 @@ def report_text(results: Results) -> str:
     facts = [
         f"- command: `{results['command']}`",
         *_networks(setting["networks"]),
-        f"- seeds: {', '.join(map(str, seeds_of(results)))}",
+        f"- seeds: {', '.join(map(str, seeds_of(results)))}" + _so_far(results, decisions, looks[-1]),
         *_learning_rates(config, list(runs)),
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
@@ -242,7 +243,7 @@ def report_text(results: Results) -> str:
     paragraphs = [
         f"# {setting['title']}",
         f"{measured(setting)}. Differences are paired by seed; intervals are Student's t."
-        + f" {tested(delta, config.get('sweep.looks', ()))}" * bool(decisions),
+        + f" {tested(delta, looks)}" * bool(decisions),
         markdown_table(header, rows),
         "\n".join(_other_metrics(results)),
         "\n".join(_low_precision(config, scores, runs)),
@@ -269,6 +270,12 @@ def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -
             f"Set model.bn_decay to {fitting:g}, or train for longer."
         )
     return found
+
+
+def _so_far(results: Results, decisions: Sequence[Decision], most: int) -> str:
+    """Says that more seeds are to come, if it is so."""
+    goes_on = any(not d.at for d in decisions) and len(seeds_of(results)) < most
+    return f" so far, of up to {most}: the same command goes on" * goes_on
 
 
 def _origins(origins: Mapping[str, Sequence[Any]]) -> list[str]:

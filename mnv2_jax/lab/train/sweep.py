@@ -55,7 +55,8 @@ def run_sweep(
 ) -> Path | None:
     """Trains every variant with every seed that is not finished yet, and writes the report.
 
-    With `sweep.looks`, it ends after the first of so many seeds that decide all of the claim.
+    With `sweep.looks`, it ends after the first of so many seeds that decide all of the claim; each
+    of these looks has its report.
 
     A folder that holds the same configuration is continued; one of another is refused with a
     UsageError. Returns the path of the report, for which `command` is; None on other hosts.
@@ -89,6 +90,7 @@ def run_sweep(
                 write_json(workdir / record.DATA, record.sealed(made, {"run": identity.run}))
                 for (data, split, root), source in () if quiet else sources.items():
                     print(f"{split} of {root or data}: {summary(source)}", file=sys.stderr)
+            report = None
             for look, groups in zip(looks, waiting, strict=True):
                 _build(runs, variants, groups, sources)
                 for name, seeds in groups:
@@ -106,13 +108,15 @@ def run_sweep(
                     if telling:
                         took = f"{time.monotonic() - began:.0f} s" + f", {ended}" * bool(ended)
                         print(f"{title}: {took}", file=sys.stderr)
-                if look == looks[-1] or _decided(workdir, config, look, telling):
+                done = look == looks[-1] or _decided(workdir, config, look, telling)
+                if jax.process_count() == 1 and look > 1:  # fewer seeds have no interval
+                    known = (config.sweep.seeds[:look], identity, sources)
+                    keep_right(workdir, variants, *known, _tell if telling else log.info)
+                if jax.process_index() == 0:  # of what there is so far, if it goes on
+                    report = write_report(workdir, config, command, look)
+                if done:
                     break
-            first = jax.process_index() == 0
-            if jax.process_count() == 1 and look > 1:  # fewer seeds have no interval
-                known = (config.sweep.seeds[:look], identity, sources)
-                keep_right(workdir, variants, *known, _tell if telling else log.info)
-            return write_report(workdir, config, command, look) if first else None
+            return report
         except OSError as error:
             why = f"{workdir} cannot be used: {first_line(error)}. What is there stays: free some "
             why += "space or choose another --workdir, and give the same command again to go on."

@@ -144,6 +144,22 @@ def test_the_report_gives_n_mean_std_and_how_to_repeat_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("planned", "seeds", "tested", "so_far"),
+    [
+        (16, 4, "all looks (after 4, 8, 16 seeds)", "seeds: 0, 1, 2, 3 so far, of up to 16"),
+        (4, 4, None, None),  # the looks that were not to come share nothing
+    ],
+)
+def test_an_early_look_says_that_more_are_to_come(tmp_path, planned, seeds, tested, so_far):
+    sweep = {"claim": ("linear", "relu6"), "looks": (4, 8)}
+    config, early = (tiny(seeds=tuple(range(n)), sweep=sweep) for n in (planned, seeds))
+    write_runs(tmp_path, early, {"linear": [0.9, 0.8, 0.7, 0.8], "relu6": [0.8, 0.9, 0.8, 0.75]})
+    text = write_report(tmp_path, config, ["python"], seeds).read_text()
+    assert ("all looks" in text, "so far" in text) == (bool(tested), bool(so_far))
+    assert (tested or "") in text and (so_far or "") in text and "**undecided**" in text
+
+
+@pytest.mark.parametrize(
     ("splits", "metric"),
     [
         ({"linear": (), "relu6": ()}, "eval/accuracy"),

@@ -691,7 +691,9 @@ def test_seeds_are_added_until_the_claim_is_decided_also_if_it_was_stopped_betwe
             }.items()
         }
 
+    reported, write = [], sweep.write_report
     monkeypatch.setattr(report, "scores_of", scores)
+    monkeypatch.setattr(sweep, "write_report", lambda *a: reported.append(a[3]) or write(*a))
     with monkeypatch.context() as patch:
         stop_in(patch, sweep, "_decided")
         with pytest.raises(loop.Interrupted):
@@ -701,6 +703,7 @@ def test_seeds_are_added_until_the_claim_is_decided_also_if_it_was_stopped_betwe
     assert there == {f"seed_{seed}" for seed in range(trained)}
     content = json.loads((tmp_path / "results.json").read_text())
     assert [len(runs) for runs in content["runs"].values()] == [trained] * 2
+    assert reported == [*range(3, trained + 1)]  # after every look
     (sentence,) = (line for line in texts(tmp_path) if line.startswith("- *linear* above *relu6*"))
     assert f"n = {trained}, " in sentence and f"**{decision}**" in sentence
 
