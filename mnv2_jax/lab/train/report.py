@@ -232,7 +232,7 @@ def report_text(results: Results) -> str:
     facts = [
         f"- command: `{results['command']}`",
         *_networks(setting["networks"]),
-        f"- seeds: {', '.join(map(str, seeds_of(results)))}" + _so_far(results, decisions, looks[-1]),
+        f"- seeds: {', '.join(map(str, seeds_of(results)))}{_so_far(results, looks[-1])}",
         *_learning_rates(config, list(runs)),
         f"- device: {machine['device']}; {machine['platform']}",
         f"- versions: {versions}; Python {machine['python']}",
@@ -272,9 +272,9 @@ def cautions(config: Mapping[str, Any], decay: float, steps: int, images: int) -
     return found
 
 
-def _so_far(results: Results, decisions: Sequence[Decision], most: int) -> str:
+def _so_far(results: Results, most: int) -> str:
     """Says that more seeds are to come, if it is so."""
-    goes_on = any(not d.at for d in decisions) and len(seeds_of(results)) < most
+    goes_on = any(not d.at for d in judged(results)) and len(seeds_of(results)) < most
     return f" so far, of up to {most}: the same command goes on" * goes_on
 
 
