@@ -122,7 +122,7 @@ def choose(found: Pictures, start: Path | None) -> list[Choice]:
         choices.append(("loss.class_weights", tuple(weights.round(3).tolist()), reason))
     if start is not None:
         own = read_description(start / DESCRIPTION)[0]
-        for key in ("spec", "width", "dialect"):
+        for key in ("spec", "width", "dialect", "expand"):
             if isinstance(own["model"].get(key), str | float):
                 choices.append(
                     (f"model.{key}", own["model"][key], "that of the model to start from")

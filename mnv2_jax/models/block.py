@@ -79,6 +79,11 @@ def standard_expand(conv, x, block):
     return x if block.expanded == block.in_channels else conv(x, block.expanded, name="expand")
 
 
+def always_expand(conv, x, block):
+    """Expands by a 1×1 convolution where t is 1 too, as PaddleClas' first block does."""
+    return conv(x, block.expanded, name="expand")
+
+
 def standard_filter(conv, x, block):
     """Filters every channel alone: the 3×3 depthwise convolution, which has the block's stride."""
     window = {"kernel": 3, "stride": block.stride, "dilation": block.dilation}

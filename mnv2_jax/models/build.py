@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mnv2_jax.errors import UsageError, unknown
-from mnv2_jax.models.block import SHORTCUTS, STANDARD
+from mnv2_jax.models.block import SHORTCUTS, STANDARD, always_expand
 from mnv2_jax.models.deeplab import ATROUS, DECODER_TAP, HEAD, RATES, DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.layers import ACTIVATIONS
@@ -22,6 +22,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "bottleneck": ACTIVATIONS,
     **{m: {"standard": f} for m, f in zip(("expand", "filter", "project"), STANDARD, strict=True)},
 }  # fmt: skip
+PARTS["expand"]["always"] = always_expand
 VALUES = {"spec": Spec, "dialect": Dialect}  # every other part is a function
 
 

@@ -25,7 +25,8 @@ class Spec(NamedTuple):
 
     `stem` and `stem_stride` are channels and stride of the first full 3×3 convolution, `rows` the
     bottlenecks of Table 2. `last` are the channels of the final 1×1 convolution; None leaves it out
-    (Sec. 6.3). Every channel count is rounded to a multiple of `divisor`.
+    (Sec. 6.3). Every channel count is rounded to a multiple of `divisor`. Which blocks an output
+    stride dilates, `dilates_first` says: see `unroll`.
     """
 
     stem: int
@@ -33,6 +34,7 @@ class Spec(NamedTuple):
     rows: tuple[Row, ...]
     last: int | None
     divisor: int = 8
+    dilates_first: bool = False
 
 
 class Block(NamedTuple):
@@ -126,9 +128,15 @@ TIMM_120D = TIMM_110D._replace(
 )  # fmt: skip
 """timm's `mobilenetv2_120d`: 1.2 times as wide and 1.4 times as deep."""
 
+PADDLE = IMAGENET._replace(divisor=1)
+"""PaddleClas' network, which does not round channels: the first bottleneck at width 0.25 has 4."""
+
+MMSEG = IMAGENET._replace(last=None, dilates_first=True)
+"""The backbone of mmsegmentation's segmenters, which ends with the 320 channels."""
+
 SPECS = {
     "imagenet": IMAGENET, "small_32": SMALL_32, "tiny_8": TINY_8, "small_96": SMALL_96,
-    "timm_110d": TIMM_110D, "timm_120d": TIMM_120D,
+    "timm_110d": TIMM_110D, "timm_120d": TIMM_120D, "paddle": PADDLE, "mmseg": MMSEG,
 }  # fmt: skip
 
 
@@ -152,8 +160,9 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
     The width multiplier of Sec. 4 is any number above 0; the last convolution does not shrink below
     width 1. `output_stride` is the ratio of input to final resolution: once the strides so far are
     that, later strides become 1 and the blocks *after* such a block take its stride as dilation
-    (Sec. 6.3, as the authors released it); None leaves every stride as it is. The paper's network
-    has 17 blocks: Table 2 is right, and the "19" of the text is not.
+    (Sec. 6.3, as the authors released it); None leaves every stride as it is. A spec that
+    `dilates_first` dilates the first block of every row alone, by its own stride too. The paper's
+    network has 17 blocks: Table 2 is right, and the "19" of the text is not.
 
     Raises:
       UsageError: `width` is not above 0, or `output_stride` is none that `spec` can have.
@@ -182,10 +191,11 @@ def unroll(width: float = 1.0, output_stride: int | None = None, spec: Spec = IM
     reached, dilation = spec.stem_stride, 1
     blocks = []
     for row in spec.rows:
-        for stride in (row.s, *[1] * (row.n - 1)):
+        for i, stride in enumerate((row.s, *[1] * (row.n - 1))):
             full = output_stride is not None and reached >= output_stride
             step, rate = (1, stride) if full else (stride, 1)
-            blocks.append(Block(in_channels, scale(row.c), row.t, step, dilation))
+            own = dilation if not spec.dilates_first else 1 if i else dilation * rate
+            blocks.append(Block(in_channels, scale(row.c), row.t, step, own))
             reached, dilation, in_channels = reached * step, dilation * rate, scale(row.c)
     last = None if spec.last is None else make_divisible(spec.last * max(1.0, width), spec.divisor)
     return Layout(stem, spec.stem_stride, tuple(blocks), last)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mnv2_jax.models.anchors import anchor_shapes
+from mnv2_jax.models.block import Map
 from mnv2_jax.models.spec import IMAGENET, Row, Spec
 from mnv2_jax.weights.names import Ecosystem
 from mnv2_jax.weights.tensors import classifier_names, convolutions, kernel_shapes
@@ -33,7 +34,7 @@ class Architecture(NamedTuple):
         """The network's name in messages."""
         network = "MobileNetV2" if self.head is None else "DeepLabv3 on MobileNetV2"
         network = "SSDLite on MobileNetV2" if self.detects else network
-        if self.spec._replace(last=IMAGENET.last) == IMAGENET:
+        if self.spec.rows == IMAGENET.rows:
             return f"{network} of width {self.width:g}"
         blocks = sum(row.n for row in self.spec.rows)
         return f"{network} of {blocks} blocks with its own channels"
@@ -59,9 +60,10 @@ def find_architecture(ecosystem: Ecosystem, shapes: Shapes) -> Architecture:
 
     def fit(spec: Spec, width: float) -> int:
         """How many layers have as many output channels as in the file."""
-        return sum(channels.get(ours) == outputs for ours, outputs in _outputs(spec, width))
+        outputs = _outputs(spec, width, ecosystem.expand)
+        return sum(channels.get(ours) == count for ours, count in outputs)
 
-    layers = len(_outputs(spec, 1.0))
+    layers = len(_outputs(spec, 1.0, ecosystem.expand))
     width = max(PUBLISHED, key=lambda width: fit(spec, width))
     if len(channels) == layers != fit(spec, width):
         width = next((w for w in UNPUBLISHED if fit(spec, w) == layers), width)
@@ -89,15 +91,15 @@ def _detected_classes(ecosystem: Ecosystem, shapes: Shapes) -> int | None:
 
 
 @functools.lru_cache(256)
-def _outputs(spec: Spec, width: float) -> tuple[tuple[str, int], ...]:
+def _outputs(spec: Spec, width: float, expand: Map) -> tuple[tuple[str, int], ...]:
     """Lists the layers of a network with their output channels."""
-    return tuple((ours, shape[3]) for ours, shape in kernel_shapes(spec, width, 3).items())
+    return tuple((ours, shape[3]) for ours, shape in kernel_shapes(spec, width, 3, expand).items())
 
 
 def _with_depth(ecosystem: Ecosystem, shapes: Shapes) -> Spec:
-    """Returns Table 2 with the repeats that timm's names show, which number stages and blocks."""
+    """Returns the spec with the repeats that timm's names show, which number stages and blocks."""
     if "{stage}" not in ecosystem.wide["project"][0]:
-        return IMAGENET
+        return ecosystem.spec
     pattern = re.escape(ecosystem.wide["project"][1])
     pattern = pattern.replace(r"\{stage\}", r"(\d{1,3})").replace(r"\{index\}", r"(\d{1,3})")
     matches = [match for name in shapes if (match := re.match(pattern, name))]
@@ -119,4 +121,5 @@ def _with_channels(spec: Spec, channels: Mapping[str, int]) -> Spec | None:
             return None
         rows.append(row._replace(t=expanded // entering, c=outputs))
         i, entering = i + row.n, outputs
-    return Spec(channels["stem"], spec.stem_stride, tuple(rows), channels.get("last"), divisor=1)
+    stem, last = channels["stem"], channels.get("last")
+    return spec._replace(stem=stem, rows=tuple(rows), last=last, divisor=1)

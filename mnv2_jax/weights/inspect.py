@@ -6,6 +6,8 @@ Weights that run under another dialect raise no error; their predictions are wor
 
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +111,7 @@ def _model(loaded: Loaded) -> list[Finding]:
         network += ", SSDLite's heads"
     if isinstance(loaded.model, DeepLabV3):
         network += f", DeepLabv3 head of {loaded.model.channels} channels"
+    if backbone.output_stride is not None:
         network += f", output stride {backbone.output_stride}"
     mean, std = (", ".join(f"{value:g}" for value in pair) for pair in (dialect.mean, dialect.std))
     prepared = {
@@ -117,7 +120,7 @@ def _model(loaded: Loaded) -> list[Finding]:
         "none": f"whole image, stretched to {rule.size}",
         "pad": f"whole image, shrunk to fit {rule.size} or padded to it",
     }[rule.crop]
-    beside = [Finding("left out", one_line(", ".join(loaded.left_out)))] if loaded.left_out else []
+    beside = [Finding("left out", parts(loaded.left_out))] if loaded.left_out else []
     return [
         Finding("architecture", network),
         _classes(loaded),
@@ -129,7 +132,19 @@ def _model(loaded: Loaded) -> list[Finding]:
     ]
 
 
+def parts(names: Iterable[str]) -> str:
+    """Lists what tensors belong to, with how many of each.
+
+    >>> parts(["head.conv.weight", "head.conv.bias", "dense/kernel"])
+    'dense (1), head (2)'
+    """
+    counts = Counter(re.split(r"[./]", name)[0] for name in names)
+    return one_line(", ".join(f"{part} ({n})" for part, n in sorted(counts.items())))
+
+
 def _classes(loaded: Loaded) -> Finding:
+    if loaded.classes is None and not ECOSYSTEMS[loaded.source.partition(":")[0]].head:
+        return Finding("classes", "none: features for other tasks")
     if loaded.classes is None:
         what = "no classifier of one layer"
         return Finding("classes", what, "load it with drop_head=True, for features")

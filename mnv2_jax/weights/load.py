@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.files import user_path
-from mnv2_jax.models.build import look_up
+from mnv2_jax.models.build import PARTS, look_up
 from mnv2_jax.models.deeplab import DeepLabV3
 from mnv2_jax.models.dialect import DIALECTS, Dialect
 from mnv2_jax.models.mobilenet import MobileNetV2
@@ -107,6 +107,9 @@ class Loaded(NamedTuple):
         }
         if backbone.output_stride is not None:
             options["output_stride"] = backbone.output_stride
+        expand = next(name for name, map in PARTS["expand"].items() if map is backbone.expand)
+        if expand != "standard":
+            options["expand"] = expand
         if isinstance(model, SSDLite):
             return options
         options["dropout"] = model.dropout
@@ -178,7 +181,7 @@ def load_weights(
         a detector of COCO's 90 ids those that name nothing, which leaves 80.
       ema: where the file has moving averages of the weights, load them (the published accuracy is
         theirs); False loads the raw weights.
-      output_stride: 8, 16 or 32, of a segmenter: its weights fit all three.
+      output_stride: 8, 16 or 32, of a segmenter or its backbone: the weights fit all three.
       resolution: height and width of the images.
       mean, std: the network was trained on (pixel / 255 - mean) / std; one value or one a channel.
         The last four replace what lies beside the weights (see `beside`) and the ecosystem's own.
@@ -192,7 +195,7 @@ def load_weights(
     merge.check_ecosystem(ecosystem, contents.tensors, path)
     shapes = {name: array.shape for name, array in contents.tensors.items()}
     found = find_architecture(ecosystem, shapes)
-    if found.head is None and output_stride is not None:
+    if found.head is None and output_stride is not None and ecosystem.head:
         what = "detector" if found.detects else "classifier"
         raise UsageError(f"{path!r} is a {what}: load it without output_stride.")
     if found.head is not None and (drop_head or drop_background):
@@ -232,6 +235,7 @@ def _classifier(
     drop_head: bool,
 ) -> Loaded:
     stored, classes, why = contents.tensors, None, ""
+    drop_head = drop_head or not ecosystem.head
     if not drop_head:
         stored, classes, why = merge.find_head(ecosystem, found, stored)
         why = why or beside.head
@@ -242,11 +246,13 @@ def _classifier(
         raise UsageError(f"{path!r} has {has}; load it with drop_head=True for its features.")
     offset = ecosystem.class_offset if classes == IMAGENET_CLASSES + ecosystem.class_offset else 0
     dialect = ecosystem.dialect._replace(**beside.dialect)
+    stride = beside.output_stride or ecosystem.output_stride
     model = MobileNetV2(
         classes,
         found.width,
-        None if beside.output_stride == CLASSIFIER_STRIDE else beside.output_stride,
+        None if stride == CLASSIFIER_STRIDE else stride,
         spec=found.spec,
+        expand=ecosystem.expand,
         in_channels=found.in_channels,
         dropout=ecosystem.dropout,
         dialect=dialect,

@@ -33,9 +33,10 @@ def infer_ecosystem(names: Collection[str]) -> str | None:
     True
     """
     known = {name: backbone_names(name) for name in ECOSYSTEMS}
-    shares = {name: len(own.intersection(names)) / len(own) for name, own in known.items()}
-    best = max(shares, key=shares.__getitem__)
-    return best if shares[best] > COVERED else None
+    found = {name: len(own.intersection(names)) for name, own in known.items()}
+    # Of two whose names begin alike, the one with more of them, or else the one that lacks fewer.
+    best = max(found, key=lambda name: (found[name], -len(known[name])))
+    return best if found[best] > COVERED * len(known[best]) else None
 
 
 def describe_unknown(path: str, names: Collection[str]) -> tuple[str, str]:

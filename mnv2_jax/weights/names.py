@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from mnv2_jax.models.block import Map, always_expand, standard_expand
 from mnv2_jax.models.dialect import HF, KERAS, SLIM, TIMM, TORCHVISION, Dialect
+from mnv2_jax.models.spec import IMAGENET, MMSEG, PADDLE, Spec
 
 PARTS = ("conv", "depthwise", "scale", "bias", "mean", "var", "head_kernel", "head_bias")
 
@@ -28,6 +30,10 @@ TORCH = Framework(
     _leaves(".", "weight weight weight bias running_mean running_var weight bias"),
     {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 1, 0), "head": (1, 0), "vector": (0,)},
     ignored=(".num_batches_tracked",),
+)
+PADDLEPADDLE = Framework(
+    _leaves(".", "weight weight weight bias _mean _variance weight bias"),
+    {**TORCH.axes, "head": (0, 1)},
 )
 _NORM = "gamma beta moving_mean moving_variance"
 TF_SLIM = Framework(
@@ -68,7 +74,7 @@ class Ecosystem(NamedTuple):
 
     In the templates `{i}` counts blocks from 0, `{next}` from 1 and `{before}` from -1; `{stage}`
     and `{index}` are the row of Table 2 and the place in it, `{row}` counts rows from 1; `{after}`
-    follows the last `{next}`.
+    follows the last `{next}`, and `{paddle}` is the whole path of a block in PaddleClas.
     """
 
     name: str  # what users write before the colon
@@ -77,13 +83,20 @@ class Ecosystem(NamedTuple):
     dialect: Dialect  # of the networks that its weights were trained in
     dropout: float  # before the classifier, in training
     stem: Pair
-    thin: Mapping[str, Pair]  # the layers of a block that does not expand
+    thin: Mapping[str, Pair]  # the layers of a block of t = 1, which mostly does not expand
     wide: Mapping[str, Pair]  # the layers of every other block
     last: Pair
-    head: str  # the classifier
+    head: str  # the classifier; empty where it publishes backbones of other tasks
     segmenter: Segmenter | None = None  # None where it publishes none
     detector: Detector | None = None  # likewise
     class_offset: int = 0  # 1 where class 0 of its 1001 is "background"
+    spec: Spec = IMAGENET
+    output_stride: int | None = None  # of its backbones
+
+    @property
+    def expand(self) -> Map:
+        """The expanding map of its blocks."""
+        return always_expand if "expand" in self.thin else standard_expand
 
 
 def _suffixed(conv: str, norm: str) -> Callable[[str], Pair]:
@@ -92,6 +105,7 @@ def _suffixed(conv: str, norm: str) -> Callable[[str], Pair]:
 
 _slim, _keras = _suffixed("", "/BatchNorm"), _suffixed("", "_BN")
 _hf, _mm = _suffixed(".convolution", ".normalization"), _suffixed(".conv", ".bn")
+_paddle = _suffixed("._conv", "._batch_norm")
 
 
 def _sequential(layer: str) -> Pair:
@@ -117,6 +131,7 @@ def _timm(*layers: str) -> dict[str, Pair]:
     return _block(lambda layer: (layer, next(norms)), place, *layers)
 
 
+_PADDLE = _block(_paddle, "{paddle}.", "_expand_conv", "_bottleneck_conv", "_linear_conv")
 HEAD = ("pooling", "aspp_0", "projection")
 EXTRA = ("squeeze", "filter", "expand")
 
@@ -240,12 +255,30 @@ _ALL = (
         last=_mm("backbone.conv2"),
         head="head.fc",
     ),
+    Ecosystem(
+        name="paddleclas",
+        title="PaddleClas",
+        framework=PADDLEPADDLE,
+        dialect=TORCHVISION,
+        dropout=0.0,
+        stem=_paddle("conv1"),
+        thin=_PADDLE,  # which has an expansion
+        wide=_PADDLE,
+        last=_paddle("conv9"),
+        head="out",
+        spec=PADDLE,
+    ),
 )
+_OF = {ecosystem.name: ecosystem for ecosystem in _ALL}
 # tonylins differs from d-li14 in the place of the last convolution.
-_TONYLINS = next(e for e in _ALL if e.name == "d-li14")._replace(
+_TONYLINS = _OF["d-li14"]._replace(
     name="tonylins",
     title="tonylins/pytorch-mobilenet-v2",
     last=_sequential("features.{after}.0"),
 )
+# The backbone alone: the heads of its segmenters are other networks than ours.
+_MMSEG = _OF["mmpretrain"]._replace(
+    name="mmseg", title="OpenMMLab's mmsegmentation", head="", spec=MMSEG, output_stride=8
+)
 
-ECOSYSTEMS: dict[str, Ecosystem] = {ecosystem.name: ecosystem for ecosystem in (*_ALL, _TONYLINS)}
+ECOSYSTEMS: dict[str, Ecosystem] = _OF | {own.name: own for own in (_TONYLINS, _MMSEG)}

@@ -39,6 +39,10 @@ RULES = {
     "keras": Preprocessing("none", 1.0),
     "timm": _TORCH._replace(method="bicubic"),
     **dict.fromkeys(("torchvision", "hf", "d-li14", "tonylins", "mmpretrain"), _TORCH),
+    # OpenCV's bilinear
+    "paddleclas": _TORCH._replace(antialias=False),
+    # which evaluates whole images, each at a size of its own
+    "mmseg": Preprocessing("none", 1.0, antialias=False, size=512),
 }
 
 RELEASES = {
@@ -61,7 +65,7 @@ def preprocessing_of(
     torchvision are prepared as the first release. Without a `size`, it is read from the name.
     """
     _, rule = RELEASES.get(sha256[:8], ("", RULES[ecosystem]))
-    size = size or resolution_of(path)
+    size = size or resolution_of(path, rule.size)
     if ecosystem == "hf":  # its converted models of other sizes are resized to 32 pixels more
         rule = rule._replace(fraction=size / (size + 32))
     return rule._replace(size=size, mean=dialect.mean, std=dialect.std)

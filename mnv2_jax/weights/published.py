@@ -3,10 +3,11 @@
 What publishers state was looked up in November 2026: torchvision/models/mobilenetv2.py; timm's
 results/results-imagenet.csv and the pages of its repositories on huggingface.co, which show the
 sha256 of large files; slim's nets/mobilenet/README.md, deeplab's g3doc/model_zoo.md and
-object_detection's g3doc/tf1_detection_zoo.md; keras/applications/mobilenet_v2.py; mmpretrain's
-configs/mobilenet_v2/README.md; and the README of d-li14/mobilenetv2.pytorch, whose names of files
-end in the start of their sha256, as torchvision's do. tonylins publishes by a drive that only a
-browser opens, so its file is given by its path.
+object_detection's g3doc/tf1_detection_zoo.md; keras/applications/mobilenet_v2.py; mmpretrain's and
+mmsegmentation's configs/mobilenet_v2/README.md; PaddleClas' ppcls/arch/backbone/model_zoo and
+docs/en/algorithm_introduction/ImageNet_models_en.md; and the README of d-li14/mobilenetv2.pytorch,
+whose names of files end in the start of their sha256, as torchvision's do. tonylins publishes by a
+drive that only a browser opens, so its file is given by its path.
 """
 
 import hashlib
@@ -187,6 +188,40 @@ PUBLISHED: dict[str, dict[str, Published]] = {
             "https://download.openmmlab.com/mmclassification/v0/mobilenet_v2/"
             "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth", "3b2dc3af", 71.86,
         ),
+    },
+    "paddleclas": {
+        f"MobileNetV2{name}": _file(
+            "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
+            f"MobileNetV2{name}_pretrained.pdparams", "", top1, 224, width,
+        )
+        for name, top1, width in (
+            ("", 72.15, 1.0),
+            ("_ssld", 76.74, 1.0),  # distilled
+            ("_x0_25", 53.21, 0.25),
+            ("_x0_5", 65.03, 0.5),
+            ("_x0_75", 69.83, 0.75),
+            ("_x1_5", 74.12, 1.5),
+            ("_x2_0", 75.23, 2.0),
+        )
+    },
+    # Segmenters whose backbone is read, so their mean IoU is not what one gets. mmpretrain's script
+    # published them.
+    "mmseg": {
+        f"{head}_{data}": _file(
+            "https://download.openmmlab.com/mmsegmentation/v0.5/mobilenet_v2/"
+            f"{head}_{setting}_{data}/{head}_{setting}_{data}_20200825_{end}.pth",
+            end[-8:], None, 512,
+        )
+        for head, setting, data, end in (
+            ("deeplabv3plus", "m-v2-d8_512x1024_80k", "cityscapes", "124836-d256dd4b"),
+            ("deeplabv3", "m-v2-d8_512x1024_80k", "cityscapes", "124836-bef03590"),
+            ("pspnet", "m-v2-d8_512x1024_80k", "cityscapes", "124817-19e81d51"),
+            ("fcn", "m-v2-d8_512x1024_80k", "cityscapes", "124817-d24c28c1"),
+            ("deeplabv3plus", "m-v2-d8_512x512_160k", "ade20k", "223255-465a01d4"),
+            ("deeplabv3", "m-v2-d8_512x512_160k", "ade20k", "223255-63986343"),
+            ("pspnet", "m-v2-d8_512x512_160k", "ade20k", "214953-f5942f7a"),
+            ("fcn", "m-v2-d8_512x512_160k", "ade20k", "214953-c40e1095"),
+        )
     },
 }  # fmt: skip
 """By ecosystem and name; the ecosystem alone means its first."""

@@ -13,12 +13,12 @@ from flax.traverse_util import flatten_dict
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.files import writable_place, write_file
-from mnv2_jax.models.block import between_bottlenecks
+from mnv2_jax.models.block import STANDARD, between_bottlenecks
 from mnv2_jax.models.build import look_up
 from mnv2_jax.models.deeplab import HEAD, DeepLabV3
 from mnv2_jax.models.layers import linear, relu6
 from mnv2_jax.models.mobilenet import MobileNetV2
-from mnv2_jax.models.spec import IMAGENET
+from mnv2_jax.models.spec import IMAGENET, unroll
 from mnv2_jax.weights.names import ECOSYSTEMS, TORCH, Ecosystem
 from mnv2_jax.weights.readers.hdf5 import write_hdf5
 from mnv2_jax.weights.tensors import tensors, their_shape, to_theirs, unused
@@ -97,18 +97,23 @@ def check_expressible(model: MobileNetV2 | DeepLabV3, ecosystem: Ecosystem) -> N
         ours, theirs = getattr(backbone.dialect, field), getattr(ecosystem.dialect, field)
         if ours != theirs:
             differences.append(f"its {field} is {ours}, not {theirs}")
-    rows, table = backbone.spec.rows, IMAGENET.rows
+    rows, table, last = backbone.spec.rows, IMAGENET.rows, backbone.spec.last
+    like = backbone.spec._replace(dilates_first=ecosystem.spec.dilates_first)
     staged = "{stage}" in ecosystem.wide["project"][0]
     strides = [backbone.spec.stem_stride, *(row.s for row in rows)]
     checks = {
-        "the maps of its blocks are not the paper's": backbone.is_standard,
+        f"the maps of its blocks are not {ecosystem.name}'s": (ecosystem.expand, *STANDARD[1:])
+        == (backbone.expand, backbone.filter, backbone.project),
         "it lacks linear bottlenecks and ReLU6": backbone.bottleneck is linear
         and backbone.activation is relu6,
         "it lacks shortcuts between bottlenecks": backbone.shortcut is between_bottlenecks,
         "its rows are not Table 2's": strides == [2, *(row.s for row in table)]
         and [row.t == 1 for row in rows] == [row.t == 1 for row in table]
         and (staged or [row.n for row in rows] == [row.n for row in table])
-        and (backbone.spec.last is None) == segments,
+        and (last is None) == (segments or ecosystem.spec.last is None),
+        "it dilates other blocks": backbone.layout.blocks
+        == unroll(backbone.width, backbone.output_stride, like).blocks,
+        "it has a classifier": segments or bool(ecosystem.head) or backbone.num_classes is None,
     }
     differences += [what for what, holds in checks.items() if not holds]
     if differences:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.models.anchors import anchor_shapes
+from mnv2_jax.models.block import Map, always_expand, standard_expand
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import IMAGENET, Spec, unroll
 from mnv2_jax.models.ssdlite import EXTRAS, SSDLite, extra_channels
@@ -30,7 +31,9 @@ def convolutions(ecosystem: Ecosystem, spec: Spec) -> Iterator[tuple[str, str, s
         layers = ecosystem.thin if row.t == 1 else ecosystem.wide
         for index in range(row.n):
             place = {"i": i, "next": i + 1, "before": i - 1, "stage": stage, "index": index}
-            place["row"] = stage + 1
+            group = f"conv{stage + 2}"
+            paddle = f"{group}.{group}_{index + 1}" if index else f"{group}._first_block"
+            place |= {"row": stage + 1, "paddle": paddle}
             for ours, (conv, norm) in layers.items():
                 yield f"block_{i}/{ours}", conv.format(**place), norm.format(**place)
             i += 1
@@ -39,12 +42,14 @@ def convolutions(ecosystem: Ecosystem, spec: Spec) -> Iterator[tuple[str, str, s
         yield "last", conv, norm
 
 
-def kernel_shapes(spec: Spec, width: float, in_channels: int) -> dict[str, tuple[int, ...]]:
+def kernel_shapes(
+    spec: Spec, width: float, in_channels: int, expand: Map = standard_expand
+) -> dict[str, tuple[int, ...]]:
     """Returns the (h, w, in, out) of every convolution of a network, by our layer."""
     layout = unroll(width, None, spec)
     shapes = {"stem": (3, 3, in_channels, layout.stem)}
     for i, block in enumerate(layout.blocks):
-        if block.expansion > 1:
+        if block.expansion > 1 or expand is always_expand:
             shapes[f"block_{i}/expand"] = (1, 1, block.in_channels, block.expanded)
         shapes[f"block_{i}/filter"] = (3, 3, 1, block.expanded)
         shapes[f"block_{i}/project"] = (1, 1, block.expanded, block.channels)
@@ -70,7 +75,7 @@ def tensors(
     'features.0.0.weight'
     """
     leaves = ecosystem.framework.leaves
-    shapes = kernel_shapes(spec, width, in_channels)
+    shapes = kernel_shapes(spec, width, in_channels, ecosystem.expand)
     where = "backbone/" if detects or head is not None else ""
     layers = [
         (where + ours, conv, norm, shapes[ours])
@@ -133,7 +138,7 @@ def _ssdlite(
 @functools.cache
 def backbone_names(ecosystem: str) -> frozenset[str]:
     """Returns the names of Table 2's network without its classifier."""
-    listed = tensors(ECOSYSTEMS[ecosystem], IMAGENET, 1.0, 3, None)
+    listed = tensors(ECOSYSTEMS[ecosystem], ECOSYSTEMS[ecosystem].spec, 1.0, 3, None)
     return frozenset(tensor.theirs for tensor in listed)
 
 

@@ -1,5 +1,7 @@
 """From a folder of pictures to a model: what is found there, refused and chosen."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -81,6 +83,14 @@ def test_uneven_classes_are_weighted_by_the_root_of_their_share(folder):
     weights = {key: value for key, value, _ in choose(found, None)}["loss.class_weights"]
     assert weights[0] == pytest.approx(3 * weights[1], rel=1e-3)
     assert 10 * weights[0] + 90 * weights[1] == pytest.approx(100, rel=1e-3)
+
+
+def test_the_network_is_that_of_the_start(folder, tmp_path):
+    network = {"spec": "paddle", "expand": "always", "width": 0.25, "dialect": "torchvision"}
+    description = {"model": network | {"num_classes": None}, "classes": [], "resolution": 224}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    chosen = {key: value for key, value, _ in choose(look(folder), tmp_path)}
+    assert {f"model.{key}": value for key, value in network.items()}.items() <= chosen.items()
 
 
 @pytest.mark.slow

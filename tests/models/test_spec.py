@@ -10,6 +10,8 @@ from mnv2_jax.errors import UsageError
 from mnv2_jax.models.mobilenet import MobileNetV2
 from mnv2_jax.models.spec import (
     IMAGENET,
+    MMSEG,
+    PADDLE,
     SMALL_32,
     SMALL_96,
     SPECS,
@@ -65,9 +67,31 @@ def test_later_strides_become_dilation_of_the_blocks_after(output_stride, dilati
     assert total == output_stride
 
 
+def test_mmsegmentation_dilates_the_first_block_of_a_row():
+    """Its configurations give the rows strides 1, 2, 2, 1, … and dilations 1, 1, 1, 2, 2, 4, 4."""
+    blocks = unroll(output_stride=8, spec=MMSEG).blocks
+    assert [b.dilation for b in blocks] == [1] * 6 + [2, 1, 1, 1, 2, 1, 1, 4, 1, 1, 4]
+    assert [i for i, b in enumerate(blocks) if b.stride == 2] == [1, 3]
+    assert unroll(spec=MMSEG).blocks == unroll().blocks
+
+
+def test_paddleclas_does_not_round_channels():
+    blocks = unroll(0.25, spec=PADDLE).blocks
+    assert [b.channels for b in blocks if b.in_channels != b.channels] == [4, 6, 8, 16, 24, 40, 80]
+
+
 @pytest.mark.parametrize(
     ("spec", "total"),
-    [(IMAGENET, 32), (SMALL_32, 8), (TINY_8, 4), (SMALL_96, 16), (TIMM_110D, 32), (TIMM_120D, 32)],
+    [
+        (IMAGENET, 32),
+        (SMALL_32, 8),
+        (TINY_8, 4),
+        (SMALL_96, 16),
+        (TIMM_110D, 32),
+        (TIMM_120D, 32),
+        (PADDLE, 32),
+        (MMSEG, 32),
+    ],
 )
 def test_total_stride_of_each_spec(spec, total):
     stride = spec.stem_stride
@@ -77,7 +101,8 @@ def test_total_stride_of_each_spec(spec, total):
 
 
 def test_every_spec_is_tested_above():
-    assert set(SPECS.values()) == {IMAGENET, SMALL_32, SMALL_96, TINY_8, TIMM_110D, TIMM_120D}
+    timm, others = {TIMM_110D, TIMM_120D}, {PADDLE, MMSEG}
+    assert set(SPECS.values()) == {IMAGENET, SMALL_32, SMALL_96, TINY_8} | timm | others
 
 
 @pytest.mark.slow

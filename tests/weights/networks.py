@@ -18,15 +18,33 @@ THIN = Spec(
 )
 
 
+def spec_of(ecosystem, spec=IMAGENET):
+    """A spec as an ecosystem has it, which may have no last convolution and dilate other blocks."""
+    own = ECOSYSTEMS[ecosystem].spec
+    changed = spec._replace(last=own.last and spec.last, dilates_first=own.dilates_first)
+    return own if spec == IMAGENET else changed
+
+
 def network(ecosystem="torchvision", classes=3, spec=THIN, width=1.0, seed=0):
-    """A model in an ecosystem's dialect, and random variables for it."""
-    dialect = ECOSYSTEMS[ecosystem].dialect
-    offset = ECOSYSTEMS[ecosystem].class_offset if classes == 1001 else 0
-    model = MobileNetV2(classes, width, spec=spec, dialect=dialect, class_offset=offset)
+    """A model in an ecosystem's dialect, and random variables for it.
+
+    It has no classifier where the ecosystem has none.
+    """
+    own, spec = ECOSYSTEMS[ecosystem], spec_of(ecosystem, spec)
+    classes = classes if own.head else None
+    model = MobileNetV2(
+        classes,
+        width,
+        own.output_stride,
+        spec=spec,
+        expand=own.expand,
+        dialect=own.dialect,
+        class_offset=own.class_offset if classes == 1001 else 0,
+    )
     rng = np.random.default_rng(seed)
     flat = {
         tensor.ours: rng.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
-        for tensor in tensors(ECOSYSTEMS[ecosystem], spec, width, 3, classes)
+        for tensor in tensors(own, spec, width, 3, classes)
     }
     return model, unflatten_dict(flat, sep="/")
 
@@ -39,7 +57,8 @@ def same(left, right):
 
 def shapes_of(ecosystem, spec=IMAGENET, width=1.0, in_channels=3, classes=1000):
     """The names and shapes of a file, in the ecosystem's order of axes."""
-    target = ECOSYSTEMS[ecosystem]
+    target, spec = ECOSYSTEMS[ecosystem], spec_of(ecosystem, spec)
+    classes = classes if target.head else None
     return {
         tensor.theirs: their_shape(target.framework, tensor)
         for tensor in tensors(target, spec, width, in_channels, classes)

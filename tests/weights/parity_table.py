@@ -95,7 +95,10 @@ if __name__ == "__main__":
     )
     print("65×128, each implementation's own file loaded by `load_weights`. slim is computed by")
     print("Hugging Face's port of it; d-li14, tonylins and mmpretrain by their layers rebuilt in")
-    print("`torch.nn`.")
+    print(
+        "`torch.nn`, PaddleClas and mmsegmentation, of which the features of stride 8 are compared,"
+    )
+    print("in numpy.")
     print("Hugging Face's segmenter answers at the features' resolution: PyTorch interpolates it")
     print("to the images', corners aligned, as the authors' release does.\n")
     print(f"Measured with {', '.join(installed())};")

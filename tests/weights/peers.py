@@ -4,7 +4,7 @@
 its own names and its logits. slim needs TensorFlow 1, so Hugging Face's port of it computes for it,
 under the names that its conversion script lists. d-li14 and tonylins are no packages, and what
 mmpretrain needs is not made for each Python: their layer structure is rebuilt here from `torch.nn`,
-which then names the tensors by itself.
+which then names the tensors by itself. `numpy_peers` has PaddleClas and mmsegmentation.
 """
 
 import importlib
@@ -34,6 +34,8 @@ VARIANTS: dict[str, tuple] = {
     "d-li14": WIDTHS,
     "tonylins": (0.5, 1.0, 1.4),
     "mmpretrain": (1.0, 0.5, 1.4),
+    "paddleclas": (0.25, 1.0, 2.0),
+    "mmseg": (0.5, 1.0),
 }
 # Widths and output strides of the segmenters.
 SEGMENTERS: dict[str, tuple] = {
@@ -74,6 +76,10 @@ def peer(ecosystem: str, variant, classes: int = CLASSES, seed: int = 0) -> Peer
     if ecosystem == "slim":
         found = torch_peer("hf", variant, classes, seed)
         return found._replace(tensors=slim_tensors(found.tensors))
+    if ecosystem in ("paddleclas", "mmseg"):
+        from tests.weights import numpy_peers
+
+        return getattr(numpy_peers, ecosystem)(variant, classes, seed)
     return torch_peer(ecosystem, variant, classes, seed)
 
 

@@ -332,6 +332,7 @@ def mutated(data, rng):
         ("slim", "model.data-00000-of-00001", 50),
         ("keras", "model.h5", 100),
         ("keras", "model.weights.h5", 100),
+        ("paddleclas", "model.pdparams", 200),
         pytest.param("timm", "model.pth", 200, marks=pytest.mark.oracle),
         pytest.param("timm", "legacy.pth", 200, marks=pytest.mark.oracle),
     ],
@@ -348,6 +349,10 @@ def test_damage_ends_in_one_line(tmp_path, ecosystem, name, count):
         tensors = {f"bn_Conv1/{name}": np.ones(n, np.float32) for name, n in layer.items()}
         with path.open("w+b") as file:
             write_hdf5(file, tensors, numbered=".weights" in name)
+    elif ecosystem == "paddleclas":
+        export_weights(*network(ecosystem), ecosystem, tmp_path / "paddle.npz")
+        with np.load(tmp_path / "paddle.npz") as found:
+            path.write_bytes(pickle.dumps(dict(found), protocol=2))
     elif name.endswith(".pth"):
         torch = pytest.importorskip("torch")
         export_weights(*network("timm"), "timm", tmp_path / "timm.npz")

@@ -94,6 +94,28 @@ LISTED = {
         "backbone.conv2.bn.bias": (1280,),
         "head.fc.weight": (1000, 1280),
     },
+    "paddleclas": {
+        "conv1._conv.weight": (32, 3, 3, 3),
+        "conv1._batch_norm._variance": (32,),
+        "conv2._first_block._expand_conv._conv.weight": (32, 32, 1, 1),
+        "conv2._first_block._bottleneck_conv._conv.weight": (32, 1, 3, 3),
+        "conv2._first_block._linear_conv._batch_norm.weight": (16,),
+        "conv3._first_block._expand_conv._conv.weight": (96, 16, 1, 1),
+        "conv3.conv3_2._expand_conv._batch_norm._mean": (144,),
+        "conv5.conv5_4._bottleneck_conv._batch_norm.bias": (384,),
+        "conv8._first_block._linear_conv._conv.weight": (320, 960, 1, 1),
+        "conv9._conv.weight": (1280, 320, 1, 1),
+        "out.weight": (1280, 1000),
+        "out.bias": (1000,),
+    },
+    "mmseg": {
+        "backbone.conv1.conv.weight": (32, 3, 3, 3),
+        "backbone.conv1.bn.running_var": (32,),
+        "backbone.layer1.0.conv.0.conv.weight": (32, 1, 3, 3),
+        "backbone.layer2.0.conv.0.conv.weight": (96, 16, 1, 1),
+        "backbone.layer6.2.conv.1.conv.weight": (960, 1, 3, 3),
+        "backbone.layer7.0.conv.2.bn.bias": (320,),
+    },
     "tonylins": {
         "features.1.conv.3.weight": (16, 32, 1, 1),
         "features.17.conv.6.weight": (320, 960, 1, 1),
@@ -120,18 +142,23 @@ def test_names_and_shapes(ecosystem):
     found = shapes_of(ecosystem)
     assert LISTED[ecosystem].items() <= found.items()
     # 52 convolutions and their norms' four vectors, and the classifier's two tensors
-    assert len(found) == 52 * 5 + 2
+    counts = {"paddleclas": 53 * 5 + 2, "mmseg": 51 * 5}
+    assert len(found) == counts.get(ecosystem, 52 * 5 + 2)
 
 
 @pytest.mark.slow
 def test_tensors_are_those_of_the_model():
-    model = MobileNetV2()
-    variables = jax.eval_shape(
-        model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    )
-    expected = {"/".join(k): v.shape for k, v in flatten_dict(variables).items()}
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    known = {}
     for ecosystem in ECOSYSTEMS.values():
-        assert {t.ours: t.shape for t in tensors(ecosystem, IMAGENET, 1.0, 3, 1000)} == expected
+        classes = 1000 if ecosystem.head else None
+        model = MobileNetV2(classes, spec=ecosystem.spec, expand=ecosystem.expand)
+        if model not in known:
+            variables = jax.eval_shape(model.init, jax.random.key(0), images)
+            flat = flatten_dict(variables, sep="/").items()
+            known[model] = {name: leaf.shape for name, leaf in flat}
+        listed = tensors(ecosystem, ecosystem.spec, 1.0, 3, classes)
+        assert {t.ours: t.shape for t in listed} == known[model]
 
 
 def slim():

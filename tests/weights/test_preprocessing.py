@@ -15,11 +15,15 @@ def test_preprocessing_of_every_ecosystem():
         "d-li14": ("center", 0.875, "bilinear", 256),
         "tonylins": ("center", 0.875, "bilinear", 256),
         "mmpretrain": ("center", 0.875, "bilinear", 256),
+        "paddleclas": ("center", 0.875, "bilinear", 256),
+        "mmseg": ("none", 1.0, "bilinear", None),
     }
     for name, ecosystem in ECOSYSTEMS.items():
         rule = preprocessing_of(name, ecosystem.dialect, "model.npz", "0" * 64)
         assert (rule.crop, rule.fraction, rule.method, rule.resize) == expected[name]
-        assert rule.size == 224 and rule.mean == ecosystem.dialect.mean
+        assert (
+            rule.size == (512 if name == "mmseg" else 224) and rule.mean == ecosystem.dialect.mean
+        )
     dialect = ECOSYSTEMS["torchvision"].dialect
     second = preprocessing_of("torchvision", dialect, "renamed.pth", "7ebf99e0" + "0" * 56)
     assert second.resize == 232

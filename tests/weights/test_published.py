@@ -264,8 +264,8 @@ def test_files_of_keras_lie_under_their_own_names(tmp_path, monkeypatch):
 def test_unknown_names_name_the_nearest_and_the_choices():
     message = refused("torchvison:v1")
     assert (
-        "did you mean 'torchvision'? The choices are d-li14, hf, keras, mmpretrain, slim, timm"
-        in message
+        "did you mean 'torchvision'? The choices are d-li14, hf, keras, mmpretrain, mmseg, "
+        "paddleclas, slim, timm" in message
     )
     message = refused("timm:mobilenetv2_12d")
     assert "unknown weights of timm 'mobilenetv2_12d': did you mean 'mobilenetv2_120d'?" in message
@@ -285,11 +285,12 @@ def test_every_row_is_of_a_network_of_its_ecosystem(name):
         assert ecosystem == "slim"
     else:
         assert Path(row.file).suffix in READERS
-    segments = "deeplab" in name
-    assert resolution_of(row.file, 513 if segments else 300 if detects else 224) == row.size
+    segments = "deeplabv3_mnv2" in name or "Matthijs" in name
+    size = 513 if segments else 300 if detects else 512 if ecosystem == "mmseg" else 224
+    assert resolution_of(row.file, size) == row.size
     if match := re.search(r"(?<![\d.])([01]\.\d+)", variant):
         assert float(match[1]) == row.width
-    elif match := re.search(r"_(\d)(\d\d)$", variant):
+    elif match := re.search(r"_(\d)(\d\d)$", variant) or re.search(r"_x(\d)_(\d+)$", variant):
         assert float(f"{match[1]}.{match[2]}") == row.width
     if not segments:
         spec = SPECS.get(f"timm_{variant[-4:]}", IMAGENET)
@@ -297,12 +298,12 @@ def test_every_row_is_of_a_network_of_its_ecosystem(name):
         shapes = shapes_of(ecosystem, spec, row.width)
         found = find_architecture(ECOSYSTEMS[ecosystem], shapes)
         assert shapes_of(ecosystem, found.spec, found.width) == shapes
-        assert found.spec != IMAGENET or found.width == row.width
+        assert found.spec != ECOSYSTEMS[ecosystem].spec or found.width == row.width
 
 
 def test_the_table_agrees_with_itself_and_with_what_is_known_of_releases():
     assert len({row.file for row in ROWS.values()}) == len({row.url for row in ROWS.values()})
-    assert len(ROWS) == len({row.file for row in ROWS.values()}) == 72
+    assert len(ROWS) == len({row.file for row in ROWS.values()}) == 87
     for rows in PUBLISHED.values():
         assert next(iter(rows.values())).width == 1.0
     assert published.find("torchvision") == published.find("torchvision:v1")

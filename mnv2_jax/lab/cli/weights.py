@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from mnv2_jax.errors import UsageError, one_line
+from mnv2_jax.errors import UsageError
 from mnv2_jax.files import user_path, writable_place
 from mnv2_jax.lab.cli.verb import Verb, json_argument, model_argument, trained_model
 
@@ -17,7 +17,6 @@ FLAGS = {
     "ema=True": "without --raw", "drop_background=True": "import without --keep-background",
     "output_stride": "--output-stride",
 }  # fmt: skip
-SHOWN = 3  # names of tensors in a note
 SOURCE = "without ECOSYSTEM, the source library is inferred from the tensor names"
 SWITCHES = {
     "raw": "import raw weights where the file also has averages",
@@ -54,6 +53,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.model_folder import describe_weights, save_model
+    from mnv2_jax.weights.inspect import parts
 
     folder = writable_place(arguments.folder, "folder", folder=True)
     loaded = _load(arguments)
@@ -66,8 +66,7 @@ def _import(arguments: argparse.Namespace) -> None:
         classes = [f"class {i}" for i in range(loaded.classes)]
     save_model(folder, loaded.variables, describe_weights(loaded, classes))
     if loaded.left_out:
-        listed = one_line(", ".join(loaded.left_out[:SHOWN]))
-        print(f"left out {len(loaded.left_out)} tensors, {listed} first", file=sys.stderr)
+        print(f"left out, with their tensors: {parts(loaded.left_out)}", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
         return

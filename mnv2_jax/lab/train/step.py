@@ -125,7 +125,7 @@ def start_from(saved: Any, fresh: Any, known: bool = True) -> Any:
         shown = ", ".join(lines[:6]) + (", …" if len(lines) > 6 else "")
         raise UsageError(
             f"the saved model does not fit this configuration (- saved, + configured): {shown}. "
-            "Set model.width and model.spec to those of the saved model."
+            "Set model.width, model.spec and model.expand to those of the saved model."
         )
     if not known:
         fit -= {name for name in fit if any(part in name for part in OF_CLASSES)}

@@ -24,6 +24,7 @@ from mnv2_jax.weights.limits import DamagedError, shown
 from mnv2_jax.weights.readers.hdf5 import read_graph, read_hdf5
 from mnv2_jax.weights.readers.litert import read_litert
 from mnv2_jax.weights.readers.onnx import read_onnx
+from mnv2_jax.weights.readers.paddle import read_paddle
 from mnv2_jax.weights.readers.pytorch import read_pytorch
 from mnv2_jax.weights.readers.tensor_bundle import read_bundle
 from mnv2_jax.weights.readers.tfjs import read_layers, read_tfjs, tfjs_files
@@ -185,6 +186,7 @@ READERS: dict[str, Callable[..., Arrays]] = {
     ".hdf5": read_hdf5,
     ".keras": lambda data: read_hdf5(_keras_member("model.weights.h5", data)),
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), read_pytorch),
+    ".pdparams": read_paddle,
     ".index": read_bundle,
     ".onnx": lambda data: read_onnx(data)[0],
     ".tflite": lambda data: read_litert(data)[0],

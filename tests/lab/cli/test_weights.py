@@ -274,6 +274,6 @@ def test_import_speaks_of_its_own_flags(tmp_path, capsys):
     assert main(["import", str(tmp_path / "ema.npz"), str(tmp_path / "raw"), "--raw"]) == 0
     argv = ["import", str(tmp_path / "deep.npz"), str(tmp_path / "bare"), "--drop-head"]
     assert main(argv) == 0
-    assert "left out 3 tensors, classifier." in capsys.readouterr().err
+    assert "left out, with their tensors: classifier (2), fc (1)\n" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path / "deep.npz")]) == 0
     assert "--drop-head" in (told := capsys.readouterr().out) and "=True" not in told
