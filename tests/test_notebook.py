@@ -63,7 +63,7 @@ def test_away_from_a_checkout_it_clones_one(notebook, execute, tmp_path, monkeyp
     monkeypatch.setenv("MNV2_NOTEBOOK_SHORT", str(tmp_path / "out"))
     origin = tmp_path / "origin"
     subprocess.run(["git", "init", "-q", origin], check=True)
-    for name in ("mnv2_jax/version.py", "requirements.txt"):
+    for name in ("mnv2_jax/version.py", "notebooks/set_up.py", "requirements.txt"):
         (origin / name).parent.mkdir(exist_ok=True)
         (origin / name).write_bytes((ROOT / name).read_bytes())
     git = ("git", "-C", origin, "-c", "user.name=a", "-c", "user.email=a@b")
@@ -71,7 +71,7 @@ def test_away_from_a_checkout_it_clones_one(notebook, execute, tmp_path, monkeyp
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
     place = tmp_path / "elsewhere"
     place.mkdir()
-    notebook.cells = notebook.cells[:4]
+    notebook.cells = notebook.cells[:5]
 
     with pytest.raises(Exception, match="put the address of the project into REPOSITORY"):
         execute(notebook, place)
