@@ -106,6 +106,8 @@ def _export(arguments: argparse.Namespace) -> None:
             f"  {output:<10}  from our simulation {mean:.2f} steps of int8, at most {largest:.0f}"
         )
     print(f"  latency     {report.latency_ms:.2f} ms for one image on one thread")
+    if arguments.int8 and to == "onnx":
+        print("  note        on x86, ONNX Runtime takes longer for int8 than for float; LiteRT does not")
 
 
 def _say(line: str) -> None:
