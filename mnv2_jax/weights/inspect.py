@@ -64,7 +64,7 @@ def inspect_weights(source: str | Path) -> list[Finding]:
         loaded = _load(f"{inferred or named}:{path}", contents.sha256)
     except UsageError as error:
         return [*findings, Finding("weights", "cannot be loaded", str(error))]
-    return [*findings, _averages(contents), *_model(loaded), _statistics(loaded)]
+    return [*findings, _averages(contents), *_model(loaded), check_statistics(loaded)]
 
 
 def _load(source: str, sha256: str) -> Loaded:
@@ -162,7 +162,7 @@ def _classes(loaded: Loaded) -> Finding:
     return Finding("classes", found, change)
 
 
-def _statistics(loaded: Loaded) -> Finding:
+def check_statistics(loaded: Loaded) -> Finding:
     """Checks the stem's moving averages, which are 0 and 1 in a network that was never trained."""
     stats = loaded.variables["batch_stats"]
     stats = stats.get("backbone", stats)["stem"]["norm"]

@@ -53,7 +53,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from mnv2_jax.lab.model_folder import describe_weights, save_model
-    from mnv2_jax.weights.inspect import parts
+    from mnv2_jax.weights.inspect import check_statistics, parts
 
     folder = writable_place(arguments.folder, "folder", folder=True)
     loaded = _load(arguments)
@@ -67,6 +67,8 @@ def _import(arguments: argparse.Namespace) -> None:
     save_model(folder, loaded.variables, describe_weights(loaded, classes))
     if loaded.left_out:
         print(f"left out, with their tensors: {parts(loaded.left_out)}", file=sys.stderr)
+    if (statistics := check_statistics(loaded)).change:
+        print(f"{statistics.found}: {statistics.change}", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
         return

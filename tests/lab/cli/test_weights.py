@@ -56,6 +56,18 @@ def test_import_keeps_what_belongs_to_the_weights(slim):
     assert card.startswith("---\nlibrary_name: mnv2_jax\n") and loaded.sha256 in card
 
 
+def test_import_says_that_weights_were_never_trained(tmp_path, capsys):
+    model, variables = network("torchvision", 3, SPECS["imagenet"], 0.1)
+    fresh = {"mean": np.zeros, "var": np.ones}
+    statistics = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: fresh[path[-1].key](leaf.shape, np.float32), variables["batch_stats"]
+    )
+    variables = {**variables, "batch_stats": statistics}
+    export_weights(model, variables, "torchvision", tmp_path / "fresh.safetensors")
+    assert main(["import", str(tmp_path / "fresh.safetensors"), str(tmp_path / "model")]) == 0
+    assert "were never trained" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_import_tells_whose_they_are_by_the_names(slim, tmp_path, capsys):
     assert main(["import", str(slim / "mobilenet_v2_0.35_96.npz"), str(tmp_path / "model")]) == 0
