@@ -6,8 +6,8 @@
 The images lie in `train/CLASS/` and `val/CLASS/`, or in `CLASS/`, of which a fifth is held out. The
 classifier is kept where both sides have the same classes, by name and in one order (by number where
 the saved model has no names), and else made anew. `:head` trains the classifier alone on frozen
-features and running statistics. Width, spec and dialect must be those of the saved model. The model
-is of a training here, or of published weights (`mnv2 import`); without one,
+features and running statistics. Width, spec and dialect are those of the saved model. The model is
+of a training here, or of published weights (`mnv2 import`); without one,
 `imagenet_modern.py:plain` with `--config.data.name=folder` trains from nothing.
 """
 

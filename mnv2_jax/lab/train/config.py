@@ -25,6 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
 from mnv2_jax.errors import UsageError, shown, typed_line, unknown
+from mnv2_jax.files import user_path
 
 OVERRIDE = "--config."  # how a command line sets a key
 KINDS = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
@@ -66,7 +67,26 @@ def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]
     if not isinstance(config, ConfigDict):
         returned = f"get_config in {name} returned {shown(config)}"
         raise UsageError(f"{returned}: it must return a ConfigDict.")
-    return override(config, overrides), tracker
+    override(config, overrides)
+    if config.get("init", {}).get("model"):
+        follow_start(config, {given.partition("=")[0] for given in overrides})
+    return config, tracker
+
+
+def follow_start(config: Any, overridden: Set[str]) -> None:
+    """Gives the network the spec, width and dialect of the model that it starts from.
+
+    What the command line sets, or the experiment to another value than `base` has, stays.
+    """
+    from mnv2_jax.lab.model_folder import DESCRIPTION, read_description
+    from mnv2_jax.lab.train.defaults import base
+
+    description = user_path(config.init.model, "init.model") / DESCRIPTION
+    saved = read_description(description)[0]["model"] if description.is_file() else {}
+    for key in ("spec", "width", "dialect"):
+        left = f"model.{key}" not in overridden and config.model[key] == base().model[key]
+        if left and isinstance(saved.get(key), str | float):
+            config.model[key] = saved[key]
 
 
 def override(config: Any, overrides: Sequence[str]) -> Any:

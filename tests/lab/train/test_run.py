@@ -20,6 +20,8 @@ from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.lab.tasks import TASKS
 from mnv2_jax.lab.train import run as run_module
 from mnv2_jax.lab.train import step as step_module
+from mnv2_jax.lab.train.config import load_config
+from mnv2_jax.lab.train.defaults import base
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.train.run import make_evaluate, make_run
 from mnv2_jax.lab.train.sweep import run_sweep
@@ -432,6 +434,17 @@ def test_a_saved_model_of_another_dialect_is_refused(trained):
     with pytest.raises(UsageError, match=r"has padding same .* symmetric: set model.dialect to 's"):
         make_run(one(init={"model": trained}, model={"dialect": "torchvision"}), 1)
     make_run(one(init={"model": trained}, model={"dialect": "keras", "bn_decay": 0.5}), 1)
+
+
+def test_further_training_has_the_network_of_its_start_unless_another_is_given(trained):
+    start = [f"init.model={trained}"]
+    config, saved = load_config("experiments/finetune.py", start), load_model(trained).description
+    for key in ("spec", "width", "dialect"):
+        assert config.model[key] == saved["model"][key]
+    assert config.model.spec != base().model.spec
+    other = load_config("experiments/finetune.py", [*start, "model.spec=imagenet"])
+    assert other.model.spec == "imagenet"
+    assert load_config("experiments/detect_scenes.py", start).model.spec == "small_96"  # its own
 
 
 @pytest.mark.slow
