@@ -31,7 +31,7 @@ from mnv2_jax.lab.model_folder import (
 )
 from mnv2_jax.lab.tasks.task import TrainedModel
 from mnv2_jax.lab.train.check import duration, seconds_of
-from mnv2_jax.lab.train.config import override
+from mnv2_jax.lab.train.config import OF_START, override
 from mnv2_jax.lab.train.defaults import base, per
 from mnv2_jax.lab.train.finish import finish
 from mnv2_jax.lab.train.report import MAX_OF_START
@@ -122,7 +122,7 @@ def choose(found: Pictures, start: Path | None) -> list[Choice]:
         choices.append(("loss.class_weights", tuple(weights.round(3).tolist()), reason))
     if start is not None:
         own = read_description(start / DESCRIPTION)[0]
-        for key in ("spec", "width", "dialect", "expand"):
+        for key in OF_START:
             if isinstance(own["model"].get(key), str | float):
                 choices.append(
                     (f"model.{key}", own["model"][key], "that of the model to start from")

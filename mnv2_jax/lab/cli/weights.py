@@ -73,7 +73,10 @@ def _import(arguments: argparse.Namespace) -> None:
         print(json.dumps({"folder": str(folder), "task": loaded.task, "sha256": loaded.sha256}))
         return
     print(f"sha256 {loaded.sha256}")
-    print(f"wrote {folder}: python main.py predict --model {folder} IMAGE", file=sys.stderr)
+    does = f"python main.py predict --model {folder} IMAGE"
+    if loaded.task == "classify" and not loaded.classes:
+        does = f"features, to start a training from by --config.init.model={folder}"
+    print(f"wrote {folder}: {does}", file=sys.stderr)
 
 
 def _load(arguments: argparse.Namespace) -> Any:

@@ -28,6 +28,7 @@ from mnv2_jax.errors import UsageError, shown, typed_line, unknown
 from mnv2_jax.files import user_path
 
 OVERRIDE = "--config."  # how a command line sets a key
+OF_START = ("spec", "width", "dialect", "expand")  # keys of `model` that a start decides
 KINDS = {int: "an integer", float: "a number", bool: "True or False", tuple: "a tuple"}
 SYNONYMS = {  # keys by what other projects call them
     "lr": "optimizer.learning_rate", "base_lr": "optimizer.learning_rate",
@@ -74,7 +75,7 @@ def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]
 
 
 def follow_start(config: Any, overridden: Set[str]) -> None:
-    """Gives the network the spec, width and dialect of the model that it starts from.
+    """Gives the network the keys `OF_START` of the model that it starts from.
 
     What the command line sets, or the experiment to another value than `base` has, stays.
     """
@@ -83,7 +84,7 @@ def follow_start(config: Any, overridden: Set[str]) -> None:
 
     description = user_path(config.init.model, "init.model") / DESCRIPTION
     saved = read_description(description)[0]["model"] if description.is_file() else {}
-    for key in ("spec", "width", "dialect"):
+    for key in OF_START:
         left = f"model.{key}" not in overridden and config.model[key] == base().model[key]
         if left and isinstance(saved.get(key), str | float):
             config.model[key] = saved[key]

@@ -130,6 +130,7 @@ def test_features_without_a_head(slim, tmp_path, capsys):
     source = f"slim:{slim / 'mobilenet_v2_0.35_96.npz'}"
     assert main(["import", source, str(folder), "--drop-head"]) == 0
     assert load_model(folder).model.num_classes is None
+    assert f"--config.init.model={folder}" in capsys.readouterr().err
     assert main(["evaluate", "--model", str(folder), "--data", "digits"]) == 2
     assert "this model gives features only" in capsys.readouterr().err
 
