@@ -52,9 +52,8 @@ FAULTS = {
     ),
     7: (
         "started again on other devices or hosts -> the same bits, the same examples in each step",
-        f"{TRAIN}test_topologies.py"
-        "::test_every_topology_restores_the_same_bits_and_takes_the_same_examples",
         f"{CHECKPOINT}test_another_number_of_devices_restores_the_same_bits",
+        "lab/data/test_pipeline.py::test_shards_concatenate_to_the_global_batch",
     ),
     8: (
         "jit, shard_map or pmap, batch norm over the batch or over a device -> the same numbers",
@@ -82,7 +81,7 @@ FAULTS = {
         f"{IMAGES}test_one_pixel",
         f"{IMAGES}test_a_picture_that_is_too_large_is_refused_from_its_header",
         f"{TRAIN}test_run.py::test_a_folder_of_images_is_trained_with_a_corrupt_one_masked",
-        f"{TRAIN}test_run.py::test_too_many_corrupt_files_stop_the_run_with_one_line",
+        "lab/data/test_pipeline.py::test_the_budget_stops_a_run_with_the_last_names",
     ),
     13: (
         "a set that batches and devices do not divide -> every example counted once",

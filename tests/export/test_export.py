@@ -30,7 +30,7 @@ from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.model_folder import load_model, save_model
 from mnv2_jax.models.boxes import detections
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
-from mnv2_jax.models.spec import Row, Spec
+from mnv2_jax.models.spec import SPECS, Row, Spec
 from tests.test_docs import ROOT, blocks
 
 THIN = {"spec": Spec(6, 1, (Row(1, 4, 1, 1), Row(6, 4, 1, 1), Row(6, 6, 2, 2)), 16, 2)}
@@ -359,9 +359,12 @@ def test_integers_at_both_ends_and_in_c_are_the_same_network(tmp_path, networks)
     np.testing.assert_allclose(open_litert(path, 1).call(values)[0], found, rtol=1e-6)
 
 
+SPECS["exported"] = ONE["spec"]
+
+
 @pytest.fixture
 def folder(tmp_path, randomize):
-    options = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
+    options = {"spec": "exported", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
     description = {
         "model": options,
         "classes": [f"digit {i}" for i in range(10)],

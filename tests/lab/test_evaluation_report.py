@@ -237,7 +237,7 @@ def test_the_worst_pictures_of_a_segmenter_have_the_smallest_mean_iou():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["detect", "segment"])
+@pytest.mark.parametrize("task", [pytest.param("detect", marks=pytest.mark.nightly), "segment"])
 def test_evaluate_scores_classes_draws_examples_and_writes_the_page(
     task, tmp_path, randomize, monkeypatch, capsys
 ):

@@ -38,7 +38,7 @@ from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import SPECS, Row, Spec
 from tests.lab.data.pictures import film, photo
 
-MODEL = {"spec": "tiny_8", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
+MODEL = {"spec": "one_strided", "num_classes": 10, "in_channels": 1, "dialect": "torchvision"}
 SPECS["one_strided"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
 EARLY = Spec(6, 1, (Row(1, 4, 1, 1), Row(6, 6, 1, 2), Row(2, 6, 1, 2)), 8, 2)  # most of its memory
 TWICE = contract.TestTimeAugmentation((0.5, 1.0), flip=True)

@@ -53,6 +53,7 @@ def test_a_finished_training_is_sound(whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_devices_need_not_be_those_of_the_training(whole):
     """The training had two devices; a process without their settings has one."""

@@ -193,6 +193,7 @@ print(pixels.shape, pixels[7, 7].tolist(), memory("VmHWM") - before < 400)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
 def test_108_megapixels_are_read_at_half_their_size_within_400_mb():

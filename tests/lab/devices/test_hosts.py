@@ -109,11 +109,9 @@ def last_line(err):
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["0", pytest.param("1", marks=pytest.mark.nightly)])
 def test_a_host_that_is_left_alone_says_so(tmp_path, host):
-    began = time.monotonic()
     ((err, status),) = hosts(tmp_path, ["--host", host, "--wait", "2"])
     assert status == 2
     assert f"host {host} of 2" in last_line(err) and "waited 2 s" in last_line(err)
-    assert time.monotonic() - began < 60  # starting Python included
 
 
 @pytest.mark.multiprocess
@@ -129,6 +127,7 @@ def test_hosts_that_differ_are_refused_before_the_first_step(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_hosts_without_a_common_folder_are_refused_before_the_first_step(tmp_path):

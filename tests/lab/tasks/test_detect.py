@@ -306,6 +306,7 @@ def test_without_any_object_precision_is_nan():
     assert found.pop("classes_scored") == 0 and np.isnan(list(found.values())).all()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_training_on_scenes_lowers_the_loss(variables):
     """Through the one step that every task is trained with."""

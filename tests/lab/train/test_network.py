@@ -57,6 +57,7 @@ def setting(task, devices=1, launcher="jit", **changes):
     return c
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("task", BOTH)
 def test_a_killed_run_goes_on_bit_for_bit(task, tmp_path, monkeypatch):

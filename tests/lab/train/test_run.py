@@ -309,6 +309,7 @@ def test_masked_rows_of_a_stream_are_counted_and_change_nothing_else(tmp_path):
     assert np.sum(masks) == 46
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_too_many_corrupt_files_stop_the_run_with_one_line(tmp_path):
     corrupt = {f"{name}/{i}" for name in ("dark", "light") for i in range(8)}
@@ -337,6 +338,7 @@ def test_a_corrupt_image_of_the_evaluation_set_is_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_set_prepared_for_tensorflow_datasets_is_trained(tmp_path):
     from mnv2_jax.lab.data import prepare

@@ -114,7 +114,7 @@ def test_the_launchers_agree_on_accumulated_gradients(scope):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
-    [*(pytest.param(name, marks=pytest.mark.nightly) for name in LAUNCHERS[:2]), "pmap", "seeds"],
+    [*(pytest.param(name, marks=pytest.mark.nightly) for name in LAUNCHERS), "seeds"],
 )
 def test_stochastic_depth_draws_on_every_device_and_for_every_seed(launcher):
     """What they lose is what each half of the rows loses alone, and another half draws anew."""

@@ -62,6 +62,7 @@ def start(place, hosts, devices):
     return [json.loads(out.strip().splitlines()[-1]) for out, *_ in found]
 
 
+@pytest.mark.nightly
 @pytest.mark.multiprocess
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
