@@ -68,7 +68,7 @@ def load_experiment(path: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]
     if not isinstance(config, ConfigDict):
         returned = f"get_config in {name} returned {shown(config)}"
         raise UsageError(f"{returned}: it must return a ConfigDict.")
-    override(config, overrides)
+    config = override(config, overrides)
     if config.get("init", {}).get("model"):
         follow_start(config, {given.partition("=")[0] for given in overrides})
     return config, tracker
