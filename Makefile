@@ -12,7 +12,7 @@ FOR_DEV := $(VENV)/.installed-lock
 TOOLS := .venv-tools
 FOR_TOOLS := $(TOOLS)/.installed-tools
 LOCKED := --require-hashes --no-build-isolation
-BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling guard imagenet_cost
+BENCHMARKS := infer_cpu train_cpu detect_cpu segment_cpu memory replicas input_pipeline startup scaling guard imagenet_cost fit_photos
 
 .DEFAULT_GOAL := help
 COMPILE = $(TOOLS)/bin/uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes \

@@ -18,6 +18,7 @@ SMOKE = [
     ("input_pipeline", "--images 8 --batch 4 --rounds 1"),
     ("scaling", "--axes batch --rounds 1"),
     ("guard", "--cases tiny --rounds 1"),
+    ("fit_photos", "--pictures 6 --files 50"),
     ("profile_cpu", "--repeats 1 --what|training, tiny"),
 ]
 TINY = {"batch": 4, "size": 8, "width": 1.0, "spec": "tiny_8", "classes": 10}
