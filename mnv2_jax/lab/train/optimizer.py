@@ -47,8 +47,6 @@ SCHEDULES: Mapping[str, Callable[[Any, int, float], optax.Schedule]] = {
     "cosine": lambda c, n, epoch: optax.cosine_decay_schedule(c.learning_rate, max(1, n)),
     "poly": lambda c, n, epoch: optax.polynomial_schedule(c.learning_rate, 0.0, c.power, max(1, n)),
     "constant": lambda c, n, epoch: optax.constant_schedule(c.learning_rate),
-    # A range test: up to the learning rate, from a ten-thousandth of it, by one factor a step.
-    "rising": lambda c, n, epoch: optax.exponential_decay(c.learning_rate / 1e4, max(1, n), 1e4),
 }
 
 
