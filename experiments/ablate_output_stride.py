@@ -25,7 +25,7 @@ def _scenes() -> ConfigDict:
     c = segment_scenes.get_config()
     c.model.width, c.steps, c.ema_decay = 0.5, 1000, 0.99
     c.segment.decoder = False
-    c.sweep.seeds = (0, 1)
+    c.sweep.seeds = tuple(range(8))
     return c
 
 
@@ -48,5 +48,5 @@ def get_config(preset: str = "scenes") -> ConfigDict:
             "segment": {"aspp": True, "rates": rates[stride]},
         }
     c.sweep.variants = ConfigDict(variants)
-    c.sweep.reference = "stride_16"
+    c.sweep.reference, c.sweep.claim = "stride_16", ("stride_16-aspp", "stride_16")
     return c
