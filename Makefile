@@ -45,7 +45,7 @@ check: $(FOR_DEV)  ## lint, and the tests and doctests that are fast, side by si
 fast: $(FOR_DEV)
 	$(PYTEST) -m "not slow and not multiprocess and not nightly" $(ARGS)
 
-test: $(FOR_DEV)  ## the tests and doctests that the gate runs (11 to 14 minutes on two cores)
+test: $(FOR_DEV)  ## the tests and doctests that the gate runs (10 minutes on two fast cores, 18 on slow ones)
 	$(PYTEST) -m "not nightly" $(ARGS)
 
 test-all: $(FOR_DEV)  ## those that run at night as well (about an hour on two cores)

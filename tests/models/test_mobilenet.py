@@ -244,7 +244,7 @@ def test_models_compare_and_hash_by_value():
         ({"dialect": "slin"}, "unknown dialect 'slin': did you mean 'slim'"),
         ({"shortcut": "bottlenecks"}, "unknown shortcut 'bottlenecks'.*The choices are between_"),
         ({"bottleneck": "swish"}, "unknown bottleneck 'swish': .*linear, relu, relu6"),
-        ({"spec": None}, "unknown spec None: The choices are imagenet, small_32, "),
+        ({"spec": None}, "unknown spec None: The choices are imagenet, "),
         ({"widht": 1.0}, "unknown model option 'widht': did you mean 'width'"),
         ({"num_classes": 0}, "num_classes is 0: give at least 1, or None"),
         ({"expansion": 0}, "expansion is 0"),
