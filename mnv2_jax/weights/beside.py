@@ -208,6 +208,10 @@ def _keras(graph: Mapping[str, Any]) -> Beside:
             size = size if None in sides else _side(f"the input of {named}", list(sides))
         elif kind.startswith(IDLE):
             continue
+        elif kind == "ZeroPadding2D" and not stem:  # and a stem without padding: together, SAME
+            before = 1 if size and size % 2 else 0
+            padding = [list(sides) for sides in layer["padding"]]
+            _need(f"padding of {named}", padding, [[before, 1], [before, 1]])
         elif not stem:
             factor, shift = _scaling(kind, layer, inputs, named)
             scale, offset = scale * factor, offset * factor + shift

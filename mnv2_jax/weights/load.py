@@ -1,5 +1,6 @@
 """Loads published weights: file, names, architecture, strict merge, and what belongs to them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +158,7 @@ class Loaded(NamedTuple):
 
 
 def load_weights(
-    source: str,
+    source: str | os.PathLike[str],
     sha256: str | None = None,
     drop_head: bool = False,
     drop_background: bool = False,
@@ -173,8 +174,9 @@ def load_weights(
     are the same: `fresh["params"] | loaded.variables["params"]`, and `batch_stats` likewise.
 
     Args:
-      source: `ecosystem:path`, such as `torchvision:mobilenet_v2-b0353104.pth`; the ecosystem is
-        one of `ECOSYSTEMS`, the format one of `readers.READERS`.
+      source: a path, or `ecosystem:path`, such as `torchvision:mobilenet_v2-b0353104.pth`; the
+        ecosystem is one of `ECOSYSTEMS` and otherwise inferred from the names of the tensors, the
+        format one of `readers.READERS`.
       sha256: the expected sha256 of the file; safetensors and pickles have no checksum inside.
       drop_head: leave out whatever follows the backbone; the model gives features only.
       drop_background: drop class 0 of a classifier whose class 0 is "background", 1001 to 1000; of
@@ -190,8 +192,12 @@ def load_weights(
       UsageError: the file cannot be read, is not of this ecosystem, or does not fit MobileNetV2;
         then a diff lists what is missing (-), unexpected (+) and of another shape (~).
     """
-    ecosystem, path = parse_source(source)
+    named, path = split_source(str(source))
     contents = read_tensors(path, ema, sha256)
+    if named is None and (named := merge.infer_ecosystem(contents.tensors)) is None:
+        described, change = merge.describe_unknown(path, contents.tensors)
+        raise UsageError(f"{path!r} is not loaded. Its ecosystem is {described}; {change}.")
+    ecosystem = ECOSYSTEMS[named]
     merge.check_ecosystem(ecosystem, contents.tensors, path)
     shapes = {name: array.shape for name, array in contents.tensors.items()}
     found = find_architecture(ecosystem, shapes)
@@ -338,18 +344,7 @@ def split_source(source: str) -> tuple[str | None, str]:
     if colon and (prefix in ECOSYSTEMS or not Path(source).exists()):
         ecosystem, path = parse_source(source)
         return ecosystem.name, path
-    return None, source
-
-
-def find_source(source: str, ema: bool = True) -> str:
-    """Completes a source by its ecosystem, as the names of the tensors tell it, or refuses it."""
-    named, path = split_source(source)
-    if named is None:
-        names = read_tensors(path, ema).tensors
-        if (named := merge.infer_ecosystem(names)) is None:
-            described, change = merge.describe_unknown(path, names)
-            raise UsageError(f"{path!r} is not imported. Its ecosystem is {described}; {change}.")
-    return f"{named}:{path}"
+    return None, str(user_path(source, "path of the weights"))
 
 
 def parse_source(source: str) -> tuple[Ecosystem, str]:

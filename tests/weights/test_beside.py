@@ -155,6 +155,8 @@ LAMBDA = [["input_1", 0, 0, {"y": 255.0, "name": None}]]
         ((layer("RandomFlip"), layer("Rescaling", scale=1 / 127.5, offset=-1)), (0.5,), (0.5,)),
         ((op("TrueDivide", 127.5), op("Subtract", 1.0)), (0.5,), (0.5,)),
         ((layer("Rescaling", scale=1 / 255),), (0.0,), (1.0,)),
+        # Keras before 2.4 pads by a layer of its own, and the stem then pads nothing.
+        ((layer("ZeroPadding2D", padding=[[0, 1], [0, 1]]),), (0.5,), (0.5,)),
         ((layer("TFOpLambda", LAMBDA, function="math.truediv"),), (0.0,), (1.0,)),
         (
             (layer("Normalization", mean=[0.0, 127.5, 255.0], variance=[1.0, 255.0**2, 1.0]),),

@@ -18,7 +18,6 @@ from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.build import build_ssdlite
 from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights.coco import IDS, NAMES
-from mnv2_jax.weights.load import find_source
 from mnv2_jax.weights.names import ECOSYSTEMS
 from mnv2_jax.weights.readers.crc32c import crc32c
 from mnv2_jax.weights.tensors import tensors
@@ -85,7 +84,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint):
-    return load_weights(find_source(str(checkpoint[0])))
+    return load_weights(str(checkpoint[0]))
 
 
 def test_names_are_those_of_the_released_file():

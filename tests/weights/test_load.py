@@ -98,7 +98,18 @@ def test_sha256_is_enforced(tmp_path):
         load_weights(f"d-li14:{path}", sha256="00")
 
 
-@pytest.mark.parametrize("source", ["model.npz", "torch:model.npz", "slim:", "/a/b:c.npz"])
-def test_sources_need_an_ecosystem(source):
+@pytest.mark.parametrize("source", ["torch:model.npz", "slim:", "/a/b:c.npz"])
+def test_an_ecosystem_that_is_none_is_refused(source):
     with pytest.raises(UsageError, match=r"ecosystem"):
         load_weights(source)
+
+
+def test_the_ecosystem_is_inferred(tmp_path):
+    path = tmp_path / "model.npz"
+    model, variables = network("timm")
+    export_weights(model, variables, "timm", path)
+    loaded = load_weights(path)
+    assert loaded.source == f"timm:{path}" and same(loaded.variables, variables)
+    np.savez(path, other=np.zeros(3, np.float32))
+    with pytest.raises(UsageError, match=r"is not loaded. Its ecosystem is .*other"):
+        load_weights(path)

@@ -11,7 +11,6 @@ from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.build import build, build_deeplab
 from mnv2_jax.models.spec import IMAGENET, MMSEG
 from mnv2_jax.weights import infer_ecosystem
-from mnv2_jax.weights.load import find_source
 from tests.weights.networks import network, same
 from tests.weights.peers import peer
 
@@ -29,9 +28,9 @@ def file(tmp_path_factory):
 
 
 def test_the_backbone_is_loaded(file):
-    source = find_source(str(file))
+    source = str(file)
     loaded = load_weights(source)
-    assert source == f"mmseg:{file}" and loaded.classes is None and loaded.task == "classify"
+    assert loaded.source == f"mmseg:{file}" and loaded.classes is None and loaded.task == "classify"
     assert (loaded.model.spec, loaded.model.output_stride) == (MMSEG, 8)
     assert build(**loaded.options) == loaded.model
     assert load_weights(source, output_stride=16).model.output_stride == 16

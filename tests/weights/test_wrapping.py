@@ -6,7 +6,6 @@ from safetensors.numpy import load_file, save_file
 
 from mnv2_jax import UsageError
 from mnv2_jax.weights import ECOSYSTEMS, export_weights, load_weights
-from mnv2_jax.weights.load import find_source
 from tests.weights.networks import network, same
 
 
@@ -28,7 +27,7 @@ def test_what_wraps_the_names_is_removed(tmp_path, ecosystem, prefix):
     path, theirs = stored(tmp_path, ecosystem)
     strays = {"epoch": np.zeros(()), "criterion.weight": np.ones(3), "optimizer.0": np.ones((9, 9))}
     save_file(wrap(prefix, theirs) | strays, path)
-    loaded = load_weights(find_source(str(path)))
+    loaded = load_weights(str(path))
     assert same(loaded.variables, network(ecosystem)[1])
     assert sorted(loaded.left_out) == ["criterion.weight", "epoch"]
 
@@ -68,7 +67,7 @@ def test_hugging_faces_network_without_a_head(tmp_path):
     path, theirs = stored(tmp_path, "hf")
     bare = {k.removeprefix("mobilenet_v2."): v for k, v in theirs.items() if "classifier" not in k}
     save_file(bare, path)
-    loaded = load_weights(find_source(str(path)), drop_head=True)
+    loaded = load_weights(str(path), drop_head=True)
     assert "classifier" not in loaded.variables["params"] and loaded.left_out == ()
 
 
@@ -97,7 +96,7 @@ def test_a_single_linear_layer_is_the_classifier(tmp_path, ecosystem, head):
     old = ECOSYSTEMS[ecosystem].head + head[-1]
     renamed = {k.replace(old, head) if k.startswith(old) else k: v for k, v in theirs.items()}
     save_file(renamed, path)
-    loaded = load_weights(find_source(str(path)))
+    loaded = load_weights(str(path))
     assert same(loaded.variables, network(ecosystem)[1]) and loaded.left_out == ()
     save_file({k: v for k, v in renamed.items() if k != f"{head}bias"}, path)  # bias=False
     bias = load_weights(f"{ecosystem}:{path}").variables["params"]["classifier"]["bias"]

@@ -31,7 +31,7 @@ def _floats(text: str) -> list[float]:
 
 OPTIONS: dict[str, tuple[Any, str, str]] = {
     "sha256": (str, "DIGEST", "expected sha256; a file with another one is rejected"),
-    "classes-file": (str, "FILE", "names of the classes, one a line, no background"),
+    "classes-file": (str, "FILE", "names of the classes, one a line"),
     "output-stride": (int, "S", "of a segmenter: 8, 16 or 32 (default: as beside the file)"),
     "resolution": (int, "N", "height and width of the images (default: as beside the file)"),
     "mean": (_floats, "X", "the network takes (pixel / 255 - mean) / std; one number or three"),
@@ -82,7 +82,6 @@ def _import(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> Any:
     """Loads weights as they can be used here: without background, on images that are read."""
     from mnv2_jax.weights import load_weights
-    from mnv2_jax.weights.load import find_source
     from mnv2_jax.weights.published import resolve
 
     mean, std = (
@@ -92,7 +91,7 @@ def _load(arguments: argparse.Namespace) -> Any:
     try:
         load = functools.partial(
             load_weights,
-            find_source(resolve(arguments.source), ema=not arguments.raw),
+            resolve(arguments.source),
             arguments.sha256,
             drop_head=arguments.drop_head,
             ema=not arguments.raw,
@@ -137,6 +136,8 @@ def read_classes(path: str, count: int) -> list[str]:
     from mnv2_jax.lab.data.readers.files import read_lines
 
     names = read_lines(user_path(path, "--classes-file"))
+    if len(names) == count + 1 and names[0].lower() == "background":
+        return names[1:]
     if len(names) != count:
         raise UsageError(
             f"{path!r} names {len(names)} classes and the classifier has {count}, without the "

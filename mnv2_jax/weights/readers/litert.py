@@ -1,4 +1,8 @@
-"""Reads MobileNetV2 from a LiteRT (TFLite) file, without running it."""
+"""Reads MobileNetV2 from a LiteRT (TFLite) file, without running it.
+
+Numbers that are quantized become floats: scale · (stored - zero point), as LiteRT's specification
+of 8-bit quantization has it. What the file rounds between its layers is not rounded here.
+"""
 
 import contextlib
 import json
@@ -52,13 +56,16 @@ class _Reader:
         count("tensors", graph.TensorsLength())
         first = graph.Tensors(graph.Inputs(0))
         self.env[graph.Inputs(0)] = IMAGE
+        shape, kind = self.shape(first), self.name_of("TensorType", first.Type())
+        if scaling := self.scaling(first, 1):  # a byte of an image is 0..255 in either type
+            scale, zero = (float(v[0]) for v in scaling)
+            self.trace.affine(IMAGE, scale, -scale * (zero + (128 if kind == "INT8" else 0)))
+        elif kind == "INT8":
+            raise differs("its images are quantized without a scale")
         for i in range(count("operators", graph.OperatorsLength())):
             self.follow(graph.Operators(i))
-        shape, kind = self.shape(first), self.name_of("TensorType", first.Type())
-        if kind == "INT8":
-            raise differs("its images are quantized: give the float model")
         output, size = self.value(graph.Outputs(0)), (*shape, 0, 0, 0)[1:3]
-        return named(self.trace, output, size, kind == "UINT8", self.classes())
+        return named(self.trace, output, size, kind in ("INT8", "UINT8"), self.classes())
 
     def name_of(self, enum: str, number: int) -> str:
         names = vars(getattr(self.schema, enum)).items()
@@ -82,8 +89,29 @@ class _Reader:
         dtype, buffer = np.dtype(NUMBERS[kind]), self.model.Buffers(tensor.Buffer())
         stored = buffer.DataAsNumpy() if buffer.DataLength() else b""
         check_claim(name, shape, dtype.itemsize, len(stored))
-        self.env[number] = np.frombuffer(stored, dtype).reshape(shape)  # many may share a buffer
-        return self.env[number]
+        array = np.frombuffer(stored, dtype).reshape(shape)
+        axis = tensor.Quantization().QuantizedDimension() if tensor.Quantization() else 0
+        if dtype.kind != "f" and 0 <= axis < max(array.ndim, 1):
+            if scaling := self.scaling(tensor, array.shape[axis] if array.ndim else 1):
+                along = [-1 if i == axis else 1 for i in range(array.ndim)]
+                scale, zero = (v.reshape(along) for v in scaling)
+                array = ((array - zero) * scale).astype(np.float32)
+        self.env[number] = array  # many may share a buffer
+        return array
+
+    def scaling(self, tensor: Any, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns scale and zero point, one or one a channel, of a tensor that is quantized."""
+        table = tensor.Quantization()
+        if table is None or not table.ScaleLength():
+            return None
+        scales, zeros = table.ScaleLength(), table.ZeroPointLength()
+        if scales not in (1, channels) or zeros not in (0, 1, scales):
+            raise DamagedError("a tensor is quantized by another number of scales than it has maps")
+        scale = np.asarray(table.ScaleAsNumpy(), np.float64)
+        zero = np.asarray(table.ZeroPointAsNumpy() if zeros else 0, np.float64)
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise DamagedError(f"a tensor is quantized by the scale {shown(str(scale.min()))}")
+        return scale, np.broadcast_to(zero, scale.shape)
 
     def follow(self, operator: Any) -> None:
         """Notes what an operator makes."""
@@ -95,8 +123,7 @@ class _Reader:
         given = [self.value(n) if n >= 0 else None for n in numbers]
         made = self.made(op, operator, given, numbers)
         if made is None:
-            what = "quantized: give the float model" if op == "QUANTIZE" else "not one of its own"
-            raise differs(f"the operation {op} is {what}")
+            raise differs(f"the operation {op} is not one of its own")
         self.env[operator.Outputs(0)] = made
 
     def options(self, kind: str, operator: Any) -> Any:
@@ -119,8 +146,8 @@ class _Reader:
         if op.lower() in ARITHMETIC:
             options = self.options(f"{op.capitalize()}Options", operator)
             return self.active(trace.arithmetic(op.lower(), *given), options)
-        if op == "DEQUANTIZE" and constants:
-            return weight(op, x)  # float16 to float32
+        if op in ("QUANTIZE", "DEQUANTIZE"):
+            return weight(op, x) if constants else x  # float16 to float32, or rounded otherwise
         if op == "PAD" and constants and rest[0].shape == (4, 2) and not rest[0][[0, 3]].any():
             return trace.pad(x, rest[0][1:3])
         if op == "MEAN" and constants:

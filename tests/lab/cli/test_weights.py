@@ -30,7 +30,8 @@ def slim(tmp_path_factory):
     model, variables = network("slim", 1001, SPECS["imagenet"], WIDTH)
     path = place / "mobilenet_v2_0.35_96.npz"
     export_weights(model, variables, "slim", path)
-    (place / "names.txt").write_text("\n".join(f"name {i}" for i in range(1000)) + "\n")
+    names = ["background", *(f"name {i}" for i in range(1000))]
+    (place / "names.txt").write_text("\n".join(names) + "\n")
     argv = ["import", f"slim:{path}", str(place / "model")]
     assert main([*argv, "--classes-file", str(place / "names.txt")]) == 0
     assert main([*argv[:2], str(place / "kept"), "--keep-background"]) == 0

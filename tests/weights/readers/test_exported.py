@@ -11,11 +11,12 @@ from mnv2_jax.export.litert import write_litert
 from mnv2_jax.export.onnx import write_onnx
 from mnv2_jax.export.runtimes import open_litert, open_onnx
 from mnv2_jax.inference.graph import trace
-from mnv2_jax.weights.load import find_source
+from mnv2_jax.inference.quantize import quantize
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 flatbuffers = pytest.importorskip("flatbuffers")
 
 WRITE = {".onnx": write_onnx, ".tflite": write_litert}
@@ -24,8 +25,10 @@ SIZE = 64
 NIGHT = pytest.mark.nightly
 
 
-def save(path, dialect="slim", width=0.1, classes=6, pixels=True, size=(SIZE, SIZE), **options):
-    """Writes a network of random numbers of a usual size."""
+def save(
+    path, dialect="slim", width=0.1, classes=6, pixels=True, size=(SIZE, SIZE), int8=(), **options
+):
+    """Writes a network of random numbers of a usual size; `int8` calibrates it to integers."""
     rng = np.random.default_rng(0)
     model = build(num_classes=classes, width=width, dialect=dialect, **options)
     shapes = jax.eval_shape(
@@ -42,7 +45,8 @@ def save(path, dialect="slim", width=0.1, classes=6, pixels=True, size=(SIZE, SI
     variables = jax.tree_util.tree_map_with_path(fill, shapes)
     graph = trace(model, variables, size, model.dialect if pixels else None)
     names = [f"kind {i}" for i in range(classes - model.class_offset)]
-    WRITE[path.suffix](path, graph, ("logits",), {"classes": names})
+    rounded = [quantize(graph, int8), not pixels] if len(int8) else []
+    WRITE[path.suffix](path, graph, ("logits",), {"classes": names}, *rounded)
     return path
 
 
@@ -56,7 +60,7 @@ def pictures(size=SIZE):
 
 def again(path, images=None, **options):
     """Returns a file's logits, and those of what is loaded from it, through a new ONNX file."""
-    loaded = load_weights(find_source(str(path)), **options)
+    loaded = load_weights(str(path), **options)
     images = pictures() if images is None else images
     new = path.with_name("again.onnx")
     graph = trace(loaded.model, loaded.variables, images.shape[1:3], loaded.dialect)
@@ -73,7 +77,7 @@ def assert_same(theirs, ours, tolerance=1e-5):
 @pytest.mark.parametrize("suffix", WRITE)
 def test_logits_are_those_of_the_files_own_runtime(tmp_path, suffix):
     path = save(tmp_path / f"m{suffix}", width=0.35, classes=1001, class_offset=1)
-    loaded = load_weights(find_source(str(path)))
+    loaded = load_weights(str(path))
     assert loaded.source == f"slim:{path}" and loaded.backbone.width == 0.35
     assert loaded.names[:2] == ("background", "kind 0") and loaded.preprocessing.size == SIZE
     assert (loaded.dialect.mean, loaded.dialect.std) == ((0.5,), (0.5,))
@@ -81,6 +85,49 @@ def test_logits_are_those_of_the_files_own_runtime(tmp_path, suffix):
     assert_same(logits(path, pictures()), ours)
     found = {finding.topic: finding.found for finding in inspect_weights(path)}
     assert "folded" in found["statistics"] and found["architecture"] == "width 0.35, 17 blocks"
+
+
+def as_unsigned(model):
+    """Stores an int8 file in uint8, as older converters do, one scale for all channels or not."""
+    types = schema.TensorType
+    for tensor in model.subgraphs[0].tensors:
+        if tensor.type != types.INT8:
+            continue
+        tensor.type = types.UINT8
+        tensor.quantization.zeroPoint = [128 + zero for zero in tensor.quantization.zeroPoint]
+        buffer = model.buffers[tensor.buffer]
+        if buffer.data is not None:
+            buffer.data = np.asarray(buffer.data, np.uint8) ^ 128
+
+
+def constants(path):
+    """The integers that LiteRT finds in a file, as the floats that they stand for, in order."""
+    found, opened = [], interpreter.Interpreter(str(path))
+    for tensor in opened.get_tensor_details():
+        scales, zeros, axis, *_ = tensor["quantization_parameters"].values()
+        with contextlib.suppress(ValueError):  # of what operations make, and is not there yet
+            stored = np.moveaxis(opened.get_tensor(tensor["index"]), axis, -1)
+            found += [((stored - zeros) * scales).ravel()] if scales.size else []
+    return np.sort(np.concatenate(found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pixels", [True, False])
+def test_int8_becomes_float(tmp_path, pixels):
+    batches = [pictures() if pixels else np.asarray(normalize(pictures(), build().dialect))]
+    path = save(tmp_path / "m.tflite", pixels=pixels, int8=batches)
+    loaded = load_weights(str(path))
+    assert loaded.dialect.mean == pytest.approx((0.5,), abs=0.01)
+    assert loaded.dialect.std == pytest.approx((0.5,), abs=0.01)
+    ours = jax.jit(loaded.model.apply)(loaded.variables, normalize(pictures(), loaded.dialect))
+    theirs = logits(path, batches[0])
+    assert np.abs(theirs - ours).mean() < 0.1 * np.ptp(theirs)  # int8 rounds between layers
+    params = jax.tree.leaves(loaded.variables["params"])
+    stored = [leaf.ravel() for leaf in params if not (leaf == 1).all() and leaf.any()]
+    np.testing.assert_allclose(np.sort(np.concatenate(stored)), constants(path), rtol=1e-6)
+    unsigned = load_weights(str(rewritten(path, as_unsigned)))
+    assert unsigned.dialect == loaded.dialect
+    jax.tree.map(np.testing.assert_array_equal, unsigned.variables, loaded.variables)
 
 
 @pytest.mark.slow
@@ -111,12 +158,12 @@ def normal(dialect):
 )
 def test_a_range_that_no_file_says_is_the_librarys_that_pads_so(tmp_path, dialect, mean):
     path = save(tmp_path / "m.onnx", dialect, pixels=False)
-    assert load_weights(find_source(str(path))).dialect.mean[0] == mean
+    assert load_weights(str(path)).dialect.mean[0] == mean
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 96
     onnx.save(model, path)
     with pytest.raises(UsageError, match=r"the input is \[96, 64\], and one size .* is needed"):
-        load_weights(find_source(str(path)))
+        load_weights(str(path))
 
 
 # Changes of an ONNX file, as other exporters write it. Each takes nodes by type and constants.
@@ -350,7 +397,7 @@ def base(tmp_path_factory):
 
 def refused(path, message):
     with pytest.raises(UsageError, match=message) as caught:
-        load_weights(find_source(str(path)))
+        load_weights(str(path))
     assert str(caught.value).isprintable() and len(str(caught.value)) < 700
     assert repr(str(path)) in str(caught.value)
 
@@ -366,21 +413,32 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, base, suffix):
     ):  # fmt: skip
         path.write_bytes(data)
         with contextlib.suppress(UsageError):  # and nothing else
-            load_weights(find_source(str(path)))
+            load_weights(str(path))
 
 
 @pytest.mark.slow
 def test_other_files_of_litert_are_refused(tmp_path, base):
-    def quantize(model):
-        kernel = next(t for t in model.subgraphs[0].tensors if t.name.endswith(b"/kernel"))
-        kernel.type, kernel.shape = schema.TensorType.INT8, [*kernel.shape[:3], 4 * kernel.shape[3]]
+    def integers(scales):
+        def change(model):
+            kernel = next(t for t in model.subgraphs[0].tensors if t.name.endswith(b"/kernel"))
+            kernel.type = schema.TensorType.INT8
+            kernel.shape = [*kernel.shape[:3], 4 * kernel.shape[3]]
+            kernel.quantization = schema.QuantizationParametersT(scale=scales, zeroPoint=[0])
+
+        return change
 
     def relu(model):
         for operator in model.subgraphs[0].operators:
             if hasattr(operator.builtinOptions, "fusedActivationFunction"):
                 operator.builtinOptions.fusedActivationFunction = 1
 
-    for change, message in ((quantize, "give the float model"), (relu, r"clipped to 0\.\.inf")):
+    for change, message in (
+        (integers([]), "give the float model"),
+        (integers([0.0]), r"quantized by the scale 0\.0"),
+        (integers([float("nan")]), "quantized by the scale nan"),
+        (integers([0.1, 0.1, 0.1]), "another number of scales"),
+        (relu, r"clipped to 0\.\.inf"),
+    ):
         path = tmp_path / "m.tflite"
         path.write_bytes(base(".tflite"))
         refused(rewritten(path, change), message)

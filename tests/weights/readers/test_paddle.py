@@ -12,7 +12,6 @@ from mnv2_jax.lab.cli import main
 from mnv2_jax.lab.model_folder import load_model
 from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights import export_weights, load_weights
-from mnv2_jax.weights.load import find_source
 from mnv2_jax.weights.readers.paddle import read_paddle
 from tests.weights.networks import network, same
 from tests.weights.test_hostile import refused
@@ -68,9 +67,8 @@ def write(path, ecosystem="paddleclas"):
 def test_a_classifier_is_loaded(tmp_path):
     path = tmp_path / "model.pdparams"
     variables = write(path)
-    source = find_source(str(path))
-    loaded = load_weights(source)
-    assert source == f"paddleclas:{path}" and loaded.task == "classify"
+    loaded = load_weights(str(path))
+    assert loaded.source == f"paddleclas:{path}" and loaded.task == "classify"
     assert same(loaded.variables, variables) and loaded.left_out == ()
 
 

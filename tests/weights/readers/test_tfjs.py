@@ -7,7 +7,6 @@ import pytest
 
 from mnv2_jax import UsageError, inspect_weights, load_weights
 from mnv2_jax.weights import export_weights
-from mnv2_jax.weights.load import find_source
 from mnv2_jax.weights.readers import read_tensors
 from tests.weights.networks import network, same
 from tests.weights.peers import CLASSES, keras_peer
@@ -73,7 +72,7 @@ def test_groups_and_shards_are_read(tmp_path, thin):
     tensors, variables = thin
     path = write_tfjs(tmp_path, halves(tensors), shard=1000)
     assert len(list(tmp_path.iterdir())) > 5
-    loaded = load_weights(find_source(str(path)))
+    loaded = load_weights(str(path))
     assert loaded.source == f"keras:{path}" and same(loaded.variables, variables)
     assert load_weights(loaded.source, sha256=loaded.sha256).sha256 == loaded.sha256
     with pytest.raises(UsageError, match=r"is a folder: give a file in it, such as model\.json"):
@@ -139,7 +138,7 @@ def test_a_teachable_machines_backbone_is_loaded(tmp_path, thin):
     tensors, topology = teachable(thin[0])
     path = write_tfjs(tmp_path, [tensors], topology)
     with pytest.raises(UsageError, match=r"another head.*dense_Dense1/kernel.*drop_head=True"):
-        load_weights(find_source(str(path)))
+        load_weights(str(path))
     loaded = load_weights(f"keras:{path}", drop_head=True)
     head = ("dense_Dense1/bias", "dense_Dense1/kernel", "dense_Dense2/kernel")
     assert loaded.left_out == head and loaded.preprocessing.size == 224
@@ -215,7 +214,7 @@ def test_logits_are_those_of_keras(tmp_path):
     tensors = {older(name): np.asarray(value) for name, value in names.items()}
     topology = {"keras_version": "2.15.0", "model_config": json.loads(found.native.to_json())}
     path = write_tfjs(tmp_path, [tensors], topology, shard=1 << 20)
-    loaded = load_weights(find_source(str(path)))
+    loaded = load_weights(str(path))
     assert loaded.backbone.width == 0.35 and loaded.classes == CLASSES
     assert loaded.preprocessing.size == 96
     images = np.random.default_rng(1).uniform(-1, 1, (2, 96, 96, 3)).astype(np.float32)
