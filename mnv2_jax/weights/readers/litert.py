@@ -91,11 +91,11 @@ class _Reader:
         check_claim(name, shape, dtype.itemsize, len(stored))
         array = np.frombuffer(stored, dtype).reshape(shape)
         axis = tensor.Quantization().QuantizedDimension() if tensor.Quantization() else 0
-        if dtype.kind != "f" and 0 <= axis < max(array.ndim, 1):
-            if scaling := self.scaling(tensor, array.shape[axis] if array.ndim else 1):
-                along = [-1 if i == axis else 1 for i in range(array.ndim)]
-                scale, zero = (v.reshape(along) for v in scaling)
-                array = ((array - zero) * scale).astype(np.float32)
+        channels = shape[axis] if 0 <= axis < len(shape) else 1
+        if dtype.kind != "f" and (scaling := self.scaling(tensor, channels)):
+            along = [-1 if i == axis else 1 for i in range(array.ndim)]
+            scale, zero = (v.reshape(along) if v.size > 1 else v for v in scaling)
+            array = ((array - zero) * scale).astype(np.float32).reshape(shape)
         self.env[number] = array  # many may share a buffer
         return array
 
