@@ -31,7 +31,7 @@ from mnv2_jax.lab.model_folder import (
 )
 from mnv2_jax.lab.tasks.task import TrainedModel
 from mnv2_jax.lab.train.check import duration, seconds_of
-from mnv2_jax.lab.train.config import OF_START, override
+from mnv2_jax.lab.train.config import of_start, override
 from mnv2_jax.lab.train.defaults import base, per
 from mnv2_jax.lab.train.finish import finish
 from mnv2_jax.lab.train.report import MAX_OF_START
@@ -122,11 +122,8 @@ def choose(found: Pictures, start: Path | None) -> list[Choice]:
         choices.append(("loss.class_weights", tuple(weights.round(3).tolist()), reason))
     if start is not None:
         own = read_description(start / DESCRIPTION)[0]
-        for key in OF_START:
-            if isinstance(own["model"].get(key), str | float):
-                choices.append(
-                    (f"model.{key}", own["model"][key], "that of the model to start from")
-                )
+        reason = "that of the model to start from"
+        choices += [(f"model.{key}", value, reason) for key, value in of_start(own["model"])]
         place = ("init.model", str(start), "what to start from")
         return [*choices, place, ("data.resolution", own["resolution"], "as the model has it")]
     steps = ((16, "tiny_8", 8), (SMALL, "small_32", 32), (160 if not slow else 1e9, "small_96", 96))

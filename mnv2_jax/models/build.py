@@ -1,5 +1,6 @@
 """The only tables from names to functions: how a configuration names a network."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,8 @@ def look_up_part(kind: str, given: Any, key: str = "") -> Any:
     """Returns the part of a name, or a part that is given itself; else raises a UsageError."""
     if _fits(kind, given):
         return given
+    if kind == "dialect" and (isinstance(given, Mapping) or str(given).startswith("{")):
+        return _changed_dialect(given)
     try:
         return look_up(key or kind, given, PARTS[kind])
     except UsageError as error:
@@ -87,7 +90,7 @@ def build(
       **options: attributes of `MobileNetV2`. The parts, which are `spec`, `dialect`, `shortcut`,
         `activation`, `bottleneck`, `expand`, `filter` and `project`, by the name that they have
         here or in `add_parts`, or as they are; `dtype` likewise. A dialect may also be a mapping of
-        its `name` and of the fields that differ from the one of this name.
+        its `name` and of the fields that differ from the one of this name, or JSON of it.
 
     Raises:
       UsageError: an option or a name is unknown, or a value cannot be used.
@@ -99,8 +102,6 @@ def build(
     for option in options:
         if option not in fields:
             raise unknown("model option", option, ["expansion", "bn_decay", *fields])
-    if isinstance(options.get("dialect"), Mapping):
-        options["dialect"] = _changed_dialect(**options["dialect"])
     for kind in PARTS.keys() & options.keys():
         options[kind] = look_up_part(kind, options[kind])
     if not callable(options.get("dtype", jnp.float32)):
@@ -113,9 +114,13 @@ def build(
     return MobileNetV2(**options)
 
 
-def _changed_dialect(name: str = "", **fields: Any) -> Dialect:
+def _changed_dialect(given: Any) -> Dialect:
     """A named dialect with other fields, as imported weights may have them."""
-    dialect: Dialect = look_up_part("dialect", name)
+    try:
+        fields = dict(json.loads(given) if isinstance(given, str) else given)
+    except ValueError as error:
+        raise UsageError(f"the dialect {given!r} is no JSON ({error}): correct it.") from error
+    dialect: Dialect = look_up_part("dialect", fields.pop("name", ""))
     for field, value in fields.items():
         numbers = value if isinstance(value, list | tuple) else [value]
         plain = all(type(number) in (int, float) for number in numbers)

@@ -84,10 +84,19 @@ def follow_start(config: Any, overridden: Set[str]) -> None:
 
     description = user_path(config.init.model, "init.model") / DESCRIPTION
     saved = read_description(description)[0]["model"] if description.is_file() else {}
+    for key, value in of_start(saved):
+        if f"model.{key}" not in overridden and config.model[key] == base().model[key]:
+            config.model[key] = value
+
+
+def of_start(saved: Mapping[str, Any]) -> Iterator[tuple[str, str | float]]:
+    """Yields the keys `OF_START` that a saved model has, with their values as they are set."""
     for key in OF_START:
-        left = f"model.{key}" not in overridden and config.model[key] == base().model[key]
-        if left and isinstance(saved.get(key), str | float):
-            config.model[key] = saved[key]
+        value = saved.get(key)
+        if isinstance(value, Mapping):
+            value = json.dumps(value)
+        if isinstance(value, str | float):
+            yield key, value
 
 
 def override(config: Any, overrides: Sequence[str]) -> Any:

@@ -90,8 +90,7 @@ def _check_dialect(saved: Any, configured: Any) -> None:
         if was != now:
             raise UsageError(
                 f"the saved model has {field} {was} and this configuration {now}: set "
-                f"model.dialect to {theirs.name!r}, which it was trained with, or where it differs "
-                "from that, to one with the same values in PARTS of the experiment's file."
+                f"model.dialect to {theirs.name!r}, or to what config.json of the saved model has."
             )
 
 

@@ -25,6 +25,7 @@ from mnv2_jax.lab.train.defaults import base
 from mnv2_jax.lab.train.log import read_rows
 from mnv2_jax.lab.train.run import make_evaluate, make_run
 from mnv2_jax.lab.train.sweep import run_sweep
+from mnv2_jax.models.build import look_up_part
 from tests.lab.data.pictures import encoded, photo, write_mnist
 from tests.lab.train.setting import tiny
 
@@ -447,6 +448,22 @@ def test_further_training_has_the_network_of_its_start_unless_another_is_given(t
     other = load_config("experiments/finetune.py", [*start, "model.spec=imagenet"])
     assert other.model.spec == "imagenet"
     assert load_config("experiments/detect_scenes.py", start).model.spec == "small_96"  # its own
+
+
+def test_further_training_keeps_what_a_start_has_changed_of_its_dialect(trained, tmp_path):
+    saved = load_model(trained)
+    dialect = {"name": "keras", "mean": [0.0], "std": [1.0]}  # of a model with its own scaling
+    network = {**saved.description["model"], "dialect": dialect}
+    save_model(tmp_path / "own", saved.variables, {**saved.description, "model": network})
+    change = [f"init.model={tmp_path / 'own'}"]
+    config = load_config("experiments/finetune.py", change)
+    assert json.loads(config.model.dialect) == dialect
+    assert (
+        look_up_part("dialect", config.model.dialect) == load_model(tmp_path / "own").model.dialect
+    )
+    for wrong in ("{", "[{]", '{"name": "keras", "mean": "x"}', '{"name": "other"}'):
+        with pytest.raises(UsageError, match="dialect"):
+            look_up_part("dialect", wrong)
 
 
 @pytest.mark.slow
