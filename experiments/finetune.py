@@ -23,7 +23,7 @@ def get_config(preset: str = "whole") -> ConfigDict:
     c.data.name, c.data.eval_split = "folder", "val"
     c.batch_size, c.eval_batch_size, c.epochs = 64, 256, 20.0
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
-    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.02 * per(64, c), 1.0
+    c.optimizer.learning_rate, c.optimizer.warmup_epochs = 0.01 * per(64, c), 1.0
     c.data.train.area = (0.35, 1.0)
     if preset == "head":
         c.name = "finetune-head"

@@ -270,7 +270,7 @@ def _config(choices: Sequence[Choice], overrides: Sequence[str]) -> Any:
     c.optimizer.name, c.optimizer.schedule = "sgd", "cosine"
     if any(key == "init.model" for key, _, _ in choices):
         c.name, c.title, c.data.train.area = "finetune", "Fine-tuning", (0.35, 1.0)
-        c.optimizer.learning_rate = 0.02 * per(64, c)
+        c.optimizer.learning_rate = 0.01 * per(64, c)
     else:
         c.name, c.title, c.model.dialect = "plain", "From nothing", "torchvision"
         c.optimizer.decay_depthwise, c.data.eval.crop, c.data.train.color = True, "center", 0.4
