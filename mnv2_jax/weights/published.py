@@ -5,9 +5,10 @@ results/results-imagenet.csv and the pages of its repositories on huggingface.co
 sha256 of large files; slim's nets/mobilenet/README.md, deeplab's g3doc/model_zoo.md and
 object_detection's g3doc/tf1_detection_zoo.md; keras/applications/mobilenet_v2.py; mmpretrain's and
 mmsegmentation's configs/mobilenet_v2/README.md; PaddleClas' ppcls/arch/backbone/model_zoo and
-docs/en/algorithm_introduction/ImageNet_models_en.md; and the README of d-li14/mobilenetv2.pytorch,
-whose names of files end in the start of their sha256, as torchvision's do. tonylins publishes by a
-drive that only a browser opens, so its file is given by its path.
+docs/en/algorithm_introduction/ImageNet_models_en.md; the files of google-coral/test_data; and the
+README of d-li14/mobilenetv2.pytorch, whose names of files end in the start of their sha256, as
+torchvision's do. tonylins publishes by a drive that only a browser opens, so its file is given by
+its path.
 """
 
 import hashlib
@@ -92,6 +93,8 @@ _D_LI14 = (
     "pretrained/mobilenetv2"
 )
 
+_CORAL = "https://github.com/google-coral/test_data/raw/104342d2d3480b3e66203073dac24f4e2dbb4c41/"
+
 PUBLISHED: dict[str, dict[str, Published]] = {
     "torchvision": {
         # Its name states the start; projects that pin the file state the whole.
@@ -162,6 +165,16 @@ PUBLISHED: dict[str, dict[str, Published]] = {
             )
             for split, miou in (("train_aug", 75.32), ("trainval", 80.25))  # of val, of test
         },
+        # Networks of the same authors in 8 bits, for LiteRT, which Coral's test data has; its pages
+        # state no accuracy. The first was trained with rounding (QAT), the second rounded after.
+        "1.0@224-qat": _file(
+            f"{_CORAL}mobilenet_v2_1.0_224_quant.tflite",
+            "7aad0c74c5e3c06e5eb3c827e13304fdd68a83da6087d92ee169c24ff9fd4776", None,
+        ),
+        "1.0@224-ptq": _file(
+            f"{_CORAL}tf2_mobilenet_v2_1.0_224_ptq.tflite",
+            "5d3137241276e79c86d14a74fe43581398ae0e815191d3dba45495b810840e8c", None,
+        ),
         "ssdlite_mobilenet_v2_coco": _file(
             f"{_GOOGLE}download.tensorflow.org/models/object_detection/"
             "ssdlite_mobilenet_v2_coco_2018_05_09.tar.gz", "", 22.0, 300,

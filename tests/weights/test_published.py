@@ -303,7 +303,7 @@ def test_every_row_is_of_a_network_of_its_ecosystem(name):
 
 def test_the_table_agrees_with_itself_and_with_what_is_known_of_releases():
     assert len({row.file for row in ROWS.values()}) == len({row.url for row in ROWS.values()})
-    assert len(ROWS) == len({row.file for row in ROWS.values()}) == 87
+    assert len(ROWS) == len({row.file for row in ROWS.values()}) == 89
     for rows in PUBLISHED.values():
         assert next(iter(rows.values())).width == 1.0
     assert published.find("torchvision") == published.find("torchvision:v1")
