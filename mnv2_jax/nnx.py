@@ -1,7 +1,6 @@
 """MobileNetV2 in Flax NNX, whole in this file; its results are the Linen network's to the bit.
 
-What belongs to no framework is shared with the Linen network: Table 2, widths, dialects, the maps
-of a block and their wirings (`mnv2_jax.models`), and what is fast on CPUs (`mnv2_jax.ops`).
+What belongs to no framework is shared with it: `mnv2_jax.models`, and `mnv2_jax.ops` for speed.
 
 A fresh model trains, as NNX's own layers do: with the batch's statistics, which update the running
 ones, and with dropout. `model.eval()` ends both, and `model.train()` begins them again, in place;
@@ -102,25 +101,22 @@ class InvertedResidual(nnx.Module):
         self.linen = given = block.InvertedResidual(
             channels, expansion, stride, dilation, parent=None, **options
         )
-        if given.split > 1:
-            raise UsageError(f"split is {given.split}: only the Linen network has it (Sec. 5.1).")
-        if rate := given.stochastic_depth:
-            raise UsageError(
-                f"stochastic_depth is {rate}: only the Linen network has it. Inference does "
-                "without: give 0, or to twin network.clone(stochastic_depth=0.0)."
-            )
-        asked: dict[str, dict[str, Any]] = {}
+        for name, none in (("split", 1), ("stochastic_depth", 0)):
+            if (value := getattr(given, name)) > none:
+                what = f"{name} is {value}: only the Linen network has it. Inference does without"
+                raise UsageError(f"{what}: give {none}, or to twin network.clone({name}={none}).")
+        asked: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
 
         def ask(x: Array, features: int, *, name: str, stride: int = 1, **window: Any) -> Array:
             """Notes a layer, and gives something of the shape that the layer will give."""
-            asked[name] = {"in_channels": x.shape[-1], "features": features, "stride": stride}
-            asked[name] |= {"activation": given.activation, **window}
+            asked[name] = (x.shape[-1], features), {"stride": stride, **window}
             return jnp.zeros((1, *(-(-n // stride) for n in x.shape[1:3]), features), given.dtype)
 
         thin = jax.ShapeDtypeStruct((1, 8, 8, in_channels), given.dtype)  # of any size
         jax.eval_shape(lambda thin: self.wire(thin, None, conv=ask), thin)
-        for name, layer in asked.items():
-            setattr(self, name, ConvNorm(**layer, **layers.settings_of(given), rngs=rngs))
+        shared = layers.settings_of(given) | {"activation": given.activation}
+        for name, (sizes, window) in asked.items():
+            setattr(self, name, ConvNorm(*sizes, **shared | window, rngs=rngs))
 
     def __call__(self, x: Images, mask: Mask = None) -> Float[Array, "b ho wo k"]:
         """Applies one block on its own."""
@@ -181,10 +177,10 @@ class MobileNetV2(nnx.Module):
         channels = layout.blocks[-1].channels
         if layout.last is not None:
             self.last = ConvNorm(channels, layout.last, rngs=rngs, **ends)
+            channels = layout.last
         if num_classes is not None:
             self.dropout, init = nnx.Dropout(given.dropout, rngs=rngs), layers.classifier_init
-            last = layout.last or channels
-            self.classifier = nnx.Linear(last, num_classes, kernel_init=init, rngs=rngs)
+            self.classifier = nnx.Linear(channels, num_classes, kernel_init=init, rngs=rngs)
 
     def __call__(self, images: Images, mask: Mask = None) -> Float[Array, "b ..."]:
         """Returns the logits, or the last feature map where there is no classifier.
@@ -239,16 +235,11 @@ def from_linen(model: MobileNetV2, variables: Mapping[str, Any]) -> MobileNetV2:
     """
     flat, held = (flatten_dict({**tree}, sep="/") for tree in (variables, to_linen(model)))
     given, own = ({k: list(np.shape(v)) for k, v in tree.items()} for tree in (flat, held))
-    wrong = [
-        f"{shown(name)} is {given.get(name, 'missing')} and has to be {own.get(name, 'left out')}"
-        for name in sorted(own | given)
-        if own.get(name) != given.get(name)
-    ]
-    if wrong:
-        raise UsageError(
-            f"{len(wrong)} of the variables do not fit the model, and nothing was set: "
-            f"{'; '.join([*wrong[:4], '…'][: len(wrong)])}."
-        )
+    if wrong := sorted(name for name in own | given if own.get(name) != given.get(name)):
+        what = f"{len(wrong)} of the variables do not fit the model, and nothing was set"
+        has = [(shown(k), given.get(k, "missing"), own.get(k, "left out")) for k in wrong]
+        told = [f"{name} is {is_} and has to be {wanted}" for name, is_, wanted in has]
+        raise UsageError(f"{what}: {'; '.join([*told[:4], '…'][: len(told)])}.")
     arrays = {name: jnp.array(leaf, jnp.float32) for name, leaf in flat.items()}
     nnx.update(model, *unflatten_dict(arrays, sep="/").values())
     return model

@@ -2,9 +2,11 @@
 
 Every published implementation that is installed gets random weights and batch-norm statistics;
 they are saved, loaded here by `load_weights`, and both networks see the same random images, of an
-even, an odd and an oblong size.
+even, an odd and an oblong size. Exported files have one size; they are written here, and run by
+ONNX Runtime and LiteRT.
 """
 
+import itertools
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from mnv2_jax import normalize
 from mnv2_jax.markdown import markdown_table
 from mnv2_jax.weights import load_weights
 from mnv2_jax.weights.readers.crc32c import crc32c
@@ -21,6 +24,7 @@ from tests.weights.peers import SEGMENTERS, VARIANTS, Peer, peer, segmenter
 
 SIZES = ((96, 96), (97, 97), (65, 128))
 PACKAGES = ("jax", "keras", "torch", "torchvision", "timm", "transformers")
+PACKAGES += ("onnxruntime", "ai-edge-litert")
 
 
 def save(found: Peer, ecosystem: str, folder: Path) -> Path:
@@ -60,6 +64,23 @@ def rows():
         for width, stride in variants:
             title = f"DeepLabv3, {width}, output stride {stride}"
             yield ecosystem, title, *measured(segmenter, ecosystem, (width, stride), stride)
+
+
+def exported():
+    """Measures files whose names say nothing, each beside the runtime of its format."""
+    from tests.weights.readers.test_exported import WRITE, logits, pictures, save
+
+    for suffix in WRITE:
+        for width in (0.35, 1.0, 1.4):
+            with tempfile.TemporaryDirectory() as folder:
+                path = save(Path(folder, f"m{suffix}"), width=width, classes=1001, class_offset=1)
+                loaded, theirs = load_weights(path), logits(path, pictures())
+            images = normalize(pictures(), loaded.dialect)
+            ours = np.asarray(jax.jit(loaded.model.apply)(loaded.variables, images))
+            leaves = jax.tree.leaves_with_path(loaded.variables["params"])
+            count = sum(leaf.size for path, leaf in leaves if path[-1].key != "scale")
+            worst = np.abs(ours - theirs).max() / np.abs(theirs).max()
+            yield suffix, width, f"{count:,}", f"{worst:.1e}"
 
 
 def measured(build, ecosystem: str, variant, stride=None) -> tuple[str, str]:
@@ -103,4 +124,5 @@ if __name__ == "__main__":
     print("to the images', corners aligned, as the authors' release does.\n")
     print(f"Measured with {', '.join(installed())};")
     print("made by `python -m tests.weights.parity_table > tests/weights/README.md`.\n")
-    print(markdown_table(("weights", "variant", "numbers in the file", "difference"), rows()))
+    table = itertools.chain(rows(), exported())
+    print(markdown_table(("weights", "variant", "numbers in the file", "difference"), table))
