@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -48,6 +49,8 @@ def mute_orbax() -> None:
 
     for name in LOGGERS:
         logging.getLogger(name).addFilter(concerns_users)
+    # A write that fails gives up those that were to follow it; the failure itself is raised.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     tell = sys.unraisablehook
 
     def tell_but_of_closed_loops(unraisable: Any) -> None:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 
 from mnv2_jax import UsageError
 from mnv2_jax.lab.devices.sharding import make_plan
-from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, fingerprints
+from mnv2_jax.lab.train.checkpoint import Checkpoints, Progress, fingerprints, mute_orbax
 from mnv2_jax.lab.train.step import TrainState
 
 # Orbax leaves the other reads of a step to themselves when one fails.
@@ -275,6 +276,20 @@ def test_a_disk_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
     checkpoints.close()
     assert_same(read(tmp_path).state, state_at(1))
+
+
+def test_writes_that_are_given_up_are_not_told_beside_the_failure(monkeypatch):
+    async def write_fragment():
+        pass
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.resetwarnings()
+        mute_orbax.__wrapped__()
+        write_fragment()
+        gc.collect()
+        warnings.warn("what else", RuntimeWarning, stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["what else"]
 
 
 def test_fingerprints_tell_values_types_and_shapes_apart():
