@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from mnv2_jax.errors import UsageError, first_line, typed_line
 from mnv2_jax.files import cache_folder, replacing, write_file
 from mnv2_jax.models.build import look_up
+from mnv2_jax.models.classes import imagenet
 from mnv2_jax.weights.limits import MAX_BYTES
 from mnv2_jax.weights.load import Loaded, load_weights
 from mnv2_jax.weights.names import ECOSYSTEMS
@@ -252,7 +253,26 @@ def from_pretrained(name: str, **options: Any) -> Loaded:
       UsageError: no such name; no network, or a server that has moved the file, stops or sends
         another one; or what `load_weights` raises.
     """
-    return load_weights(fetch(name), **options)
+    return with_names(load_weights(fetch(name), **options))
+
+
+def with_names(loaded: Loaded) -> Loaded:
+    """Names the classes of a published classifier that has no names beside it: ImageNet's.
+
+    It is known by the sha256 or the name of its file; the names stay away from others, whose 1,000
+    classes may be their own.
+    """
+    path = Path(loaded.source.partition(":")[2])
+    stems = {path.name, path.parent.name}  # a checkpoint of TensorFlow has the name of its folder
+    known = any(
+        PACKED.sub("", row.file) in stems or (row.sha256 and loaded.sha256.startswith(row.sha256))
+        for rows in PUBLISHED.values() for row in rows.values()
+    )  # fmt: skip
+    names = [name.split(", ")[0] for name in imagenet().values()]
+    background = (loaded.classes or 0) - len(names)
+    if loaded.task != "classify" or loaded.names or background not in (0, 1) or not known:
+        return loaded
+    return loaded._replace(names=(*["background"] * background, *names))
 
 
 def at_hand() -> list[str]:

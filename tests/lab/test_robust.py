@@ -16,11 +16,12 @@ from mnv2_jax.lab.data import open_source
 from mnv2_jax.lab.data.readers import imagenet, robust
 from mnv2_jax.lab.model_folder import HASH, load_model, save_model
 from mnv2_jax.lab.predict import evaluate, image_transform
+from mnv2_jax.models.classes import imagenet as imagenet_classes
 from mnv2_jax.models.spec import SPECS, Row, Spec
 from tests.lab.data.pictures import encoded, photo
 from tests.lab.data.readers.test_imagenet import tar_bytes, write_imagenet
 
-IDS = robust.wordnet_ids()
+IDS = tuple(imagenet_classes())
 SPECS["robust"] = Spec(stem=8, stem_stride=2, rows=(Row(2, 8, 1, 2),), last=16)
 SIZE = 8  # of images and networks, so that an image that is seen whole stays as it is
 

@@ -21,6 +21,7 @@ from mnv2_jax.models.spec import IMAGENET
 from mnv2_jax.weights import (
     ECOSYSTEMS,
     PUBLISHED,
+    Loaded,
     Published,
     export_weights,
     load_weights,
@@ -259,6 +260,27 @@ def test_files_of_keras_lie_under_their_own_names(tmp_path, monkeypatch):
     monkeypatch.setenv("MNV2_MIRROR", str(tmp_path))
     loaded = from_pretrained("keras:0.35@96")
     assert same(loaded.variables, variables) and loaded.preprocessing.size == 96
+
+
+@pytest.mark.parametrize(
+    ("path", "sha256", "count", "first"),
+    [
+        ("mobilenet_v2-b0353104.pth", "", 1000, "tench"),
+        ("of/my/own.pth", ROWS["torchvision:v1"].sha256, 1000, "tench"),
+        ("mobilenet_v2_1.0_224/mobilenet_v2_1.0_224.ckpt", "", 1001, "background"),
+        ("of/my/own.pth", "b0353", 1000, None),
+        ("mobilenet_v2-b0353104.pth", "", 999, None),
+    ],
+)
+def test_classes_of_published_classifiers_have_names(path, sha256, count, first):
+    offset = int(count == 1001)
+    model = MobileNetV2(count, class_offset=offset)
+    loaded = Loaded(model, {}, RELEASES["b0353104"][1], sha256, f"torchvision:{path}")
+    named = published.with_names(loaded)
+    assert named.names[:1] == ((first,) if first else ())
+    assert not first or (len(named.names) == count and named.names[207 + offset])
+    own = loaded._replace(names=("a",) * count)
+    assert published.with_names(own) is own
 
 
 def test_unknown_names_name_the_nearest_and_the_choices():

@@ -82,7 +82,7 @@ def _import(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> Any:
     """Loads weights as they can be used here: without background, on images that are read."""
     from mnv2_jax.weights import load_weights
-    from mnv2_jax.weights.published import resolve
+    from mnv2_jax.weights.published import resolve, with_names
 
     mean, std = (
         None if given is None else [number for part in given for number in part]
@@ -110,7 +110,9 @@ def _load(arguments: argparse.Namespace) -> Any:
             f"{arguments.source!r} takes images of {loaded.backbone.in_channels} channels, and the "
             "images that are read here have 1 or 3: use load_weights in Python."
         )
-    return _two_classes(loaded) if loaded.classes == 1 and loaded.task != "detect" else loaded
+    if loaded.classes == 1 and loaded.task != "detect":
+        return _two_classes(loaded)
+    return with_names(loaded)
 
 
 def _in_flags(text: str) -> str:

@@ -7,7 +7,6 @@ is turned by EXIF tags, as in the pipelines that published accuracies come from.
 import functools
 from collections import Counter
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,10 +15,11 @@ import numpy as np
 from mnv2_jax.errors import UsageError, unknown
 from mnv2_jax.files import read_json
 from mnv2_jax.lab.data import image
-from mnv2_jax.lab.data.readers.files import SUFFIXES, read_classes, read_record
+from mnv2_jax.lab.data.readers.files import SUFFIXES, read_record
 from mnv2_jax.lab.data.readers.folder import walk_images
 from mnv2_jax.lab.data.readers.imagenet import cached_index, open_imagenet, read_tar_image
 from mnv2_jax.lab.data.source import LazySource
+from mnv2_jax.models.classes import imagenet
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -61,16 +61,6 @@ class RobustSource(LazySource):
     whole = False  # whether images are seen without a crop, for they have been cropped before
 
 
-@functools.cache
-def wordnet_ids() -> tuple[str, ...]:
-    """Returns the 1,000 classes in their usual order, as TensorFlow Datasets lists them."""
-    found = find_spec("tensorflow_datasets")
-    if found is None or not found.submodule_search_locations:
-        raise UsageError("the classes of ImageNet need tensorflow-datasets: install it.")
-    folder = Path(found.submodule_search_locations[0])
-    return read_classes(folder / "datasets" / "imagenet2012" / "labels.txt")
-
-
 def open_robust(name: str, split: str, root: str) -> RobustSource:
     """Opens one of `SETS`; the split of `imagenet_c` is a corruption and a severity, "fog/3".
 
@@ -85,7 +75,8 @@ def open_robust(name: str, split: str, root: str) -> RobustSource:
     if part and part not in choices:
         raise unknown(f"split of {name}", part, choices)
     paths, read, files = _listed(Path(root), kind, part)
-    numbers = {word: i for i, word in enumerate(wordnet_ids())}
+    ids = tuple(imagenet())
+    numbers = {word: i for i, word in enumerate(ids)}
     numbers |= {str(i): i for i in range(len(numbers))}
     labels = [numbers.get(PurePosixPath(path).parent.name, -1) for path in paths]
     if not paths or -1 in labels:
@@ -97,11 +88,9 @@ def open_robust(name: str, split: str, root: str) -> RobustSource:
         more = f"{len(paths):,} images, and {name} {kind.images:,}"
         raise UsageError(f"{root} has {more}: give the folder of one set. It is {kind.layout}.")
     left_out = Counter({"images that are missing": kind.images - len(paths)})
-    counts = np.bincount(labels, minlength=len(wordnet_ids())).tolist()
+    counts = np.bincount(labels, minlength=len(ids)).tolist()
     record = functools.partial(_record, read, labels)
-    source = RobustSource(
-        len(paths), record, wordnet_ids(), None, counts, +left_out, files  # + drops zeros
-    )  # fmt: skip
+    source = RobustSource(len(paths), record, ids, None, counts, +left_out, files)  # + drops zeros
     source.asked = tuple(np.unique(labels).tolist()) if kind.classes < len(counts) else ()
     source.whole = name == CORRUPTED
     return source
