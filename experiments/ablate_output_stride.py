@@ -8,7 +8,10 @@ stride 8 it reports with multi-scale inputs only. Presets: `:scenes`, the settin
 and `:voc`, that of `segment_voc.py`. Both have the paper's head, without decoder.
 
 The authors' rates are for maps of 33 positions; on the 6 of a scene every tap but the middle one
-would fall on padding. `:scenes` has rates of the same share of the map.
+would fall on padding. `:scenes` has rates of the same share of the map. On it the pyramid's gain at
+stride 16 is confirmed, 2.9 points of mean IoU [2.3, 3.7]; stride 8 gains 9 points without a
+pyramid, for 1.5 times the multiply-adds (results/ablate_output_stride). All variants are early in
+training: `segment_scenes.py` reaches 78 % where these have 49 to 60.
 """
 
 from typing import Any
