@@ -5,11 +5,11 @@
 Scenes of 96×96 pixels are composed of embedded Fashion-MNIST items; those held out show items that
 no training scene has. A decoder and a thin head, for edges and for two cores.
 
-Measured with one seed on 1,000 held-out scenes: mean IoU 78.0 %, 95.1 % of the pixels, in 861 s on
-two CPU cores that other work shared (results/segment_scenes). The pictures show edges that are
-right nearly everywhere, and names that are not, mostly of tops and dresses. With two cores to
-itself 4,000 steps took 731 s and gave 77.6 %, or 78.5 % with each scene's mirror image
-(`mnv2 evaluate --flip`). Batches of 8 with more steps gave 75.0 %, output stride 16 75.6 %.
+Measured with one seed on 1,000 held-out scenes: mean IoU 78.3 %, 95.1 % of the pixels, in 1,397 s
+on two CPU cores that other work shared (results/segment_scenes), and 79.5 % with each scene's
+mirror image (`mnv2 evaluate --flip`). The pictures show edges that are right nearly everywhere, and
+names that are not, mostly of tops, dresses and sandals. Batches of 8 with more steps gave 75.0 %,
+output stride 16 75.6 %.
 """
 
 from ml_collections import ConfigDict
