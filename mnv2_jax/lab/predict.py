@@ -114,7 +114,8 @@ def evaluate(
       model: a classifier, a detector or a segmenter.
       source: the data. Where it asks for some classes only, no other is an answer.
       batch_size: images at a time; by default as many as a few gigabytes hold.
-      augmentation: of a segmenter, the scales and mirror images that are averaged (Table 7).
+      augmentation: of a classifier or segmenter, the scales and mirror images whose answers are
+        averaged (Table 7).
 
     Raises:
       UsageError: the data is not what the model has learned from, or an image is damaged.

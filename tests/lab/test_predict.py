@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from scipy.special import softmax
 
 from mnv2_jax import MobileNetV2, UsageError, build, normalize
 from mnv2_jax.inference.graph import trace
@@ -35,6 +36,7 @@ from mnv2_jax.lab.tasks.draw import (
     write_picture,
 )
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
+from mnv2_jax.models.deeplab import resize_aligned
 from mnv2_jax.models.spec import SPECS, Row, Spec
 from tests.lab.data.pictures import film, photo
 
@@ -296,12 +298,12 @@ MISTAKES = [
     ("classify", ["predict", "--threshold", "0.5", "x.png"], "threshold needs a detector."),
     ("classify", ["predict", "--top", "0", "x.png"], "--top is 0"),
     ("classify", ["evaluate", "--examples", "x.png"], "needs a detector or a segmenter."),
-    ("classify", ["evaluate", "--flip"], "--scales and --flip need a segmenter."),
+    ("classify", ["evaluate", "--scales", "inf"], "above 0 and at most 4"),
     ("detect", ["predict", "--top", "5", "x.png"], "this is a detector; --top needs a classifier."),
     ("detect", ["predict", "gone.png"], "'gone.png' cannot be read: No such file"),
     ("detect", ["predict", "a/x.png", "b/x.png"], "several images are called 'x'"),
     ("detect", ["predict", "x.png", "--threshold", "2"], "--threshold is 2.0"),
-    ("detect", ["evaluate", "--scales", "0.5"], "--scales and --flip need a segmenter."),
+    ("detect", ["evaluate", "--scales", "0.5"], "and --flip need a classifier or a segmenter."),
     ("segment", ["evaluate", "--scales", "0"], "above 0 and at most 4"),
     ("segment", ["evaluate", "--scales", "1", "-2"], "above 0 and at most 4"),
     ("segment", ["evaluate", "--scales", "5"], "above 0 and at most 4"),
@@ -586,6 +588,25 @@ def test_images_alone_are_prepared_as_for_evaluation(trained, scenes, crop):
         else:
             expected = segmentation_eval(size, crop)(record, None)
         np.testing.assert_array_equal(found["image"], expected["image"])
+
+
+def test_several_looks_at_a_picture_to_classify(randomize):
+    """The mean of what softmax says of each view, which numpy computes."""
+    model = build(**MODEL)
+    variables = randomize(model, (1, 24, 24, 1))
+    names = tuple(map(str, range(10)))
+    options = {"eval": {"crop": "none"}}
+    trained = contract.TrainedModel(TASKS["classify"], model, variables, names, 24, options)
+    images = np.random.default_rng(0).integers(0, 256, (6, 24, 24, 1), np.uint8)
+    found = evaluate(trained, ArraySource(images, np.arange(6), names), augmentation=TWICE)
+    pixels = np.asarray(normalize(images, model.dialect))
+    views = [pixels, np.asarray(resize_aligned(pixels, (12, 12)))]
+    views += [view[:, :, ::-1] for view in views]
+    logits = [np.asarray(model.apply(variables, view), float) for view in views]
+    chances = softmax(logits, axis=-1).mean(0)
+    true = chances[np.arange(6), np.arange(6)]
+    assert found["accuracy"] == pytest.approx((chances.argmax(1) == np.arange(6)).mean())
+    assert found["loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
 
 
 @pytest.mark.slow

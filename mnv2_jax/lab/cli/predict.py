@@ -38,8 +38,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=[1.0],
         metavar="S",
-        help="sizes at which a segmenter looks at each image, averaged (1); the paper's: "
-        "0.5 0.75 1 1.25 1.5 1.75",
+        help="sizes at which a classifier or segmenter looks at each image, averaged (1); the "
+        "paper's, for segmenters: 0.5 0.75 1 1.25 1.5 1.75",
     )
     parser.add_argument("--flip", action="store_true", help="and at each one's mirror image")
     parser.add_argument(

@@ -23,7 +23,7 @@ Own = dict[tuple[float, int], results.Result]
 def figure_5(sources: Sources) -> Iterator[Part]:
     """Fig. 5: the released networks, and beside them whatever was trained here."""
     own = results.imagenet_results(sources)
-    evaluated = results.find_evaluations(sources.runs, "imagenet2012", "accuracy")
+    evaluated = results.imagenet_evaluations(sources)
     elsewhere = [r for r in results.find(sources.runs, "tradeoff") if r.data != "imagenet2012"]
     counted = next((result for result in elsewhere if result.networks), None)
     alt = "Top-1 accuracy against multiply-adds on a logarithmic axis, a curve for each resolution."

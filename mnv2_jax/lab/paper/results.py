@@ -140,6 +140,12 @@ def find_evaluations(folders: Sequence[Path], data: str, metric: str) -> list[Ev
     return evaluations
 
 
+def imagenet_evaluations(sources: Sources) -> list[Evaluation]:
+    """Finds the classifiers evaluated on ImageNet as the paper does, at one look an image."""
+    evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
+    return [evaluation for evaluation in evaluated if not evaluation.several]
+
+
 def evaluation_table(evaluations: Sequence[Evaluation], metric: str) -> Table:
     """Returns the table of evaluated models, each with its command."""
     rows = []

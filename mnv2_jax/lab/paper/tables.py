@@ -163,7 +163,7 @@ def max_kilobytes(channels: dict[int, int], shuffle: bool = False) -> float:
 def table_4(sources: Sources) -> Iterator[Part]:
     """Table 4: ImageNet, cost counted, accuracy from runs."""
     runs = results.imagenet_results(sources)
-    evaluated = find_evaluations(sources.runs, "imagenet2012", "accuracy")
+    evaluated = results.imagenet_evaluations(sources)
     own: dict[str, tuple[str, str, str]] = {}
     trained: list[Part] = []
     for network, width, option in (

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.lab.data import eval_transform, train_transform
-from mnv2_jax.lab.tasks import augment
+from mnv2_jax.lab.tasks import augment, views
 from mnv2_jax.lab.tasks import task as contract
 from mnv2_jax.lab.tasks.task import Batch, Prediction, Sums, Task, TaskSpec, TrainedModel, Variables
 from mnv2_jax.models.build import build
@@ -163,5 +163,5 @@ CLASSIFY = TaskSpec(
     build=build, task=_task, show=_show, full_recipe=True, settings={"top": 5},
     scores=lambda model, logits, batch: scores(without_background(model, logits), batch),
     decode=lambda model, logits, _: jax.nn.softmax(without_background(model, logits)),
-    metrics={"accuracy": "top-1 accuracy"},
+    metrics={"accuracy": "top-1 accuracy"}, average=views.average,
 )  # fmt: skip

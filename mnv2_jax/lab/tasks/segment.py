@@ -9,6 +9,7 @@ Batches hold `image` (b, h, w, c) uint8, `label` (b, h, w) integers, `mask` (b,)
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Int, UInt8
 from mnv2_jax.lab.data import Transform, segmentation_eval, segmentation_train
 from mnv2_jax.lab.data.image import fitted, resize
 from mnv2_jax.lab.tasks import task as contract
+from mnv2_jax.lab.tasks import views
 from mnv2_jax.lab.tasks.draw import SHOWN_SIDE, draw_labels, enlarge
 from mnv2_jax.lab.tasks.task import Batch, Prediction, Sums, Task, TaskSpec, TrainedModel, Variables
 from mnv2_jax.models.build import build_deeplab
@@ -130,28 +132,6 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     return found | {"miou": miou, "classes_scored": len(each)}
 
 
-def average(
-    forward: contract.Forward, augmentation: contract.TestTimeAugmentation
-) -> contract.Forward:
-    """Averages the class probabilities over resized and mirrored inputs (Table 7's MF).
-
-    Returns (weights, images) -> the logarithms of the averages. A resized side is n·scale rounded,
-    with the corners kept in place.
-    """
-
-    def averaged(weights: Any, images: Array) -> Array:
-        size, found = images.shape[1:3], []
-        for scale in augmentation.scales:
-            scaled = resize_aligned(images, tuple(max(1, round(n * scale)) for n in size))
-            for turn in (1, -1) if augmentation.flip else (1,):
-                logits = jnp.asarray(forward(weights, scaled[:, :, ::turn]))[:, :, ::turn]
-                found.append(jax.nn.softmax(resize_aligned(logits, size)))
-        mean = sum(found[1:], found[0]) / len(found)
-        return jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
-
-    return averaged
-
-
 def predict(
     model: DeepLabV3, variables: Variables, images: UInt8[Array, "b h w c"]
 ) -> Int[Array, "b h w"]:
@@ -181,6 +161,14 @@ def truth(trained: TrainedModel, record: Any) -> np.ndarray:
 def background(trained: TrainedModel) -> int | None:
     """Returns the class that stands for no object, where there is one."""
     return None if trained.classes and trained.classes[0] != "background" else 0
+
+
+def _in_place(logits: Array, turn: int, size: tuple[int, ...]) -> Array:
+    """Brings the logits of a resized and perhaps mirrored input to the pixels of the original."""
+    return resize_aligned(logits[:, :, ::turn], size)
+
+
+average = partial(views.average, in_place=_in_place)
 
 
 def _train_transform(config: Any, channels: int) -> Transform:

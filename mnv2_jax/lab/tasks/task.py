@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 class TestTimeAugmentation(NamedTuple):
-    """Several looks at each image, whose answers are averaged (Table 7 has them for segmenters)."""
+    """Several looks at each image, whose answers are averaged (Table 7's MF, for segmenters)."""
 
     scales: tuple[float, ...] = (1.0,)  # of the input's sides, above 0
     flip: bool = False  # adds every input's mirror image

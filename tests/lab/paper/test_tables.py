@@ -185,6 +185,7 @@ def test_accuracy_comes_from_runs_alone(tmp_path):
 
 def test_published_weights_are_shown_as_what_they_are(tmp_path):
     write_evaluation(tmp_path / "a", "imagenet2012", {"accuracy": 0.7183}, {}, 224)
+    write_evaluation(tmp_path / "c", "imagenet2012", {"accuracy": 0.73}, {}, 224, (0.5, 1.0))
     write_evaluation(
         tmp_path / "b", "tfds:imagenet2012", {"accuracy": 0.5883}, {"width": 0.75}, 96,
         ecosystem="keras",
