@@ -5,9 +5,9 @@
 Scenes of 96×96 pixels are composed of embedded Fashion-MNIST items; those held out show items that
 no training scene has.
 
-Measured with one seed on 1,000 held-out scenes: mean AP 84.3 % at IoU 0.5 and 63.4 % over 0.5 to
-0.95, in 566 s on two CPU cores (results/detect_scenes). 3,600 steps gave 87.0 % and 67.2 %. In the
-pictures boxes sit on their items; what is wrong is mostly a name.
+Measured with one seed on 1,000 held-out scenes: mean AP 84.3 % at IoU 0.5 and 63.6 % over 0.5 to
+0.95, in a quarter of an hour on two busy CPU cores (results/detect_scenes). In the pictures boxes
+sit on their items; what is wrong is mostly a name.
 """
 
 from ml_collections import ConfigDict
