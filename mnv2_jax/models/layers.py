@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import SLIM, Dialect, Padding
 from mnv2_jax.ops.batch_norm import BatchNorm, Operands
-from mnv2_jax.ops.convolution import convolution
+from mnv2_jax.ops.convolution import MAX_PATCH_CHANNELS, Window, convolution, patches
 from mnv2_jax.ops.platform import platform
 
 Activation = Callable[[Array], Array]
@@ -98,14 +98,18 @@ def settings_of(module: nn.Module, kind: type[nn.Module] = LayerSettings) -> dic
 
 
 class Product(nn.Conv):
-    """An `nn.Conv` of 1×1 that leaves its product to the batch norm behind it."""
+    """An `nn.Conv` that leaves its product to the batch norm behind it."""
 
     @nn.compact
     def __call__(self, x: Images) -> Operands:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Returns the operands."""
-        kernel = self.param("kernel", kernel_init, (1, 1, x.shape[-1], self.features), jnp.float32)
+        """Returns the operands: of a kernel larger than 1×1, patches and the kernel as a matrix."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        return Operands(x, kernel[0, 0])
+        if self.kernel_size != (1, 1):
+            given = (self.strides, tuple(self.padding), self.kernel_dilation)
+            x = patches(x, self.kernel_size, Window(*given))  # pyright: ignore[reportArgumentType]
+        return Operands(x, kernel.reshape(-1, self.features))
 
 
 class ConvNorm(LayerSettings):
@@ -146,9 +150,25 @@ class ConvNorm(LayerSettings):
             not train or self.frozen_norm, momentum=self.dialect.bn_decay, dtype=self.dtype,
             epsilon=self.dialect.bn_epsilon, axis_name=self.norm_axis, name="norm",
         )  # fmt: skip
-        if norm.is_written_out and not self.is_initializing() and expands(self, x.shape[-1]):
-            conv = partial(Product, self.features, (1, 1), dtype=self.dtype, name="conv")
+        whole = expands(self, x.shape[-1]) if norm.is_written_out else is_fused(self, norm, x)
+        if whole and not self.is_initializing():
+            conv = partial(Product, *conv.args, **conv.keywords)
         return norm(conv()(x), mask, self.activation)
+
+
+def is_fused(layer: ConvNorm, norm: BatchNorm, x: Images) -> bool:
+    """Whether a layer with running statistics is one kernel, as a product: on GPUs many are.
+
+    Those of 1×1 are, and full ones of few channels.
+    """
+    product = is_pointwise(layer) or (not layer.depthwise and x.shape[-1] <= MAX_PATCH_CHANNELS)
+    ours = layer.convolve is convolution and platform() == "cuda"
+    return bool(norm.use_running_average) and product and ours
+
+
+def is_pointwise(layer: ConvNorm) -> bool:
+    """Whether a layer is a plain 1×1 convolution."""
+    return (layer.kernel, layer.stride) == (1, 1)
 
 
 def expands(layer: ConvNorm, channels: int) -> bool:
@@ -157,8 +177,8 @@ def expands(layer: ConvNorm, channels: int) -> bool:
     In bfloat16 it does on GPUs, where it saves memory traffic.
     """
     return (
-        layer.convolve is convolution
-        and (layer.kernel, layer.stride) == (1, 1)
+        is_pointwise(layer)
+        and layer.convolve is convolution
         and layer.features >= EXPANDS * channels
         and (jnp.finfo(layer.dtype).bits >= 32 or platform() == "cuda")
     )

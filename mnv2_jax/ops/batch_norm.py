@@ -4,7 +4,8 @@ In training on a CPU or GPU an expanded tensor is a trip to memory each time it 
 automatic differentiation of batch norm touches it eleven times. With the results of `nn.BatchNorm`,
 two forms touch it less: `normalized` is statistics, normalization and activation as one operation;
 `expanded` is the same behind a 1×1 convolution to more channels, whose statistics follow from those
-of its few inputs, so that it computes what is already normalized.
+of its few inputs, so that it computes what is already normalized. With running statistics a 1×1
+convolution, norm and activation are one kernel on GPUs.
 """
 
 from collections.abc import Callable
@@ -76,12 +77,14 @@ class BatchNorm(nn.BatchNorm):
         mask: Float[Array, " b"] | None = None,
         activation: Activation = lambda x: x,
     ) -> Float[Array, "b h w c"]:
-        """Applies the layer to a convolution's output, or where `is_written_out` to its operands.
+        """Applies the layer to a convolution's output, or to its operands.
+
+        Of a training step they are only taken where `is_written_out`.
 
         Rows of the batch where the mask is 0 leave the statistics alone. The activation is applied
         last, element by element; it must not close over traced values.
         """
-        if not self.is_written_out:
+        if not (self.is_written_out or isinstance(x, Operands)):
             rows = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
             with jax.numpy_dtype_promotion("standard"):  # Flax mixes x with float32 statistics
                 out = super().__call__(x, mask=rows)  # pyright: ignore[reportArgumentType]
@@ -94,6 +97,10 @@ class BatchNorm(nn.BatchNorm):
         ]
         scale = self.param("scale", self.scale_init, channels, self.param_dtype)
         bias = self.param("bias", self.bias_init, channels, self.param_dtype)
+        if self.use_running_average and isinstance(x, Operands):
+            mean, var = (variable.value for variable in running)
+            factor = scale * lax.rsqrt(var + self.epsilon)
+            return _fixed(*x, factor, bias - mean * factor, self.dtype, activation)
         axis_name = None if self.is_initializing() else self.axis_name
         setting = Setting(self.epsilon, activation, axis_name, self.dtype)
         out, *moments, count = form(*operands, scale, bias, mask, setting)
@@ -102,6 +109,21 @@ class BatchNorm(nn.BatchNorm):
             for variable, now in zip(running, moments, strict=True):
                 variable.value = (1 - share) * variable.value + share * now
         return out
+
+
+def _fixed(
+    x: Array, kernel: Array, factor: Array, offset: Array, dtype: Any, activation: Activation
+) -> Float[Array, "b h w o"]:
+    """Activates x·kernel·factor + offset, in a form that XLA computes on GPUs as one kernel.
+
+    It fuses what follows a product of two matrices where the product stays wide up to its end, and
+    no more than two vectors are met, which the barrier keeps from being computed there.
+    """
+    wide = np.promote_types(x.dtype, jnp.float32)
+    factor, offset = lax.optimization_barrier((factor.astype(wide), offset.astype(wide)))
+    product = lax.dot(_flat(x), kernel, preferred_element_type=wide)
+    out = activation((product * factor[None] + offset[None]).astype(dtype))
+    return out.reshape(*x.shape[:3], kernel.shape[1])
 
 
 def _normalized(x, scale, bias, mask, setting):

@@ -5,7 +5,8 @@ a drop-in for `jax.lax.conv_general_dilated`, so that any `nn.Conv` can take it 
 parameters and results (`nn.Conv(..., conv_general_dilated=convolution)`). On CPUs a depthwise
 convolution becomes shifted multiply-adds, a pointwise one a matrix product, and a full one of few
 channels patches and a matrix product. On TPUs a depthwise one of few channels is computed as a full
-one; on GPUs one of stride 2 gets a gradient of its own. All others stay with XLA.
+one. On GPUs it becomes shifted multiply-adds where nothing is differentiated; of stride 2, it gets
+a gradient of its own. All others stay with XLA.
 """
 
 import functools
@@ -142,14 +143,19 @@ def pointwise(
     return flat.reshape(*x.shape[:3], kernel.shape[1])
 
 
+def patches(
+    x: Float[Array, "b h w i"], kernel: Sequence[int], window: Window
+) -> Float[Array, "b ho wo k"]:
+    """The taps of a kernel of so many rows and columns side by side, in the order of the kernel."""
+    out = window.output(x.shape[1:3], kernel)
+    return jnp.concatenate([t for _, t in _taps(_pad(x, window.padding), kernel, out, window)], 3)
+
+
 def patches_product(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], window: Window
 ) -> Float[Array, "b ho wo o"]:
     """Full convolution as im2col: one matrix product over the taps laid side by side."""
-    out = window.output(x.shape[1:3], kernel.shape[:2])
-    taps = [tap for _, tap in _taps(_pad(x, window.padding), kernel.shape[:2], out, window)]
-    flat = kernel.reshape(-1, kernel.shape[3])  # (kh * kw * i, o), the order of the taps
-    return pointwise(jnp.concatenate(taps, axis=3), flat)
+    return pointwise(patches(x, kernel.shape[:2], window), kernel.reshape(-1, kernel.shape[3]))
 
 
 # A depthwise convolution and both its gradients are linear in both operands, and the gradients of
@@ -168,6 +174,10 @@ def depthwise(
     One multiply-add of the whole image per kernel position; gradients have the same shape of work,
     and are written out because automatic differentiation would keep every shifted product.
     """
+    return _shifted(x, kernel, window)
+
+
+def _shifted(x: Array, kernel: Array, window: Window) -> Array:
     out = window.output(x.shape[1:3], kernel.shape[:2])
     padded = _pad(x, window.padding)
     return _weighted_sum(_taps(padded, kernel.shape[:2], out, window), kernel)
@@ -228,24 +238,27 @@ def on_tpu(x: Array, kernel: Array, window: Window) -> Array:
     return _by_xla(x, kernel, window, channels)
 
 
-@derivative.bilinear(
-    lambda x, kernel, dy, window: (
-        _input_gradient(dy, kernel, (x.shape, window)),
-        jax.vjp(lambda kernel: _by_xla(x, kernel, window, x.shape[3]), kernel)[1](dy)[0],
-    )
-)
-def _strided(x: Array, kernel: Array, window: Window) -> Array:
+def _depthwise_by_xla(x: Array, kernel: Array, window: Window) -> Array:
     return _by_xla(x, kernel, window, x.shape[3])
 
 
-def on_gpu(x: Array, kernel: Array, window: Window) -> Array:
-    """Depthwise convolution by XLA's form, with a gradient at stride 2 that meets no inserted zero.
+def _on_gpu_backward(x: Array, kernel: Array, dy: Array, window: Window) -> tuple[Array, Array]:
+    dx, dkernel = jax.vjp(lambda x, k: _depthwise_by_xla(x, k, window), x, kernel)[1](dy)
+    # XLA's own writes an image of four times the positions, three of four of them zero.
+    strided = window.strides != (1, 1)
+    return _input_gradient(dy, kernel, (x.shape, window)) if strided else dx, dkernel
 
-    XLA's own writes an image of four times the positions for it, three of four of them zero.
+
+@derivative.bilinear(_on_gpu_backward, forward=_depthwise_by_xla)
+def on_gpu(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
+) -> Float[Array, "b ho wo c"]:
+    """Depthwise convolution as shifted multiply-adds, one kernel with padding and batch norm.
+
+    Around XLA's own form, the call of a library, these are passes of their own. Where it is
+    differentiated it is computed so nevertheless: batch norm needs its result as it is.
     """
-    if window.strides != (1, 1):
-        return _strided(x, kernel, window)
-    return _by_xla(x, kernel, window, x.shape[3])
+    return _shifted(lax.optimization_barrier(x), kernel, window)
 
 
 # Elsewhere it is XLA's own form.

@@ -16,7 +16,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
-def written_out(n: int, forward: Callable, tangent: Callable, backward: Callable) -> Any:
+def written_out(
+    n: int, forward: Callable, tangent: Callable, backward: Callable, alone: Callable | None = None
+) -> Any:
     """Returns an operation of (*operands, setting), differentiable in the first n operands.
 
     Args:
@@ -24,9 +26,12 @@ def written_out(n: int, forward: Callable, tangent: Callable, backward: Callable
       forward: (*operands, setting) -> (result, residuals).
       tangent: (setting, residuals, n tangents) -> tangent of the result.
       backward: (setting, residuals, cotangent of the result) -> n cotangents; its transpose.
+      alone: (*operands, setting) -> result, in the form for where nothing is differentiated; by
+        default as in `forward`.
     """
     last = len(inspect.signature(forward).parameters) - 1
-    operation = jax.custom_jvp(lambda *given: forward(*given)[0], nondiff_argnums=(last,))
+    alone = alone or (lambda *given: forward(*given)[0])
+    operation = jax.custom_jvp(alone, nondiff_argnums=(last,))
 
     @operation.defjvp
     def rule(setting: Any, primals: Any, tangents: Any) -> Any:
@@ -51,15 +56,17 @@ def written_out(n: int, forward: Callable, tangent: Callable, backward: Callable
     return operation
 
 
-def bilinear(backward: Callable) -> Callable[[Callable], Any]:
+def bilinear(backward: Callable, forward: Callable | None = None) -> Callable[[Callable], Any]:
     """Makes a function of (a, b, setting) that is linear in a and in b an operation.
 
-    `backward` is (a, b, cotangent, setting) -> the cotangents of both.
+    `backward` is (a, b, cotangent, setting) -> the cotangents of both. Where it is differentiated,
+    `forward`, if given, computes the function.
     """
+    differentiated = forward
 
     def decorate(function: Callable) -> Any:
         def forward(a, b, setting):
-            return function(a, b, setting), (a, b)
+            return (differentiated or function)(a, b, setting), (a, b)
 
         def tangent(setting, held, moved):
             (a, b), (da, db) = held, moved
@@ -69,7 +76,7 @@ def bilinear(backward: Callable) -> Callable[[Callable], Any]:
             gradients = backward(*held, cotangent, setting)
             return [g.astype(x.dtype) for g, x in zip(gradients, held, strict=True)]
 
-        operation = written_out(2, forward, tangent, back)
+        operation = written_out(2, forward, tangent, back, function)
         return functools.update_wrapper(operation, function)
 
     return decorate

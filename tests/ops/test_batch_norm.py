@@ -191,6 +191,63 @@ def test_on_gpus_an_expansion_takes_its_statistics_from_its_inputs_in_bfloat16_t
     assert not is_one("tpu", jnp.bfloat16) and not is_one("cpu,cuda", jnp.float32)
 
 
+FIXED = {
+    "expansion": (ConvNorm(24), 3), "projection": (ConvNorm(2, activation=linear), 12),
+    "stem": (ConvNorm(8, kernel=3, stride=2), 3),
+    "depthwise": (ConvNorm(6, kernel=3, stride=2, depthwise=True), 6),
+    "dilated": (ConvNorm(6, kernel=3, dilation=2, depthwise=True), 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", FIXED)
+def test_with_running_statistics_the_forms_for_gpus_equal_flax(name, dtype):
+    """Values, and gradients through frozen statistics; bfloat16 is as exact as Flax's layers."""
+    layer, channels = FIXED[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, channels)), dtype)
+    variables = variables_of(layer, x)
+
+    def run(platform, dtype):
+        def loss(params, x):
+            out = layer.clone(dtype=dtype).apply({**variables, "params": params}, x)
+            weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+            return (weights * out.astype(jnp.float32)).sum(), out
+
+        with compiled_for(platform):
+            alone = jax.jit(layer.clone(dtype=dtype).apply)(variables, x.astype(dtype))
+            moved = jax.jit(jax.grad(loss, has_aux=True))(variables["params"], x.astype(dtype))
+        assert alone.dtype == dtype
+        return jax.tree.map(lambda v: np.asarray(v, np.float64), (alone, moved))
+
+    ours, flax = run("cuda", dtype), run("any", dtype)
+    if dtype == jnp.float32:
+        same(ours, flax, 1e-4)
+        return
+    exact = run("any", jnp.float32)
+    for value, peer, true in zip(*map(jax.tree.leaves, (ours, flax, exact)), strict=True):
+        off = [np.linalg.norm(v - true) for v in (value, peer)]
+        assert off[0] <= 1.5 * off[1] + 1e-2 * np.linalg.norm(true)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_on_gpus_a_prediction_has_no_convolutions_left(name):
+    """What XLA fuses there: matrix products that stay in float32, and shifted multiply-adds."""
+    layer, channels = FIXED[name]
+    layer = layer.clone(dtype=jnp.bfloat16)
+    x = jnp.ones((2, 9, 8, channels), jnp.bfloat16)
+    variables = variables_of(layer, x)
+
+    def step(variables):
+        return layer.apply(variables, x, train=True, mutable=["batch_stats"])[0].sum()
+
+    with compiled_for("cuda"):
+        text = str(jax.make_jaxpr(layer.apply)(variables, x))
+        training = str(jax.make_jaxpr(jax.grad(step))(variables))
+    assert "conv_general_dilated" not in text
+    assert layer.depthwise or "preferred_element_type=float32" in text
+    assert layer.kernel == 1 or "conv_general_dilated" in training
+
+
 @pytest.mark.slow
 def test_an_expansion_is_not_normalised_in_passes_of_its_own():
     """Of 3 → 24 channels, no sum over the 24 remains in the forward pass."""
