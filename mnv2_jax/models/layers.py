@@ -106,10 +106,12 @@ class Product(nn.Conv):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        if self.kernel_size != (1, 1):
-            given = (self.strides, tuple(self.padding), self.kernel_dilation)
-            x = patches(x, self.kernel_size, Window(*given))  # pyright: ignore[reportArgumentType]
-        return Operands(x, kernel.reshape(-1, self.features))
+        if self.kernel_size == (1, 1):
+            return Operands(x, kernel[0, 0])
+        given = (self.strides, tuple(self.padding), self.kernel_dilation)
+        window = Window(*given)  # pyright: ignore[reportArgumentType]
+        taps = jnp.concatenate(patches(x, self.kernel_size, window), axis=3)
+        return Operands(taps, kernel.reshape(-1, self.features))
 
 
 class ConvNorm(LayerSettings):

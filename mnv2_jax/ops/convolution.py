@@ -145,17 +145,19 @@ def pointwise(
 
 def patches(
     x: Float[Array, "b h w i"], kernel: Sequence[int], window: Window
-) -> Float[Array, "b ho wo k"]:
-    """The taps of a kernel of so many rows and columns side by side, in the order of the kernel."""
+) -> list[Float[Array, "b ho wo i"]]:
+    """The parts of an image that each position of a kernel of (rows, columns) meets, in order."""
     out = window.output(x.shape[1:3], kernel)
-    return jnp.concatenate([t for _, t in _taps(_pad(x, window.padding), kernel, out, window)], 3)
+    return [tap for _, tap in _taps(_pad(x, window.padding), kernel, out, window)]
 
 
 def patches_product(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], window: Window
 ) -> Float[Array, "b ho wo o"]:
     """Full convolution as im2col: one matrix product over the taps laid side by side."""
-    return pointwise(patches(x, kernel.shape[:2], window), kernel.reshape(-1, kernel.shape[3]))
+    taps = patches(x, kernel.shape[:2], window)
+    flat = kernel.reshape(-1, kernel.shape[3])  # (kh * kw * i, o), the order of the taps
+    return pointwise(jnp.concatenate(taps, axis=3), flat)
 
 
 # A depthwise convolution and both its gradients are linear in both operands, and the gradients of
