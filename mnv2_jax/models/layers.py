@@ -103,14 +103,14 @@ class Product(nn.Conv):
     @nn.compact
     def __call__(self, x: Images) -> Operands:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Returns the operands: of a kernel larger than 1×1, patches and the kernel as a matrix."""
-        shape = (*self.kernel_size, x.shape[-1], self.features)
+        own: Any = self  # nn.Conv takes its fields in more forms than a ConvNorm gives them
+        shape = (*own.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        if self.kernel_size == (1, 1):
+        if own.kernel_size == (1, 1):
             return Operands(x, kernel[0, 0])
-        given = (self.strides, tuple(self.padding), self.kernel_dilation)
-        window = Window(*given)  # pyright: ignore[reportArgumentType]
-        taps = jnp.concatenate(patches(x, self.kernel_size, window), axis=3)
+        window = Window(own.strides, tuple(own.padding), own.kernel_dilation)
+        taps = jnp.concatenate(patches(x, own.kernel_size, window), axis=3)
         return Operands(taps, kernel.reshape(-1, self.features))
 
 
