@@ -27,7 +27,7 @@ from mnv2_jax.ops.platform import compiled_for
 
 
 class Chip(NamedTuple):
-    """What one device of JAX has, by its maker: of TPU v2 to v4, one of a chip's two cores."""
+    """What one device of JAX has, by its maker: of TPU v2 and v3, one of a chip's two cores."""
 
     memory: float  # bytes
     bandwidth: float  # of memory, bytes a second
@@ -42,7 +42,7 @@ GIB = 2.0**30
 CHIPS = {
     "v2": Chip(8 * GIB, 3.5e11, 2.25e13, 1.2e11, 7.0e8),
     "v3": Chip(16 * GIB, 4.5e11, 6.15e13, 1.6e11, 9.4e8),
-    "v4": Chip(16 * GIB, 6.14e11, 1.375e14, 9.0e10, 1.05e9),
+    "v4": Chip(32 * GIB, 1.228e12, 2.75e14, 9.0e10, 1.05e9),
     "v5e": Chip(16 * GIB, 8.19e11, 1.97e14, 9.0e10, 1.5e9),
     "v5p": Chip(95 * GIB, 2.765e12, 4.59e14, 1.8e11, 1.75e9),
     "v6e": Chip(32 * GIB, 1.64e12, 9.18e14, 1.8e11, 1.75e9),
@@ -137,8 +137,12 @@ def place_of(name: str) -> Place:
         choices = [*SLICES, *GPUS, *(f"8x{gpu}" for gpu in GPUS), "v5e:4x4 and such"]
         raise unknown("device", name, choices)
     _need("libtpu", "TPUs", "libtpu", "plan-tpu")
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    return Place(name, "tpu", CHIPS[kind], _topology(name, topology, platform="tpu", **bounds))
+    options: dict[str, Any] = {"platform": "tpu"}
+    if topology.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if kind == "v4":  # as JAX has it there: both cores of a chip are one device
+        options["chip_config_name"] = "megacore"
+    return Place(name, "tpu", CHIPS[kind], _topology(name, topology, **options))
 
 
 def _need(module: str, what: str, packages: str, extra: str) -> None:
