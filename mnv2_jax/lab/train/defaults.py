@@ -84,7 +84,7 @@ def base() -> Any:
     c.segment.scale = (0.5, 2.0)  # for crop = scale
 
     c.optimizer = Config()
-    c.optimizer.name = "rmsprop"  # TensorFlow's; or sgd, adamw
+    c.optimizer.name = "rmsprop"  # TensorFlow's; or sgd, adamw, muon
     c.optimizer.learning_rate = 0.045 * per(96, c)  # follows batch_size, unless it is given
     c.optimizer.schedule = "exponential"  # or cosine, poly, constant
     c.optimizer.decay_rate = 0.98  # exponential: factor ...
@@ -93,7 +93,7 @@ def base() -> Any:
     c.optimizer.power = 0.9  # poly
     c.optimizer.warmup_epochs = 0.0
     c.optimizer.decay = 0.9  # rmsprop: of the mean square
-    c.optimizer.momentum = 0.9  # rmsprop and sgd
+    c.optimizer.momentum = 0.9  # rmsprop, sgd and muon
     c.optimizer.epsilon = 1.0  # inside the root for rmsprop; adamw wants 1e-8
     c.optimizer.nesterov = False  # sgd
     c.optimizer.beta1 = 0.9  # adamw

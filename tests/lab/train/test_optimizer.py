@@ -143,6 +143,49 @@ def test_sgd_with_momentum(nesterov):
         np.testing.assert_allclose(found[step]["bias"], w, rtol=1e-5, atol=1e-6)
 
 
+def numpy_newton_schulz(matrix):
+    """Five steps of the quintic with the coefficients that its authors published."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adam():
+    """Against its authors' loop; they leave the correction of young momenta out, which is one."""
+    rng, beta, decay = np.random.default_rng(0), 0.8, 0.1
+    shapes = {
+        "expand": {"conv": {"kernel": (1, 1, 4, 6)}}, "stem": {"conv": {"kernel": (3, 3, 2, 5)}},
+        "filter": {"conv": {"kernel": (3, 3, 1, 6)}}, "classifier": {"kernel": (6, 3)},
+        "norm": {"scale": (6,)},
+    }  # fmt: skip
+    start, *gradients = (
+        jax.tree.map(
+            lambda s: rng.normal(size=s).astype(np.float32), shapes,
+            is_leaf=lambda s: isinstance(s, tuple),
+        )
+        for _ in range(5)
+    )  # fmt: skip
+    config = settings(name="muon", momentum=beta, weight_decay=decay)
+    found = [flat(tree) for tree in trajectory(make_optimizer(config, rates), start, gradients)]
+    adam = optax.nadam(lambda step: 0.06 * rates(step))
+    others = [flat(tree) for tree in trajectory(adam, start, gradients)]
+    for name, first in flat(start).items():
+        w, mean = first.astype(np.float64).reshape(-1, first.shape[-1]), 0.0
+        for t, gradient in enumerate(gradients):
+            if not name.startswith(("expand", "stem")):
+                np.testing.assert_allclose(found[t][name], others[t][name], rtol=1e-5, atol=1e-6)
+                continue
+            g = flat(gradient)[name].astype(np.float64).reshape(w.shape)
+            mean = beta * mean + (1 - beta) * g
+            look = beta * mean / (1 - beta ** (t + 2)) + (1 - beta) * g / (1 - beta ** (t + 1))
+            wide = numpy_newton_schulz(look.T if len(look) > len(look.T) else look)
+            update = 0.2 * max(w.shape) ** 0.5 * (wide if wide.shape == w.shape else wide.T)
+            w = w - rates(t) * (update + decay * w)
+            np.testing.assert_allclose(found[t][name].reshape(w.shape), w, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_frozen_modules_stay_bit_equal(name):
