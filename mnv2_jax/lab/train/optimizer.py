@@ -13,7 +13,6 @@ from optax import contrib
 
 from mnv2_jax.errors import UsageError
 
-
 ADAM_SHARE = 0.06  # of Muon's learning rate: where that is 0.05, the usual 0.003
 
 
@@ -124,8 +123,8 @@ def make_optimizer(
     """Builds the optimizer that the `optimizer` part of a configuration describes.
 
     Weight decay is added to the gradient before all else, as L2 regularisation is in the recipes of
-    the paper; AdamW and Muon decouple it. `frozen` are beginnings of names of top-level modules that
-    are not trained.
+    the paper; AdamW and Muon decouple it. `frozen` are beginnings of names of top-level modules
+    that are not trained.
     """
     weight_decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.decay_depthwise)
