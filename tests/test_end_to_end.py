@@ -168,8 +168,9 @@ def test_a_mistake_is_one_line_at_once(place, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [pytest.param(200, marks=pytest.mark.nightly), 600])
+@pytest.mark.parametrize("kilobytes", [200, 600])
 def test_a_full_disk_is_one_line_and_earlier_steps_are_sound(place, kilobytes):
     """On a file system of that size; 200 are full before, 600 after the first checkpoints."""
     disk = place / f"disk_{kilobytes}"

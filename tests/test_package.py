@@ -137,6 +137,7 @@ def assert_the_library_alone(*command, cwd):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_library_needs_its_five_packages_and_what_those_need(tmp_path):
     """Every other distribution of this environment is refused, as if it were not there."""

@@ -44,6 +44,8 @@ class MobileNetV2(BlockSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.spec, Spec):
+            raise UsageError(f"spec is {self.spec!r}: give a Spec, such as SPECS['imagenet'].")
         self.layout  # noqa: B018 -- refuses what cannot be unrolled
         if not isinstance(self.dialect, Dialect):
             raise UsageError(

@@ -257,9 +257,11 @@ def test_wrong_options_are_refused_in_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_dialect_by_name_where_the_value_is_meant():
+def test_a_name_where_the_value_is_meant():
     with pytest.raises(UsageError, match=r"give a Dialect, such as DIALECTS\['slim'\]"):
         MobileNetV2(dialect="slim")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"give a Spec, such as SPECS\['imagenet'\]"):
+        MobileNetV2(spec="small_32")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("unchecked")

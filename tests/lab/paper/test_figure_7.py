@@ -60,6 +60,7 @@ def test_lemma_2_at_the_threshold():
     assert min(told.values()) > 5  # both sides of the threshold were seen
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_step_0_takes_the_statistics_of_the_images():
     """Batch norm by the batch leaves about half of each channel positive; nothing else does."""

@@ -48,6 +48,7 @@ def test_they_are_the_images_that_each_model_gets_right(finished):
     assert f"- *linear* above *relu6* over 3 seeds and 360 test images: {shown}\n" in report
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_finished_seeds_get_what_they_lack_and_are_trained_no_more(finished, tmp_path, monkeypatch):
     """Also where that was interrupted; the report is the same."""

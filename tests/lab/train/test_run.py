@@ -466,6 +466,7 @@ def test_further_training_keeps_what_a_start_has_changed_of_its_dialect(trained,
             look_up_part("dialect", wrong)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_frozen_modules_stay_and_the_others_learn(trained, tmp_path):
     config = one(
@@ -481,6 +482,7 @@ def test_frozen_modules_stay_and_the_others_learn(trained, tmp_path):
     assert (old != new).any()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_teacher_teaches(trained, tmp_path):
     """A student that only listens to its teacher comes to agree with it, whatever the labels."""

@@ -111,10 +111,11 @@ def test_the_launchers_agree_on_accumulated_gradients(scope):
         assert_close(other, states[0])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
-    [*(pytest.param(name, marks=pytest.mark.nightly) for name in LAUNCHERS), "seeds"],
+    [*LAUNCHERS, "seeds"],
 )
 def test_stochastic_depth_draws_on_every_device_and_for_every_seed(launcher):
     """What they lose is what each half of the rows loses alone, and another half draws anew."""
@@ -157,8 +158,9 @@ def test_the_scope_of_batch_norm_and_the_augmentation_matter():
         assert max(jax.tree.leaves(gaps)) > 1e-4
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["jit", pytest.param("pmap", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("launcher", ["jit", "pmap"])
 def test_device_scope_is_what_each_device_alone_would_see(launcher):
     """Two devices: statistics of each half, running averages averaged, one common gradient."""
     rows = batch(16, masked=(3, 11))
@@ -240,6 +242,7 @@ def test_one_bad_row_on_one_device_skips_the_step_on_all(launcher):
     assert int(bad.skipped) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_an_update_that_overflows_is_skipped_too():
     """The loss and the gradient are finite; what they would make of the parameters is not."""
@@ -252,6 +255,7 @@ def test_an_update_that_overflows_is_skipped_too():
     assert int(state.skipped) == 3
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_one_seed_that_goes_astray_leaves_the_others_alone():
@@ -287,12 +291,14 @@ def test_averages_follow_tensorflows_rule_in_numpy():
         assert_close(numbers(state.ema), average, rtol=1e-5)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_without_a_decay_nothing_is_averaged():
     step, state = simple_step(make_task(), optax.sgd(0.1))
     assert step(state, batch(16), jax.random.key(0))[0].ema == {}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_batch_without_any_row_is_no_reason_to_stop():
     """All rows masked, as where a whole batch of files is damaged."""
@@ -303,6 +309,7 @@ def test_a_batch_without_any_row_is_no_reason_to_stop():
     assert float(metrics["sums"]["loss"][1]) == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_step_draws_anew():
     task = make_task(augmentations=(random_shift(2),))

@@ -466,6 +466,7 @@ def test_seeds_at_once_train_to_the_same_as_one_by_one(tmp_path):
     assert len({kernel.tobytes() for kernel in kernels}) == len(seeds)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_seeds_at_once_go_on_bit_equal(tmp_path, monkeypatch):
     config = one(6, (0, 1), sweep={"at_once": 2})
@@ -567,6 +568,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_training_in_another_thread_leaves_signals_alone(tmp_path):
     failures = []
@@ -814,6 +816,7 @@ def test_damage_to_a_finished_seed_is_mended_from_its_checkpoint(
     assert outcome(workdir) == outcome(undisturbed)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_shorter_training_ends_where_it_is(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
