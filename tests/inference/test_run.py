@@ -114,7 +114,8 @@ def test_bands_of_rows(randomize, case, padding):
     ("model", "size"),
     [
         pytest.param(
-            build_ssdlite(num_classes=2, spec=THIN).clone(extras=(64,)), 20,
+            build_ssdlite(num_classes=2, spec=THIN).clone(extras=(64,)),
+            20,
             marks=pytest.mark.nightly,
         ),
         (build_deeplab(num_classes=3, spec=THIN, output_stride=2), 9),

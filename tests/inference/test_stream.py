@@ -49,7 +49,8 @@ def test_rows_are_those_of_the_whole(randomize, case, padding):
     ("model", "size"),
     [
         pytest.param(
-            build_ssdlite(num_classes=2, spec=THIN).clone(extras=(64,)), 20,
+            build_ssdlite(num_classes=2, spec=THIN).clone(extras=(64,)),
+            20,
             marks=pytest.mark.nightly,
         ),
         (build_deeplab(num_classes=3, spec=THIN, output_stride=2), 9),
