@@ -3,8 +3,9 @@
     python -m benchmarks.ahead              needs libtpu: pip install 'mnv2_jax[plan-tpu]'
     python -m benchmarks.ahead --on h100    needs 'mnv2_jax[plan-gpu]'
 
-MobileNetV2 1.0 at 224 pixels, batch 128, bfloat16, compiled for one device: prediction, and a step
-of SGD. Once as the package computes there, and once with convolutions and batch norm of plain Flax.
+MobileNetV2 1.0 at 224 pixels, batch 128, bfloat16, compiled for one device: prediction, that with
+batch norm folded into the convolutions, as `mnv2 predict` does it, and a step of SGD. Once as the
+package computes there, and once with convolutions and batch norm of plain Flax.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.contenders import jax_network
 from benchmarks.harness import save
+from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.lab.devices.sharding import shapes_of
 from mnv2_jax.lab.train.ahead import count, place_of
 from mnv2_jax.ops.platform import compiled_for
@@ -44,10 +46,14 @@ def programs(model: Any, batch: int, size: int) -> dict[str, tuple[Any, tuple[An
         return optax.apply_updates(params, updates), new, state
 
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    with compiled_for("cpu"):  # where it is computed once
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
+        folded = jax.eval_shape(lambda: fold(model, zeros, (size, size)))
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     state = jax.eval_shape(optimizer.init, params)
     return {
         "prediction": (jax.jit(model.apply), (variables, images)),
+        "folded prediction": (jax.jit(partial(folded_apply, model)), (folded, images)),
         "training": (
             jax.jit(step, donate_argnums=(0, 1, 2)),
             (params, stats, state, images, labels),
@@ -67,9 +73,9 @@ def main() -> None:
     rows = []
     for name, plain in FORMS.items():
         model = jax_network(plain, dtype=jnp.bfloat16, dropout=0.0)
-        for what in ("prediction", "training"):
+        known = programs(model, arguments.batch, arguments.size)
+        for what, (function, given) in known.items():
             with compiled_for(place.platform):
-                function, given = programs(model, arguments.batch, arguments.size)[what]
                 program = function.lower(*map(put, given)).compile()
             found = count(program.as_text())
             rows.append({

@@ -11,7 +11,8 @@ from jax import lax
 from jaxtyping import Array, Num
 
 from mnv2_jax.models.deeplab import resize_aligned
-from mnv2_jax.ops.convolution import convolution
+from mnv2_jax.ops.convolution import Window, convolution, fused_product, operands
+from mnv2_jax.ops.platform import platform
 
 IMAGES = "images"
 """The name of a graph's input."""
@@ -100,12 +101,19 @@ def compute(
     """Computes one node."""
     if node.op == "conv":
         kernel, bias = jnp.asarray(node.kernel), jnp.asarray(node.bias)
+        x = x.astype(kernel.dtype)
+        steps, dilation = (node.stride, node.stride), (node.dilation, node.dilation)
+        if convolve is convolution and platform() == "cuda" and node.groups == 1:
+            window = Window(steps, node.padding, dilation)  # pyright: ignore[reportArgumentType]
+            product = operands(x, kernel, window)
+            if product is not None:
+                return fused_product(product, bias, kernel.dtype, partial(_clipped, node))
         value = convolve(
-            x.astype(kernel.dtype),
+            x,
             kernel,
-            (node.stride, node.stride),
+            steps,
             node.padding,
-            rhs_dilation=(node.dilation, node.dilation),
+            rhs_dilation=dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=node.groups,
         ) + bias.reshape(1, 1, 1, -1)
@@ -114,11 +122,13 @@ def compute(
         value = BINARY[node.op](*jnp.broadcast_arrays(x, second))
     else:
         value = (node.compute or OPERATIONS[node.op])(node, x, *others)
-    if node.clip is not None:
-        low, high = node.clip
-        value = value if low == -np.inf else jnp.maximum(value, low)
-        value = value if high == np.inf else jnp.minimum(value, high)
-    return value
+    return _clipped(node, value)
+
+
+def _clipped(node: Node, value: Array) -> Array:
+    low, high = node.clip or (-np.inf, np.inf)
+    value = value if low == -np.inf else jnp.maximum(value, low)
+    return value if high == np.inf else jnp.minimum(value, high)
 
 
 def hard_swish(x: Array) -> Array:

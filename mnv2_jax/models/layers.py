@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.errors import UsageError
 from mnv2_jax.models.dialect import SLIM, Dialect, Padding
-from mnv2_jax.ops.batch_norm import BatchNorm, Operands
-from mnv2_jax.ops.convolution import MAX_PATCH_CHANNELS, Window, convolution, patches
+from mnv2_jax.ops.batch_norm import BatchNorm
+from mnv2_jax.ops.convolution import MAX_PATCH_CHANNELS, Operands, Window, convolution, operands
 from mnv2_jax.ops.platform import platform
 
 Activation = Callable[[Array], Array]
@@ -102,16 +102,13 @@ class Product(nn.Conv):
 
     @nn.compact
     def __call__(self, x: Images) -> Operands:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Returns the operands: of a kernel larger than 1×1, patches and the kernel as a matrix."""
+        """Returns what the convolution is the product of; it is one of those that are."""
         own: Any = self  # nn.Conv takes its fields in more forms than a ConvNorm gives them
         shape = (*own.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        if own.kernel_size == (1, 1):
-            return Operands(x, kernel[0, 0])
         window = Window(own.strides, tuple(own.padding), own.kernel_dilation)
-        taps = jnp.concatenate(patches(x, own.kernel_size, window), axis=3)
-        return Operands(taps, kernel.reshape(-1, self.features))
+        return operands(x, kernel, window)  # pyright: ignore[reportReturnType]
 
 
 class ConvNorm(LayerSettings):

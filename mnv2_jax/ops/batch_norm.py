@@ -19,16 +19,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2_jax.ops import derivative
+from mnv2_jax.ops.convolution import Operands, fused_product
 from mnv2_jax.ops.platform import platform
 
 Activation = Callable[[Array], Array]
-
-
-class Operands(NamedTuple):
-    """What a 1×1 convolution is computed from."""
-
-    x: Float[Array, "b h w i"]
-    kernel: Float[Array, "i o"]
 
 
 class Setting(NamedTuple):
@@ -100,7 +94,7 @@ class BatchNorm(nn.BatchNorm):
         if self.use_running_average and isinstance(x, Operands):
             mean, var = (variable.value for variable in running)
             factor = scale * lax.rsqrt(var + self.epsilon)
-            return _fixed(*x, factor, bias - mean * factor, self.dtype, activation)
+            return fused_product(x, bias - mean * factor, self.dtype, activation, factor)
         axis_name = None if self.is_initializing() else self.axis_name
         setting = Setting(self.epsilon, activation, axis_name, self.dtype)
         out, *moments, count = form(*operands, scale, bias, mask, setting)
@@ -109,21 +103,6 @@ class BatchNorm(nn.BatchNorm):
             for variable, now in zip(running, moments, strict=True):
                 variable.value = (1 - share) * variable.value + share * now
         return out
-
-
-def _fixed(
-    x: Array, kernel: Array, factor: Array, offset: Array, dtype: Any, activation: Activation
-) -> Float[Array, "b h w o"]:
-    """Activates x·kernel·factor + offset, in a form that XLA computes on GPUs as one kernel.
-
-    It fuses what follows a product of two matrices where the product stays wide up to its end, and
-    no more than two vectors are met, which the barrier keeps from being computed there.
-    """
-    wide = np.promote_types(x.dtype, jnp.float32)
-    factor, offset = lax.optimization_barrier((factor.astype(wide), offset.astype(wide)))
-    product = lax.dot(_flat(x), kernel, preferred_element_type=wide)
-    out = activation((product * factor[None] + offset[None]).astype(dtype))
-    return out.reshape(*x.shape[:3], kernel.shape[1])
 
 
 def _normalized(x, scale, bias, mask, setting):

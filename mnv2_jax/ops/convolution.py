@@ -11,7 +11,7 @@ a gradient of its own. All others stay with XLA.
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,13 @@ MAX_BAND = 1 << 17
 MAX_DENSE = 32  # channels that a TPU's matrix units filter faster than its vector units
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]
+
+
+class Operands(NamedTuple):
+    """Images and a matrix, whose product at every position is a convolution."""
+
+    x: Float[Array, "b h w i"]
+    kernel: Float[Array, "i o"]
 
 
 class Window(NamedTuple):
@@ -93,11 +100,8 @@ def convolution(
         return DEPTHWISE[here](lhs, rhs, window)
     if feature_group_count != 1 or here != "cpu":
         return xla()
-    if kernel == (1, 1) and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0)):
-        return pointwise(lhs, rhs[0, 0], precision)
-    if lhs.shape[3] <= MAX_PATCH_CHANNELS:
-        return patches_product(lhs, rhs, window)
-    return xla()
+    product = operands(lhs, rhs, window)
+    return xla() if product is None else pointwise(*product, precision)
 
 
 def _window(size, kernel, strides, padding, dilation) -> Window:
@@ -143,21 +147,44 @@ def pointwise(
     return flat.reshape(*x.shape[:3], kernel.shape[1])
 
 
-def patches(
-    x: Float[Array, "b h w i"], kernel: Sequence[int], window: Window
-) -> list[Float[Array, "b ho wo i"]]:
-    """The parts of an image that each position of a kernel of (rows, columns) meets, in order."""
-    out = window.output(x.shape[1:3], kernel)
-    return [tap for _, tap in _taps(_pad(x, window.padding), kernel, out, window)]
-
-
-def patches_product(
+def operands(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], window: Window
-) -> Float[Array, "b ho wo o"]:
-    """Full convolution as im2col: one matrix product over the taps laid side by side."""
-    taps = patches(x, kernel.shape[:2], window)
-    flat = kernel.reshape(-1, kernel.shape[3])  # (kh * kw * i, o), the order of the taps
-    return pointwise(jnp.concatenate(taps, axis=3), flat)
+) -> Operands | None:
+    """Returns what a full convolution is the product of, if it pays to compute it as one.
+
+    Of a 1×1 it is the image itself, of few channels the taps laid side by side (im2col).
+    """
+    size = kernel.shape[:2]
+    if size == (1, 1) and window.strides == (1, 1) and window.padding == ((0, 0), (0, 0)):
+        return Operands(x, kernel[0, 0])
+    if x.shape[3] > MAX_PATCH_CHANNELS:
+        return None
+    out = window.output(x.shape[1:3], size)
+    taps = [tap for _, tap in _taps(_pad(x, window.padding), size, out, window)]
+    # The kernel becomes (kh * kw * i, o), in the order of the taps.
+    return Operands(jnp.concatenate(taps, axis=3), kernel.reshape(-1, kernel.shape[3]))
+
+
+def fused_product(
+    product: Operands,
+    offset: Float[Array, " o"],
+    dtype: Any,
+    activation: Callable[[Array], Array],
+    factor: Float[Array, " o"] | None = None,
+) -> Float[Array, "b h w o"]:
+    """Activates x·kernel·factor + offset, in a form that XLA computes on GPUs as one kernel.
+
+    It fuses what follows a product of two matrices where the product stays wide up to its end, and
+    no more than two vectors are met, which the barrier keeps from being computed there.
+    """
+    x, kernel = product
+    wide = np.promote_types(x.dtype, jnp.float32)
+    given = [None if v is None else v.astype(wide) for v in (factor, offset)]
+    factor, offset = lax.optimization_barrier(given)
+    flat = x.reshape(x.shape[0] * x.shape[1] * x.shape[2], x.shape[3])
+    out = lax.dot(flat, kernel, preferred_element_type=wide)
+    out = (out if factor is None else out * factor[None]) + offset[None]
+    return activation(out.astype(dtype)).reshape(*x.shape[:3], kernel.shape[1])
 
 
 # A depthwise convolution and both its gradients are linear in both operands, and the gradients of

@@ -16,6 +16,7 @@ from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.models.block import SHORTCUTS
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
 from mnv2_jax.models.spec import IMAGENET, Row, Spec
+from mnv2_jax.ops.platform import compiled_for
 
 THIN = Spec(6, 1, (Row(1, 4, 1, 1), Row(3, 6, 2, 2)), 8, 2)
 DILATED = Spec(4, 2, (Row(1, 4, 1, 1), Row(3, 6, 1, 2), Row(2, 6, 2, 2)), None, 2)
@@ -45,6 +46,24 @@ def check(randomize, model, shape, tolerance=1e-5, bands=(None,)):
 )
 def test_dialects(randomize, dialect):
     check(randomize, MobileNetV2(7, spec=THIN, dialect=DIALECTS[dialect]), (2, 9, 8, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_on_gpus_no_convolution_is_left(randomize, dtype):
+    """What XLA fuses there: matrix products that stay in float32, and shifted multiply-adds."""
+    model, shape = MobileNetV2(7, spec=THIN), (2, 9, 8, 3)
+    variables = randomize(model, shape)
+    x = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
+    expected = jax.jit(model.apply)(variables, x)
+    ours = model.clone(dtype=dtype)
+    folded = fold(ours, variables)
+    apply = partial(folded_apply, ours)
+    with compiled_for("cuda"):
+        found, program = jax.jit(apply)(folded, x), str(jax.make_jaxpr(apply)(folded, x))
+    assert "conv_general_dilated" not in program and "preferred_element_type=float32" in program
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.slow
