@@ -11,7 +11,15 @@ from jax import lax
 from jaxtyping import Array, Num
 
 from mnv2_jax.models.deeplab import resize_aligned
-from mnv2_jax.ops.convolution import Window, convolution, fused_product, operands
+from mnv2_jax.ops.convolution import (
+    Window,
+    by_columns,
+    by_xla,
+    convolution,
+    dense,
+    fused_product,
+    operands,
+)
 from mnv2_jax.ops.platform import platform
 
 IMAGES = "images"
@@ -101,17 +109,16 @@ def compute(
     """Computes one node."""
     if node.op == "conv":
         kernel, bias = jnp.asarray(node.kernel), jnp.asarray(node.bias)
-        x = x.astype(kernel.dtype)
-        steps, dilation = (node.stride, node.stride), (node.dilation, node.dilation)
-        if convolve is convolution and platform() == "cuda" and node.groups == 1:
-            window = Window(steps, node.padding, dilation)  # pyright: ignore[reportArgumentType]
-            product = operands(x, kernel, window)
-            if product is not None:
-                return fused_product(product, bias, kernel.dtype, partial(_clipped, node))
+        strides, dilation = (node.stride, node.stride), (node.dilation, node.dilation)
+        if convolve is convolution and platform() in FORMS:
+            window = Window(strides, node.padding, dilation)  # pyright: ignore[reportArgumentType]
+            value = FORMS[platform()](node, x, kernel, bias, window)
+            if value is not None:
+                return value
         value = convolve(
-            x,
+            x.astype(kernel.dtype),
             kernel,
-            steps,
+            strides,
             node.padding,
             rhs_dilation=dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -122,13 +129,45 @@ def compute(
         value = BINARY[node.op](*jnp.broadcast_arrays(x, second))
     else:
         value = (node.compute or OPERATIONS[node.op])(node, x, *others)
-    return _clipped(node, value)
+    return clipped(node, value)
 
 
-def _clipped(node: Node, value: Array) -> Array:
+def clipped(node: Node, value: Array) -> Array:
+    """Returns the value within the node's bounds."""
     low, high = node.clip or (-np.inf, np.inf)
     value = value if low == -np.inf else jnp.maximum(value, low)
     return value if high == np.inf else jnp.minimum(value, high)
+
+
+def _on_gpu(node: Node, x: Array, kernel: Array, bias: Array, window: Window) -> Array | None:
+    """A product where it is one; what is depthwise, `convolution` computes."""
+    product = operands(x.astype(kernel.dtype), kernel, window) if node.groups == 1 else None
+    if product is None:
+        return None
+    return fused_product(product, bias, kernel.dtype, partial(clipped, node))
+
+
+def _on_tpu(node: Node, x: Array, kernel: Array, bias: Array, window: Window) -> Array | None:
+    """What is depthwise on the matrix units, and wide images without a cast before them."""
+    depthwise = node.groups == x.shape[3] == kernel.shape[3]
+    if node.groups == 1 and x.dtype == jnp.float32 and kernel.dtype != jnp.float32:
+        # The matrix units round what they multiply, which costs nothing there.
+        value = by_xla(x, kernel.astype(x.dtype), window, 1).astype(kernel.dtype)
+    elif depthwise and node.groups <= MAX_GROUP:
+        value = dense(x.astype(kernel.dtype), kernel, window)
+    elif depthwise and window.strides == (1, 1) and x.shape[2] <= MAX_COLUMNS:
+        value = by_columns(x.astype(kernel.dtype), kernel, window)
+    else:
+        return None
+    return clipped(node, value + bias.reshape(1, 1, 1, -1))
+
+
+# Forms that only pay where nothing is differentiated: they give None for what is no case of theirs.
+FORMS: dict[str, Callable[..., Array | None]] = {"cuda": _on_gpu, "tpu": _on_tpu}
+# By the cycles that a TPU's compiler counts: channels that are filtered by a full convolution with
+# a diagonal kernel, and columns of an image of more.
+MAX_GROUP = 72
+MAX_COLUMNS = 28
 
 
 def hard_swish(x: Array) -> Array:

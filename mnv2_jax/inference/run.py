@@ -5,10 +5,12 @@ remains is a `Graph`, computed a few images at a time. Where even those few have
 that no cache holds, a block is computed in bands of rows: expand, filter and project of a few
 output rows, then of the next. The expanded tensor then never exists as a whole, which is what
 Sec. 5.1 does by groups of channels; bands cost the rows in which neighbors overlap, groups cost
-small matrix products. `stream` takes rows through many blocks, for the least memory.
+small matrix products. `stream` takes rows through many blocks, for the least memory. On GPUs and
+TPUs nodes are computed in forms that pay because nothing is differentiated (`operations.FORMS`).
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,17 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.inference import operations
 from mnv2_jax.inference.graph import option, structure
-from mnv2_jax.inference.operations import UNARY, Folded, Graph, Node, compute, only, run
+from mnv2_jax.inference.operations import (
+    MAX_GROUP,
+    UNARY,
+    Folded,
+    Graph,
+    Node,
+    clipped,
+    compute,
+    only,
+    run,
+)
 from mnv2_jax.inference.stream import schedule, streamed
 from mnv2_jax.models.mobilenet import check_images
 from mnv2_jax.ops.convolution import convolution
@@ -85,12 +97,13 @@ def folded_apply(
 
     def network(images: Array) -> Any:
         if memory is None:
-            cut = in_bands(graph, len(images), band, dtype)
+            whole = in_groups(graph) if platform() == "tpu" and convolve is convolution else graph
+            cut = in_bands(whole, len(images), band, dtype)
         else:
             cut = streamed(graph, schedule(graph, memory, len(images), jnp.dtype(dtype).itemsize))
-        outputs = run(cut, images.astype(dtype), convolve=convolve)
-        whole = jax.tree.unflatten(tree, outputs)
-        return jax.tree.map(lambda x, y: x.astype(y.dtype), whole, results)
+        outputs = run(cut, images, convolve=convolve)
+        found = jax.tree.unflatten(tree, outputs)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), found, results)
 
     chunk = CHUNK if memory is None else 1
     whole = images.shape[0] // chunk * chunk
@@ -110,20 +123,60 @@ def in_bands(graph: Graph, batch: int, band: float, dtype: Any = jnp.float32) ->
     between, and with inner tensors that nothing else reads. Allowed are `band` bytes for `batch`
     images at once in `dtype`.
     """
+
+    def banded(chain: list[Node]) -> Callable[..., Array] | None:
+        size = batch * math.prod(chain[0].shape) * jnp.dtype(dtype).itemsize
+        bands = min(chain[0].shape[1], math.ceil(size / band))
+        return partial(_compute_bands, chain, bands) if bands > 1 else None
+
+    return _with_blocks(graph, banded)
+
+
+def _with_blocks(graph: Graph, form: Callable[[list[Node]], Callable[..., Array] | None]) -> Graph:
+    """Returns the graph with each block for which there is another form as one node."""
     made, uses = {}, graph.uses()
     for node in graph.nodes:
         made[node.name] = node
         chain = _block(node, made, uses)
-        if not chain:
-            continue
-        size = batch * math.prod(chain[0].shape) * jnp.dtype(dtype).itemsize
-        bands = min(chain[0].shape[1], math.ceil(size / band))
-        if bands > 1:
+        compute = form(chain) if chain else None
+        if compute is not None:
             for inner in chain:
                 del made[inner.name]
-            whole = partial(_compute_bands, chain, bands)
-            made[node.name] = Node("bands", node.name, chain[0].inputs, node.shape, compute=whole)
+            made[node.name] = Node("block", node.name, chain[0].inputs, node.shape, compute=compute)
     return graph._replace(nodes=tuple(made.values()))
+
+
+def in_groups(graph: Graph) -> Graph:
+    """Returns the graph with blocks of few expanded channels as sums over two groups (Sec. 5.1).
+
+    A TPU filters so few on its matrix units.
+    """
+
+    def grouped(chain: list[Node]) -> Callable[..., Array] | None:
+        channels = chain[0].shape[3]
+        few = MAX_GROUP < channels <= 2 * MAX_GROUP and channels % 2 == 0
+        return partial(_compute_groups, chain) if few else None
+
+    return _with_blocks(graph, grouped)
+
+
+def _compute_groups(
+    chain: list[Node], node: Node, x: Float[Array, "b h w c"]
+) -> Float[Array, "b ho wo f"]:
+    size, sums = chain[0].shape[3] // 2, []
+    for part in (slice(size), slice(size, None)):
+        y = x
+        for inner in chain[:-1]:
+            if inner.op == "conv":
+                inner = inner._replace(
+                    kernel=inner.kernel[..., part], bias=inner.bias[part],
+                    groups=min(inner.groups, size),
+                )  # fmt: skip
+            y = compute(inner, y)
+        kernel, bias = chain[-1].kernel[:, :, part], chain[-1].bias
+        bias = bias if not sums else jnp.zeros_like(bias)
+        sums.append(compute(chain[-1]._replace(kernel=kernel, bias=bias, clip=None), y))
+    return clipped(chain[-1], sums[0] + sums[1])
 
 
 def _block(project: Node, made: dict[str, Node], uses: Any) -> list[Node]:

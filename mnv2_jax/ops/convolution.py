@@ -229,7 +229,8 @@ def _weighted_sum(taps: Iterable[tuple[tuple[int, int], Array]], kernel: Array) 
     return lax.convert_element_type(total, kernel.dtype)
 
 
-def _by_xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:
+def by_xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:
+    """Convolves by XLA's own form."""
     return lax.conv_general_dilated(
         x, kernel, window.strides, window.padding, rhs_dilation=window.dilation,
         dimension_numbers=NHWC, feature_group_count=groups,
@@ -238,14 +239,14 @@ def _by_xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:
 
 def _dense(x: Array, kernel: Array, window: Window) -> Array:
     diagonal = jnp.eye(x.shape[3], dtype=kernel.dtype)[None, None]
-    return _by_xla(x, kernel * diagonal, window, 1)
+    return by_xla(x, kernel * diagonal, window, 1)
 
 
 # The gradient of the kernel is that of XLA's own form: a dense one has channels² numbers for each.
 @derivative.bilinear(
     lambda x, kernel, dy, window: (
         jax.vjp(lambda x: _dense(x, kernel, window), x)[1](dy)[0],
-        jax.vjp(lambda kernel: _by_xla(x, kernel, window, x.shape[3]), kernel)[1](dy)[0],
+        jax.vjp(lambda kernel: by_xla(x, kernel, window, x.shape[3]), kernel)[1](dy)[0],
     )
 )
 def dense(
@@ -259,16 +260,38 @@ def dense(
     return _dense(x, kernel, window)
 
 
+def by_columns(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
+) -> Float[Array, "b ho wo c"]:
+    """Depthwise convolution as products of each channel's rows and banded matrices.
+
+    A row of w numbers becomes one of wo: of few columns that is less work for a TPU's matrix units
+    than the vector units have. Its gradients would cost more than those of XLA's own form. What is not
+    finite spreads over its row.
+    """
+    b, _, w, c = x.shape
+    (sy, sx), (rows, (left, _)), (dy, dx) = window
+    wo = window.output(x.shape[1:3], kernel.shape[:2])[1]
+    tap, source, target = jnp.ogrid[: kernel.shape[1], :w, :wo]
+    meets = (source == target * sx + tap * dx - left).astype(kernel.dtype)
+    matrices = jnp.einsum("yxc,xio->yico", kernel[:, :, 0], meets)
+    flat = lax.conv_general_dilated(
+        x.transpose(0, 1, 3, 2).reshape(b, -1, c * w), matrices.reshape(-1, w, c * wo), (sy,),
+        [rows], rhs_dilation=(dy,), dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=c,
+    )  # fmt: skip
+    return flat.reshape(b, -1, c, wo).transpose(0, 1, 3, 2)
+
+
 def on_tpu(x: Array, kernel: Array, window: Window) -> Array:
     """Depthwise convolution by whichever of the two forms a TPU computes faster."""
     channels = x.shape[3]
     if channels <= MAX_DENSE:
         return dense(x, kernel, window)
-    return _by_xla(x, kernel, window, channels)
+    return by_xla(x, kernel, window, channels)
 
 
 def _depthwise_by_xla(x: Array, kernel: Array, window: Window) -> Array:
-    return _by_xla(x, kernel, window, x.shape[3])
+    return by_xla(x, kernel, window, x.shape[3])
 
 
 def _on_gpu_backward(x: Array, kernel: Array, dy: Array, window: Window) -> tuple[Array, Array]:

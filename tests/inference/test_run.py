@@ -4,6 +4,7 @@ Networks of a few thin blocks: what a test costs is their compilation.
 """
 
 import itertools
+import re
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax import DIALECTS, MobileNetV2, UsageError, relu6
+from mnv2_jax.inference import operations, run
 from mnv2_jax.inference.run import fold, folded_apply
 from mnv2_jax.models.block import SHORTCUTS
 from mnv2_jax.models.build import build_deeplab, build_ssdlite
@@ -50,8 +52,11 @@ def test_dialects(randomize, dialect):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_on_gpus_no_convolution_is_left(randomize, dtype):
-    """What XLA fuses there: matrix products that stay in float32, and shifted multiply-adds."""
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_forms_for_gpus_and_tpus(monkeypatch, randomize, platform, dtype):
+    """On GPUs no convolution is left, on TPUs no grouped one of stride 1 but of rows' columns."""
+    for module in (operations, run):  # blocks of 12 channels are halved, and of 18 filtered by rows
+        monkeypatch.setattr(module, "MAX_GROUP", 6)
     model, shape = MobileNetV2(7, spec=THIN), (2, 9, 8, 3)
     variables = randomize(model, shape)
     x = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
@@ -59,9 +64,15 @@ def test_on_gpus_no_convolution_is_left(randomize, dtype):
     ours = model.clone(dtype=dtype)
     folded = fold(ours, variables)
     apply = partial(folded_apply, ours)
-    with compiled_for("cuda"):
+    with compiled_for(platform):
         found, program = jax.jit(apply)(folded, x), str(jax.make_jaxpr(apply)(folded, x))
-    assert "conv_general_dilated" not in program and "preferred_element_type=float32" in program
+    if platform == "cuda":
+        assert "conv_general_dilated" not in program
+        assert "preferred_element_type=float32" in program
+    else:
+        groups = [int(n) for n in re.findall(r"feature_group_count=(\d+)", program)]
+        assert groups.count(18) == 1 and 12 not in groups
+        assert program.count("dot_general") > 1
     tolerance = 1e-5 if dtype == jnp.float32 else 0.05
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 

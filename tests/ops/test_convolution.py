@@ -88,6 +88,18 @@ def test_the_forms_for_tpus_and_gpus_equal_xla(platform, case):
         check(*case)
 
 
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
+@given(convolutions(groups=True))
+def test_products_over_the_columns_of_rows_equal_xla(case):
+    x, k, options = case
+    given = options["window_strides"], options["padding"], options["rhs_dilation"]
+    window = forms._window(x.shape[1:3], k.shape[:2], *given)
+    expected = jax.jit(functools.partial(lax.conv_general_dilated, **options))(x, k)
+    ours = jax.jit(forms.by_columns, static_argnums=2)(x, k, window)
+    np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-11)
+
+
 def test_few_channels_are_dense_on_a_tpu_and_many_are_not():
     def groups(channels):
         x, k = jnp.ones((1, 4, 4, channels)), jnp.ones((3, 3, 1, channels))
