@@ -161,8 +161,8 @@ def operands(
         return None
     out = window.output(x.shape[1:3], size)
     taps = [tap for _, tap in _taps(_pad(x, window.padding), size, out, window)]
-    # The kernel becomes (kh * kw * i, o), in the order of the taps.
-    return Operands(jnp.concatenate(taps, axis=3), kernel.reshape(-1, kernel.shape[3]))
+    flat = kernel.reshape(-1, kernel.shape[3])  # (kh * kw * i, o), the order of the taps
+    return Operands(jnp.concatenate(taps, axis=3), flat)
 
 
 def fused_product(
