@@ -266,8 +266,8 @@ def by_columns(
     """Depthwise convolution as products of each channel's rows and banded matrices.
 
     A row of w numbers becomes one of wo: of few columns that is less work for a TPU's matrix units
-    than the vector units have. Its gradients would cost more than those of XLA's own form. What is not
-    finite spreads over its row.
+    than the vector units have. Its gradients would cost more than those of XLA's own form. What is
+    not finite spreads over its row.
     """
     b, _, w, c = x.shape
     (sy, sx), (rows, (left, _)), (dy, dx) = window
